@@ -6,8 +6,10 @@
 mod device;
 mod dram;
 mod memory;
+mod policy;
 pub mod testing;
 
 pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
+pub use policy::{Policy, TailFirstLru};
