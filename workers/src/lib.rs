@@ -2,8 +2,10 @@
 
 mod chunking;
 mod config;
+mod decode;
 mod engine;
 mod error;
+mod load;
 mod sampling;
 pub mod testing;
 

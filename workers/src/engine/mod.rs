@@ -14,6 +14,7 @@
 pub(crate) mod codec;
 mod digest;
 pub(crate) mod llama;
+pub(crate) mod owner;
 pub(crate) mod toy;
 
 use std::time::{Duration, Instant};

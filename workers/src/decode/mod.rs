@@ -1,0 +1,3 @@
+//! temp
+pub(crate) mod scheduler;
+pub(crate) mod sequence;
