@@ -52,6 +52,8 @@ pub struct WorkerConfig {
     pub listen: SocketAddr,
     /// The store's endpoint, `http://host:port`.
     pub store: String,
+    /// Bearer token for the store, if it wants one.
+    pub token: Option<String>,
     /// Its name in logs and in the store's list of sessions.
     pub name: String,
     /// Compute threads; never more than idle cores.
@@ -81,6 +83,7 @@ impl WorkerConfig {
             model_name: None,
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             store: "http://127.0.0.1:7440".to_owned(),
+            token: None,
             name: role.name().to_owned(),
             threads: 1,
             context_tokens: 2048,

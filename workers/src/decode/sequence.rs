@@ -55,8 +55,8 @@ pub(crate) struct Pipes {
     pub(crate) sealed: mpsc::Sender<SealedBlock>,
     /// The end goes here; the last message follows the commit of the sealed blocks.
     pub(crate) finish: oneshot::Sender<Final>,
-    /// Place in the bounded queue.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    /// Place in the bounded queue, held for as long as the request is in the worker.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A request that was checked.

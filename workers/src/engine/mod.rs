@@ -13,6 +13,7 @@
 
 pub(crate) mod codec;
 mod digest;
+#[allow(unsafe_code)] // the state calls of llama.cpp
 pub(crate) mod llama;
 pub(crate) mod owner;
 pub(crate) mod toy;

@@ -81,7 +81,7 @@ impl Rig {
             stop_import: Some(stop.clone().drop_guard()),
             sealed: sealed_sender,
             finish: finish_sender,
-            permit: None,
+            _permit: None,
         };
         let plan = SamplingPlan::check(None, None, tokens_max, crate::TOY_VOCAB_TOKENS).unwrap();
         let job = Job { key, prompt: prompt.to_vec(), tokens_max, stop_tokens: Vec::new(), plan, pipes };
