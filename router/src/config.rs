@@ -28,7 +28,7 @@ pub struct RouterConfig {
     pub read_timeout: Duration,
     /// Time between two looks at a worker.
     pub poll_interval: Duration,
-    /// Most time a request waits for the store's answer; after it nothing counts as cached.
+    /// Most time a request waits for the store's answer; without one nothing counts as cached.
     pub store_timeout: Duration,
     /// Most time a prefill worker may take to reserve its blocks; after it the decode worker evaluates.
     pub reserve_timeout: Duration,

@@ -64,7 +64,7 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let ending = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
-    let prefixes = Arc::new(Prefixes::new(config.store_timeout, metrics.clone()));
+    let prefixes = Arc::new(Prefixes::new(config.store.is_some(), config.store_timeout, metrics.clone()));
     let scheduler = Arc::new(Scheduler {
         fleet: fleet.clone(),
         prefixes: prefixes.clone(),
