@@ -1,1 +1,3 @@
+//! How fast, against whom.
+
 fn main() {}
