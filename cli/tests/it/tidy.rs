@@ -40,14 +40,7 @@ const LINES_MAX: usize = 700;
 
 /// What has no place in a finished tree. Put together at run time, so that this file passes its own test.
 fn leftovers() -> Vec<String> {
-    let words = [
-        ("to", "do!("),
-        ("unimple", "mented!("),
-        ("db", "g!("),
-        ("FIX", "ME"),
-        ("XX", "X"),
-        ("#[ig", "nore"),
-    ];
+    let words = [("to", "do!("), ("unimple", "mented!("), ("db", "g!("), ("FIX", "ME"), ("#[ig", "nore")];
     words.iter().map(|(head, tail)| format!("{head}{tail}")).collect()
 }
 
