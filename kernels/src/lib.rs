@@ -1,1 +1,11 @@
-//! Placeholder.
+//! Moves bytes: checksums, and copies that make one on the way.
+//!
+//! Nothing here allocates, blocks or knows what the bytes mean. Layout conversion and the CUDA kernels join
+//! this crate when the tiers that need them do.
+#![forbid(unsafe_code)]
+
+mod checksum;
+mod copy;
+
+pub use checksum::{Checksum, Hasher, checksum};
+pub use copy::copy_checksummed;

@@ -4,5 +4,10 @@
 //! (default) adds the store itself.
 
 mod hash;
+mod index;
 
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
+pub use index::{
+    Entry, HolderSet, InsertError, Inserted, PassThrough, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet,
+    WorkerSet,
+};

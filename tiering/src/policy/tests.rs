@@ -1,0 +1,243 @@
+//! Tests of the policies: cases, and an oracle that looks at every block for every answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::{Policy, TailFirstLru};
+
+/// Tail-first LRU as its definition reads, in linear time.
+#[derive(Default)]
+struct NaiveLru {
+    blocks: BTreeMap<u8, Naive>,
+    uses: u64,
+}
+
+struct Naive {
+    parent: Option<u8>,
+    /// When it was used; of blocks used at one moment the deeper one in the prefix counts as older.
+    last_use: (u64, std::cmp::Reverse<usize>),
+}
+
+impl NaiveLru {
+    fn renew(&mut self, prefix: &[u8]) {
+        self.uses += 1;
+        for (depth, key) in prefix.iter().enumerate() {
+            if let Some(block) = self.blocks.get_mut(key) {
+                block.last_use = (self.uses, std::cmp::Reverse(depth));
+            }
+        }
+    }
+
+    /// Blocks with nothing resident behind them, the oldest first.
+    fn tails(&self) -> Vec<u8> {
+        let parents: BTreeSet<_> = self.blocks.values().filter_map(|block| block.parent).collect();
+        let mut tails: Vec<_> = self.blocks.keys().copied().filter(|key| !parents.contains(key)).collect();
+        tails.sort_by_key(|key| self.blocks[key].last_use);
+        tails
+    }
+}
+
+impl Policy<u8> for NaiveLru {
+    fn insert(&mut self, key: u8, parent: Option<u8>) {
+        self.blocks.entry(key).or_insert(Naive { parent, last_use: (0, std::cmp::Reverse(0)) });
+        self.renew(&[key]);
+    }
+
+    fn touch(&mut self, prefix: &[u8]) {
+        self.renew(prefix);
+    }
+
+    fn remove(&mut self, key: u8) -> bool {
+        self.blocks.remove(&key).is_some()
+    }
+
+    fn victim(&mut self, may_evict: &mut dyn FnMut(&u8) -> bool) -> Option<u8> {
+        for key in self.tails() {
+            if may_evict(&key) {
+                return Some(key);
+            }
+            self.renew(&[key]);
+        }
+        None
+    }
+
+    fn len(&self) -> usize {
+        self.blocks.len()
+    }
+}
+
+const KEYS: u8 = 24;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Insert {
+        key: u8,
+    },
+    /// The first blocks of the path that ends in `tip`.
+    Touch {
+        tip: u8,
+        blocks: usize,
+    },
+    Remove {
+        key: u8,
+    },
+    /// Asks for a victim while some blocks are leased, and drops it or not.
+    Evict {
+        leased: BTreeSet<u8>,
+        drop: bool,
+    },
+    /// Drops victims until there are none.
+    EvictAll {
+        leased: BTreeSet<u8>,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let leased = || proptest::collection::btree_set(0..KEYS, 0..12);
+    prop_oneof![
+        8 => (0..KEYS).prop_map(|key| Op::Insert { key }),
+        3 => (0..KEYS, 0..12usize).prop_map(|(tip, blocks)| Op::Touch { tip, blocks }),
+        2 => (0..KEYS).prop_map(|key| Op::Remove { key }),
+        5 => (leased(), any::<bool>()).prop_map(|(leased, drop)| Op::Evict { leased, drop }),
+        1 => leased().prop_map(|leased| Op::EvictAll { leased }),
+    ]
+}
+
+/// A forest: the parent of each block, which has a lower number.
+fn forest() -> impl Strategy<Value = Vec<Option<u8>>> {
+    let parent = |key: u8| match key {
+        0 => Just(None).boxed(),
+        _ => prop_oneof![1 => Just(None), 6 => Just(Some(key - 1)), 4 => (0..key).prop_map(Some)].boxed(),
+    };
+    (0..KEYS).map(parent).collect::<Vec<_>>()
+}
+
+fn path(forest: &[Option<u8>], tip: u8) -> Vec<u8> {
+    let mut path: Vec<_> = std::iter::successors(Some(tip), |key| forest[usize::from(*key)]).collect();
+    path.reverse();
+    path
+}
+
+/// Asks for a victim and notes who was asked about.
+fn ask(policy: &mut dyn Policy<u8>, leased: &BTreeSet<u8>) -> (Option<u8>, Vec<u8>) {
+    let mut asked = vec![];
+    let victim = policy.victim(&mut |key| {
+        asked.push(*key);
+        !leased.contains(key)
+    });
+    (victim, asked)
+}
+
+/// Does it, and returns all that could be seen of it.
+fn apply(policy: &mut dyn Policy<u8>, forest: &[Option<u8>], op: &Op) -> Vec<(Option<u8>, Vec<u8>)> {
+    match op {
+        Op::Insert { key } => policy.insert(*key, forest[usize::from(*key)]),
+        Op::Touch { tip, blocks } => {
+            let path = path(forest, *tip);
+            policy.touch(&path[..(*blocks).min(path.len())]);
+        }
+        Op::Remove { key } => return vec![(policy.remove(*key).then_some(*key), vec![])],
+        Op::Evict { leased, drop } => {
+            let answer = ask(policy, leased);
+            if let (Some(victim), true) = (answer.0, drop) {
+                assert!(policy.remove(victim));
+            }
+            return vec![answer];
+        }
+        Op::EvictAll { leased } => {
+            let mut answers = vec![];
+            loop {
+                answers.push(ask(policy, leased));
+                match answers.last() {
+                    Some((Some(victim), _)) => assert!(policy.remove(*victim)),
+                    _ => return answers,
+                }
+            }
+        }
+    }
+    vec![]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn answers_are_those_of_the_definition(
+        forest in forest(),
+        ops in proptest::collection::vec(op(), 1..100),
+    ) {
+        let mut lru = TailFirstLru::<u8>::new();
+        let mut naive = NaiveLru::default();
+        for op in &ops {
+            assert_eq!(apply(&mut lru, &forest, op), apply(&mut naive, &forest, op), "{op:?}");
+            assert_eq!(lru.len(), naive.len());
+            assert_eq!(lru.is_empty(), naive.is_empty());
+        }
+        let all = Op::EvictAll { leased: BTreeSet::new() };
+        assert_eq!(apply(&mut lru, &forest, &all), apply(&mut naive, &forest, &all));
+        assert!(lru.is_empty(), "a block can't be evicted any more");
+    }
+}
+
+/// Plays a script of `+key<parent`, `+key`, `-key` and `=keys` (touch), then drops victims until there are
+/// none but those in `leased`, and returns their order.
+fn victims(script: &str, leased: &str) -> String {
+    let mut lru = TailFirstLru::<u8>::new();
+    for step in script.split_whitespace() {
+        match step.as_bytes() {
+            [b'+', key] => lru.insert(*key, None),
+            [b'+', key, b'<', parent] => lru.insert(*key, Some(*parent)),
+            [b'-', key] => assert!(lru.remove(*key)),
+            [b'=', prefix @ ..] => lru.touch(prefix),
+            _ => panic!("unknown step {step}"),
+        }
+    }
+    let mut order = String::new();
+    while let Some(victim) = lru.victim(&mut |key| !leased.as_bytes().contains(key)) {
+        assert!(lru.remove(victim));
+        order.push(char::from(victim));
+    }
+    order
+}
+
+#[test]
+fn tails_go_first_and_the_oldest_of_them() {
+    for (script, leased, order) in [
+        ("", "", ""),
+        ("+a +b +c", "", "abc"),
+        ("+a +b +c =a", "", "bca"),
+        ("+a +b<a +c<b", "", "cba"),
+        ("+a +b<a +c<b +x", "", "cbax"),
+        ("+a +b<a +x =ab", "", "xba"),
+        ("+a +b<a +c<a =ac", "", "bca"),
+        ("+a +b<a +c<a =abz", "", "cba"),
+        ("+a +b +c", "b", "ac"),
+        ("+a +b<a +c<b", "c", ""),
+        ("+a +b<a +c<b", "b", "c"),
+        ("+a +b<a -a", "", "b"),
+        ("+a +b<a -a +x +a", "", "bxa"),
+        ("+b<a +x +a", "", "bxa"),
+        ("+a +b<a -b +x", "", "ax"),
+        ("+a +b +a", "", "ba"),
+    ] {
+        assert_eq!(victims(script, leased), order, "{script}, leased {leased}");
+    }
+}
+
+#[test]
+fn a_refused_tail_is_not_asked_about_for_every_victim() {
+    const LEASED: u32 = 1000;
+    let mut lru = TailFirstLru::<u32>::new();
+    (0..2 * LEASED).for_each(|key| lru.insert(key, None));
+    let mut asked = 0;
+    for expect in LEASED..2 * LEASED {
+        let victim = lru.victim(&mut |key| {
+            asked += 1;
+            *key >= LEASED
+        });
+        assert_eq!(victim, Some(expect));
+        assert!(lru.remove(expect));
+    }
+    assert_eq!(asked, 2 * LEASED, "each leased block once, and each victim once");
+}
