@@ -3,9 +3,23 @@
 //! Features: `index` is hashes and the radix index alone; `client` adds the client library; `server`
 //! (default) adds the store itself.
 
+#[cfg(feature = "client")]
+pub mod client;
 mod hash;
 mod index;
+#[cfg(feature = "server")]
+mod random;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+mod store;
+#[cfg(feature = "client")]
+mod transport;
 
+#[cfg(feature = "client")]
+pub use client::{
+    Acquired, Client, ClientOptions, Match, Namespace, ReadLease, Reserved, Transport, WriteLease,
+};
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{
     Entry, HolderSet, InsertError, Inserted, PassThrough, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet,

@@ -53,8 +53,9 @@ impl DramPool {
     }
 }
 
+/// A size that no region has stands for one that cannot be rounded up.
 fn slot_bytes(block_bytes: u64) -> u64 {
-    block_bytes.max(1).next_multiple_of(IO_PAGE_BYTES)
+    block_bytes.max(1).checked_next_multiple_of(IO_PAGE_BYTES).unwrap_or(u64::MAX)
 }
 
 /// About a thirtieth of the pool, so that several block sizes find room beside each other.

@@ -1,0 +1,215 @@
+//! The verbs on the wire: requests made, answers checked.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use kelvin_kernels::Checksum;
+use kelvin_proto::kv::v1::{self, BlockStatus};
+
+use super::{
+    Error,
+    keeper::{Handle, Session},
+    lease::{LeaseName, Memory, ReadLease, WriteLease},
+    namespace::{Acquired, Match, Reserved},
+};
+use crate::SequenceHash;
+
+const FRAME_BYTES: usize = 1 << 20;
+
+fn wire(hashes: &[SequenceHash]) -> Vec<Bytes> {
+    hashes.iter().map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).collect()
+}
+
+fn expect_count(what: &str, found: usize, expected: usize) -> Result<(), Error> {
+    if found != expected {
+        return Err(Error::Protocol(format!("{found} {what} for {expected} blocks")));
+    }
+    Ok(())
+}
+
+pub(super) async fn match_prefix(keeper: &Handle, hashes: &[SequenceHash]) -> Result<Match, Error> {
+    let session = keeper.session();
+    let hashes = &hashes[..hashes.len().min(session.keys_max)];
+    let prefix = v1::match_request::Prefix::Hashes(v1::Hashes { hashes: wire(hashes) });
+    let client = &keeper.shared.client;
+    let request =
+        client.request(v1::MatchRequest { session_id: session.id, prefix: Some(prefix) }, Duration::ZERO);
+    let answer = client.service().r#match(request).await?.into_inner();
+    if answer.blocks as usize > hashes.len() {
+        return Err(Error::Protocol("more blocks matched than asked for".into()));
+    }
+    Ok(Match { blocks: answer.blocks, tokens: answer.tokens, filling_blocks: answer.filling_blocks })
+}
+
+pub(super) async fn acquire(
+    keeper: &Arc<Handle>,
+    hashes: &[SequenceHash],
+    wait: Duration,
+) -> Result<Acquired, Error> {
+    let session = keeper.session();
+    let asked = &hashes[..hashes.len().min(session.keys_max)];
+    let client = &keeper.shared.client;
+    let message = v1::AcquireRequest {
+        session_id: session.id,
+        hashes: wire(asked),
+        wait_ms: wait.as_millis() as u64,
+        lease_ttl_ms: client.options().lease_ttl.as_millis() as u64,
+    };
+    let answer = client.service().acquire(client.request(message, wait)).await?.into_inner();
+    expect_count("leases", answer.leases.len(), asked.len())?;
+
+    let block_bytes = keeper.shared.spec.block_bytes;
+    let mut leases = Vec::with_capacity(asked.len());
+    let mut stopped = None;
+    for (lease, &hash) in answer.leases.into_iter().zip(asked) {
+        if lease.status() != BlockStatus::Leased {
+            stopped = Some(lease.status());
+            break;
+        }
+        let name = LeaseName { session: session.id, id: lease.lease_id };
+        let memory = match &session.attached {
+            None => Memory::Owned(Vec::new()),
+            Some(attached) => {
+                Memory::mapped(&attached.arena, lease.location.unwrap_or_default(), block_bytes)?
+            }
+        };
+        leases.push(ReadLease {
+            name,
+            hash,
+            expected: Checksum(lease.checksum),
+            memory,
+            keeper: keeper.clone(),
+        });
+    }
+    if session.attached.is_none() {
+        fetch(keeper, &session, &mut leases).await?;
+    }
+    Ok(Acquired { leases, stopped })
+}
+
+/// Bytes of leased blocks, through gRPC.
+async fn fetch(keeper: &Handle, session: &Session, leases: &mut [ReadLease]) -> Result<(), Error> {
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let client = &keeper.shared.client;
+    let lease_ids = leases.iter().map(|lease| lease.name.id).collect();
+    // A stream of many blocks may well outlast one call's time: each block gets it.
+    let time = client.options().call_timeout * leases.len() as u32;
+    let request = client.request(v1::ReadRequest { session_id: session.id, lease_ids }, time);
+    let mut frames = client.service().read(request).await?.into_inner();
+    let block_bytes = keeper.shared.spec.block_bytes as usize;
+    for lease in leases {
+        let mut bytes = Vec::with_capacity(block_bytes);
+        while bytes.len() < block_bytes {
+            let frame =
+                frames.message().await?.ok_or_else(|| Error::Protocol("a read ended early".into()))?;
+            let fits = frame.status() == BlockStatus::Leased
+                && frame.lease_id == lease.name.id
+                && frame.offset == bytes.len() as u64
+                && !frame.data.is_empty()
+                && bytes.len() + frame.data.len() <= block_bytes;
+            if !fits {
+                return Err(Error::Protocol(format!("a frame of lease {} out of place", frame.lease_id)));
+            }
+            bytes.extend_from_slice(&frame.data);
+        }
+        lease.memory = Memory::Owned(bytes);
+    }
+    Ok(())
+}
+
+pub(super) async fn reserve(
+    keeper: &Arc<Handle>,
+    parent: Option<SequenceHash>,
+    hashes: &[SequenceHash],
+) -> Result<Vec<Reserved>, Error> {
+    let session = keeper.session();
+    let client = &keeper.shared.client;
+    let asked = &hashes[..hashes.len().min(session.keys_max)];
+    let message = v1::ReserveRequest {
+        session_id: session.id,
+        parent: parent.map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).unwrap_or_default(),
+        hashes: wire(asked),
+        lease_ttl_ms: client.options().lease_ttl.as_millis() as u64,
+    };
+    let answer = client.service().reserve(client.request(message, Duration::ZERO)).await?.into_inner();
+    expect_count("reservations", answer.leases.len(), asked.len())?;
+
+    let block_bytes = keeper.shared.spec.block_bytes;
+    let mut reserved = Vec::with_capacity(hashes.len());
+    for (lease, &hash) in answer.leases.into_iter().zip(asked) {
+        reserved.push(match lease.status() {
+            BlockStatus::Reserved => {
+                let name = LeaseName { session: session.id, id: lease.lease_id };
+                let memory = match &session.attached {
+                    None => Memory::Owned(vec![0; block_bytes as usize]),
+                    Some(attached) => {
+                        Memory::mapped(&attached.arena, lease.location.unwrap_or_default(), block_bytes)?
+                    }
+                };
+                Reserved::Write(WriteLease { name, hash, memory, keeper: keeper.clone(), sent: false })
+            }
+            BlockStatus::AlreadyStored => Reserved::AlreadyStored,
+            BlockStatus::Filling => Reserved::Filling,
+            BlockStatus::NoSpace => Reserved::NoSpace,
+            BlockStatus::NoParent => Reserved::NoParent,
+            other => Reserved::Other(other),
+        });
+    }
+    reserved.resize_with(hashes.len(), || Reserved::Other(BlockStatus::Skipped));
+    Ok(reserved)
+}
+
+pub(super) async fn commit(keeper: &Handle, mut filled: Vec<WriteLease>) -> Result<Vec<BlockStatus>, Error> {
+    let session = keeper.session();
+    let mut statuses = Vec::with_capacity(filled.len());
+    for batch in filled.chunks_mut(session.keys_max) {
+        statuses.extend(commit_batch(keeper, &session, batch).await?);
+    }
+    Ok(statuses)
+}
+
+async fn commit_batch(
+    keeper: &Handle,
+    session: &Session,
+    batch: &mut [WriteLease],
+) -> Result<Vec<BlockStatus>, Error> {
+    let client = &keeper.shared.client;
+    if batch.iter().any(|lease| lease.name.session != session.id) {
+        // The store was restarted since: it knows none of these.
+        return Ok(vec![BlockStatus::StaleLease; batch.len()]);
+    }
+    if session.attached.is_none() {
+        let mut statuses = Vec::with_capacity(batch.len());
+        for lease in batch {
+            statuses.push(send(keeper, session, lease).await?);
+        }
+        return Ok(statuses);
+    }
+    let blocks =
+        batch.iter().map(|lease| v1::CommitBlock { lease_id: lease.name.id, checksum: lease.checksum().0 });
+    let message = v1::CommitRequest { session_id: session.id, blocks: blocks.collect() };
+    batch.iter_mut().for_each(|lease| lease.sent = true);
+    let answer = client.service().commit(client.request(message, Duration::ZERO)).await?.into_inner();
+    expect_count("commits", answer.statuses.len(), batch.len())?;
+    Ok(answer.statuses().collect())
+}
+
+/// Sends one block's bytes through gRPC and commits it.
+async fn send(keeper: &Handle, session: &Session, lease: &mut WriteLease) -> Result<BlockStatus, Error> {
+    let client = &keeper.shared.client;
+    let checksum = lease.checksum();
+    let (session_id, lease_id) = (session.id, lease.name.id);
+    let bytes = Bytes::from(lease.take_owned().expect("a block is owned where nothing is mapped"));
+    let frames = bytes.len().div_ceil(FRAME_BYTES);
+    let frames = (0..frames).map(move |number| {
+        let start = number * FRAME_BYTES;
+        let end = (start + FRAME_BYTES).min(bytes.len());
+        let checksum = (end == bytes.len()).then_some(checksum.0);
+        v1::WriteRequest { session_id, lease_id, data: bytes.slice(start..end), checksum }
+    });
+    lease.sent = true;
+    let request = client.request(futures::stream::iter(frames), Duration::ZERO);
+    Ok(client.service().write(request).await?.into_inner().status())
+}

@@ -1,0 +1,126 @@
+//! The verbs of the API for one model's blocks.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use kelvin_proto::{NamespaceSpec, kv::v1::BlockStatus};
+
+use super::{
+    Client, Error, calls,
+    keeper::Handle,
+    lease::{ReadLease, WriteLease},
+};
+use crate::SequenceHash;
+
+/// How payload moves between this process and the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// In place, in the store's memory.
+    Shm,
+    /// Inside gRPC.
+    Grpc,
+}
+
+/// What the store has of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Match {
+    /// Blocks of the longest stored prefix.
+    pub blocks: u32,
+    /// Tokens they stand for.
+    pub tokens: u64,
+    /// Blocks right behind them that are being filled.
+    pub filling_blocks: u32,
+}
+
+/// What an `acquire` got.
+#[derive(Debug)]
+pub struct Acquired {
+    /// Leases on a leading run of what was asked for.
+    pub leases: Vec<ReadLease>,
+    /// Why the run ended before the last hash: `Missing`, `Filling` (the wait is over) or `LeaseLimit`.
+    pub stopped: Option<BlockStatus>,
+}
+
+/// What a `reserve` got for one block.
+#[derive(Debug)]
+pub enum Reserved {
+    /// It is ours to fill.
+    Write(WriteLease),
+    /// Somebody has it.
+    AlreadyStored,
+    /// Somebody makes it.
+    Filling,
+    /// No slot is free and none can be evicted.
+    NoSpace,
+    /// Its parent is neither stored nor reserved.
+    NoParent,
+    /// Not looked at, or refused for another reason.
+    Other(BlockStatus),
+}
+
+/// An open handshake. Cloning shares it; the session ends with the last clone and the last lease.
+#[derive(Clone)]
+pub struct Namespace {
+    keeper: Arc<Handle>,
+}
+
+impl Namespace {
+    pub(super) async fn open(client: Client, spec: NamespaceSpec) -> Result<Self, Error> {
+        Ok(Self { keeper: Handle::open(client, spec).await? })
+    }
+
+    /// What was agreed on.
+    pub fn spec(&self) -> &NamespaceSpec {
+        &self.keeper.shared.spec
+    }
+
+    /// How payload moves now.
+    pub fn transport(&self) -> Transport {
+        if self.keeper.session().attached.is_some() { Transport::Shm } else { Transport::Grpc }
+    }
+
+    /// Hashes of a prompt's whole blocks.
+    pub fn hash_blocks(&self, tokens: &[u32], extra: &[u8]) -> Vec<SequenceHash> {
+        self.keeper.session().key.hash_blocks(tokens, self.spec().block_tokens as usize, extra)
+    }
+
+    /// The longest stored prefix.
+    pub async fn match_prefix(&self, hashes: &[SequenceHash]) -> Result<Match, Error> {
+        self.noting(calls::match_prefix(&self.keeper, hashes).await)
+    }
+
+    /// Leases the leading run of `hashes` that is stored. Should the first be in the making, waits for it
+    /// up to `wait`; comes back as soon as it is there, with whatever stands ready behind it, or can't come
+    /// any more.
+    pub async fn acquire(&self, hashes: &[SequenceHash], wait: Duration) -> Result<Acquired, Error> {
+        self.noting(calls::acquire(&self.keeper, hashes, wait).await)
+    }
+
+    /// Reserves the blocks of a run that starts behind `parent`: one answer a hash, in order.
+    pub async fn reserve(
+        &self,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+    ) -> Result<Vec<Reserved>, Error> {
+        self.noting(calls::reserve(&self.keeper, parent, hashes).await)
+    }
+
+    /// Commits filled reservations, parents first: one status a block.
+    pub async fn commit(&self, filled: Vec<WriteLease>) -> Result<Vec<BlockStatus>, Error> {
+        self.noting(calls::commit(&self.keeper, filled).await)
+    }
+
+    /// Ends the session now: every lease returns at once.
+    pub async fn close(&self) {
+        self.keeper.shared.close().await;
+    }
+
+    fn noting<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        result.inspect_err(|error| self.keeper.note(error))
+    }
+}
+
+impl fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Namespace({})", self.spec().model)
+    }
+}

@@ -1,0 +1,174 @@
+//! The admin page of a store: `/metrics` for Prometheus, `/health`.
+
+use std::{fmt, sync::Arc};
+
+use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, stop: CancellationToken) {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(StoreCollector(store)));
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/health", get(async || "ok\n"))
+        .with_state(Arc::new(registry));
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::warn!(%error, "admin page ended");
+    }
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("writing to a string does not fail");
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+}
+
+/// Reads the store's own counts when asked, so that nothing is counted twice.
+struct StoreCollector(Arc<Store>);
+
+impl fmt::Debug for StoreCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreCollector")
+    }
+}
+
+impl Collector for StoreCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let counters = self.0.counters();
+        let mut counter = |name: &str, help: &str, unit: Option<&Unit>, value: u64| {
+            let metric = ConstCounter::new(value);
+            metric.encode(encoder.encode_descriptor(name, help, unit, metric.metric_type())?)
+        };
+        let bytes = Some(&Unit::Bytes);
+        counter("kelvin_store_evictions", "Blocks evicted", None, counters.evictions.get())?;
+        counter(
+            "kelvin_store_conflicts",
+            "Commits of other bytes under a stored hash",
+            None,
+            counters.conflicts.get(),
+        )?;
+        counter(
+            "kelvin_store_checksum_failures",
+            "Commits whose bytes had another checksum",
+            None,
+            counters.checksum_failures.get(),
+        )?;
+        counter("kelvin_store_no_space", "Reservations that found no slot", None, counters.no_space.get())?;
+        counter(
+            "kelvin_store_leases_expired",
+            "Leases ended by their TTL",
+            None,
+            counters.leases_expired.get(),
+        )?;
+        counter(
+            "kelvin_store_grpc_read",
+            "Payload read through gRPC",
+            bytes,
+            counters.grpc_read_bytes.get(),
+        )?;
+        counter(
+            "kelvin_store_grpc_written",
+            "Payload written through gRPC",
+            bytes,
+            counters.grpc_written_bytes.get(),
+        )?;
+        counter(
+            "kelvin_store_shm_leased",
+            "Payload leased in shared memory",
+            bytes,
+            counters.shm_leased_bytes.get(),
+        )?;
+        counter(
+            "kelvin_store_shm_committed",
+            "Payload committed in shared memory",
+            bytes,
+            counters.shm_committed_bytes.get(),
+        )?;
+        counter(
+            "kelvin_store_copied",
+            "Payload that the store itself copied",
+            bytes,
+            counters.copied_bytes.get(),
+        )?;
+        self.tenants(&mut encoder)
+    }
+}
+
+impl StoreCollector {
+    fn tenants(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let tenants: Vec<_> =
+            self.0.tenants().map(|tenant| (tenant, tenant.usage(), tenant.survey())).collect();
+        let mut gauge =
+            |name: &str, help: &str, unit: Option<&Unit>, values: Vec<([(&str, String); 2], u64)>| {
+                let mut family =
+                    encoder.encode_descriptor(name, help, unit, ConstGauge::new(0i64).metric_type())?;
+                for (labels, value) in values {
+                    ConstGauge::new(value as i64).encode(family.encode_family(&labels)?)?;
+                }
+                fmt::Result::Ok(())
+            };
+        let tier = |tenant: &str| [("tenant", tenant.to_owned()), ("tier", "dram".to_owned())];
+        let kind = |tenant: &str, kind: &str| [("tenant", tenant.to_owned()), ("kind", kind.to_owned())];
+        let model = |tenant: &str, model: &str| [("tenant", tenant.to_owned()), ("model", model.to_owned())];
+        let each = |value: &dyn Fn(&kelvin_tiering::Usage) -> u64| {
+            tenants.iter().map(|(tenant, usage, _)| (tier(tenant.name()), value(usage))).collect::<Vec<_>>()
+        };
+        gauge(
+            "kelvin_store_capacity",
+            "Bytes of the pool",
+            Some(&Unit::Bytes),
+            each(&|usage| usage.capacity_bytes),
+        )?;
+        gauge(
+            "kelvin_store_used",
+            "Bytes of the pool in slots handed out",
+            Some(&Unit::Bytes),
+            each(&|usage| usage.used_bytes),
+        )?;
+        let leases = tenants.iter().flat_map(|(tenant, _, survey)| {
+            [
+                (kind(tenant.name(), "read"), survey.read_leases),
+                (kind(tenant.name(), "write"), survey.write_leases),
+            ]
+        });
+        gauge("kelvin_store_leases", "Leases held", None, leases.collect())?;
+        let per_model = |value: &dyn Fn(&crate::store::Namespace) -> u64| {
+            let mut sums = std::collections::BTreeMap::<(String, String), u64>::new();
+            for (tenant, _, survey) in &tenants {
+                for (namespace, _) in &survey.namespaces {
+                    let key = (tenant.name().to_owned(), namespace.spec.model.clone());
+                    *sums.entry(key).or_default() += value(namespace);
+                }
+            }
+            sums.into_iter().map(|((tenant, name), sum)| (model(&tenant, &name), sum)).collect::<Vec<_>>()
+        };
+        gauge(
+            "kelvin_store_blocks",
+            "Blocks stored",
+            None,
+            per_model(&|namespace| namespace.index.len() as u64),
+        )?;
+        gauge(
+            "kelvin_store_match_blocks",
+            "Blocks asked for by Match since the start",
+            None,
+            per_model(&|namespace| namespace.match_blocks.get()),
+        )?;
+        gauge(
+            "kelvin_store_hit_blocks",
+            "Blocks found by Match since the start",
+            None,
+            per_model(&|namespace| namespace.hit_blocks.get()),
+        )
+    }
+}

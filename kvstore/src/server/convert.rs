@@ -1,0 +1,112 @@
+//! Wire types to domain types, and back; what does not fit is refused here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kelvin_proto::{Reason, Refusal, kv::v1};
+use kelvin_tiering::Tier;
+
+use super::KEYS_MAX;
+use crate::{
+    SequenceHash,
+    store::{AcquiredBlock, Event, EventKind, Namespace, ReservedBlock},
+};
+
+/// Tokens in one `Match`.
+const TOKENS_MAX: usize = 1 << 20;
+const EXTRA_BYTES_MAX: usize = 4096;
+
+pub(super) fn keys_within_limit(count: usize) -> Result<(), Refusal> {
+    if count > KEYS_MAX {
+        let message = format!("{count} keys in one call: the limit is {KEYS_MAX}");
+        return Err(Refusal::new(Reason::LimitExceeded, message));
+    }
+    Ok(())
+}
+
+pub(super) fn hashes(wire: &[Bytes]) -> Result<Vec<SequenceHash>, Refusal> {
+    keys_within_limit(wire.len())?;
+    wire.iter()
+        .map(|hash| SequenceHash::try_from(&hash[..]).map_err(|error| Refusal::invalid(error.to_string())))
+        .collect()
+}
+
+pub(super) fn parent(wire: &[u8]) -> Result<Option<SequenceHash>, Refusal> {
+    match wire {
+        [] => Ok(None),
+        hash => Ok(Some(
+            SequenceHash::try_from(hash).map_err(|error| Refusal::invalid(format!("parent: {error}")))?,
+        )),
+    }
+}
+
+pub(super) fn prefix(
+    wire: Option<v1::match_request::Prefix>,
+    namespace: &Namespace,
+) -> Result<Vec<SequenceHash>, Refusal> {
+    match wire {
+        None => Err(Refusal::invalid("prefix is missing: give tokens or hashes")),
+        Some(v1::match_request::Prefix::Hashes(wire)) => hashes(&wire.hashes),
+        Some(v1::match_request::Prefix::Tokens(tokens)) => {
+            if tokens.ids.len() > TOKENS_MAX {
+                let message = format!("{} tokens in one call: the limit is {TOKENS_MAX}", tokens.ids.len());
+                return Err(Refusal::new(Reason::LimitExceeded, message));
+            }
+            if tokens.extra.len() > EXTRA_BYTES_MAX {
+                return Err(Refusal::invalid(format!("extra has more than {EXTRA_BYTES_MAX} bytes")));
+            }
+            let block_tokens = namespace.spec.block_tokens as usize;
+            Ok(namespace.key.hash_blocks(&tokens.ids, block_tokens, &tokens.extra))
+        }
+    }
+}
+
+pub(super) fn ttl(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+pub(super) fn tier(tier: Tier) -> v1::Tier {
+    match tier {
+        Tier::Hbm => v1::Tier::Hbm,
+        Tier::Dram => v1::Tier::Dram,
+        Tier::Nvme => v1::Tier::Nvme,
+        Tier::Object => v1::Tier::Object,
+    }
+}
+
+pub(super) fn read_lease(block: AcquiredBlock) -> v1::ReadLease {
+    let leased = block.status == v1::BlockStatus::Leased;
+    v1::ReadLease {
+        status: block.status.into(),
+        lease_id: block.lease,
+        location: leased.then_some(v1::Location { offset: block.offset, bytes: block.bytes }),
+        checksum: block.checksum,
+        tier: if leased { v1::Tier::Dram.into() } else { v1::Tier::Unspecified.into() },
+    }
+}
+
+pub(super) fn write_lease(block: ReservedBlock) -> v1::WriteLease {
+    let reserved = block.status == v1::BlockStatus::Reserved;
+    v1::WriteLease {
+        status: block.status.into(),
+        lease_id: block.lease,
+        location: reserved.then_some(v1::Location { offset: block.offset, bytes: block.bytes }),
+    }
+}
+
+pub(super) fn event(event: Event) -> v1::BlockEvent {
+    let kind = match event.kind {
+        EventKind::Stored => v1::block_event::Kind::Stored,
+        EventKind::Removed => v1::block_event::Kind::Removed,
+    };
+    v1::BlockEvent {
+        kind: kind.into(),
+        hash: Bytes::copy_from_slice(&event.hash.to_bytes()),
+        parent: event.parent.map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).unwrap_or_default(),
+        tier: tier(event.tier).into(),
+    }
+}
+
+pub(super) fn statuses(statuses: Vec<v1::BlockStatus>) -> Vec<i32> {
+    statuses.into_iter().map(i32::from).collect()
+}

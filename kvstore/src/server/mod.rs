@@ -1,0 +1,290 @@
+//! The store as a process: gRPC service, shared-memory socket, admin page, reaper, graceful stop.
+
+mod admin;
+mod convert;
+mod inline;
+mod service;
+mod watch;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use kelvin_proto::kv::v1::kv_service_server::KvServiceServer;
+use kelvin_tiering::MemoryError;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, server::TcpIncoming};
+
+pub use crate::store::TenantOptions;
+use crate::{
+    store::{Clock, Store, StoreOptions, SystemClock},
+    transport,
+};
+
+/// Largest gRPC message either way.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Keys in one call.
+pub(crate) const KEYS_MAX: usize = 8192;
+/// Longest wait in one `Acquire`.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
+const REAP_EVERY: Duration = Duration::from_millis(100);
+/// What a stream may have under way: large, since a window per round trip caps its rate.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+const FRAME_BYTES: u32 = 1 << 20;
+
+/// How to run a store.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// gRPC address; loopback only, port 0 for any free one.
+    pub listen: SocketAddr,
+    /// HTTP address of `/metrics` and `/health`; loopback only.
+    pub admin_listen: Option<SocketAddr>,
+    /// Unix socket of the same-host transport; without it every byte goes through gRPC.
+    pub socket: Option<PathBuf>,
+    /// Tenants; one without a token serves whoever brings none.
+    pub tenants: Vec<TenantOptions>,
+    /// Secret behind the hash keys. Without one it is random, and hashes change with every start.
+    pub secret: Option<[u8; 32]>,
+    /// Time after which a session that is not renewed ends.
+    pub session_ttl: Duration,
+    /// Longest lease.
+    pub lease_ttl_max: Duration,
+    /// Time that open streams get at a stop.
+    pub drain: Duration,
+}
+
+impl ServerConfig {
+    /// A store with one open tenant of `dram_bytes` on any free loopback port.
+    pub fn new(dram_bytes: u64) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_listen: None,
+            socket: None,
+            tenants: vec![TenantOptions { name: "default".into(), token: None, dram_bytes }],
+            secret: None,
+            session_ttl: Duration::from_secs(10),
+            lease_ttl_max: Duration::from_secs(60),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Where a store listens.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Metrics and health.
+    pub admin: Option<SocketAddr>,
+    /// Shared memory.
+    pub socket: Option<PathBuf>,
+}
+
+/// Why a store does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A setting makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// No memory.
+    #[error("take {bytes} bytes of DRAM for tenant `{tenant}`: {source}")]
+    Memory {
+        /// Whose.
+        tenant: String,
+        /// How much.
+        bytes: u64,
+        /// The cause.
+        source: MemoryError,
+    },
+    /// An address cannot be listened on.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The server broke.
+    #[error("serve: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+impl ServerConfig {
+    fn check(&self) -> Result<(), ServeError> {
+        let refuse = |message: String| Err(ServeError::Config(message));
+        for address in [Some(self.listen), self.admin_listen].into_iter().flatten() {
+            if !address.ip().is_loopback() {
+                return refuse(format!(
+                    "{address} is not a loopback address: this version has no TLS, so it listens on \
+                     127.0.0.0/8 or [::1] only"
+                ));
+            }
+        }
+        if self.tenants.is_empty() {
+            return refuse("a store needs at least one tenant".into());
+        }
+        for (at, tenant) in self.tenants.iter().enumerate() {
+            if tenant.name.is_empty() || tenant.name.len() > 64 {
+                return refuse("a tenant's name has 1 to 64 bytes".into());
+            }
+            if tenant.dram_bytes < 4096 {
+                return refuse(format!("tenant `{}` needs at least 4096 bytes of DRAM", tenant.name));
+            }
+            for other in &self.tenants[..at] {
+                if other.name == tenant.name || other.token == tenant.token {
+                    return refuse(format!(
+                        "tenants `{}` and `{}` share a name or a token",
+                        other.name, tenant.name
+                    ));
+                }
+            }
+        }
+        if self.session_ttl < Duration::from_millis(100) || self.lease_ttl_max < Duration::from_millis(100) {
+            return refuse("session and lease TTLs must be at least 100 ms".into());
+        }
+        let asked: u64 = self.tenants.iter().fold(0, |sum, tenant| sum.saturating_add(tenant.dram_bytes));
+        if let Some(available) = memory_available()
+            && asked > available
+        {
+            return refuse(format!(
+                "{asked} bytes of DRAM are asked for, but this machine has {available} available: ask for less"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `MemAvailable` of the kernel, in bytes.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address: address.to_string(), source })
+}
+
+fn local_address(listener: &TcpListener) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|source| ServeError::Listen { address: "?".into(), source })
+}
+
+/// Runs a store until `shutdown`; `ready` is called once it listens.
+pub async fn serve(
+    config: ServerConfig,
+    ready: impl FnOnce(Listening) + Send,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    config.check()?;
+    let store = Arc::new(open_store(&config)?);
+
+    let listener = bind(config.listen).await?;
+    let admin = match config.admin_listen {
+        None => None,
+        Some(address) => Some(bind(address).await?),
+    };
+    let socket = match &config.socket {
+        None => None,
+        Some(path) => Some(bind_socket(path)?),
+    };
+    let listening = Listening {
+        grpc: local_address(&listener)?,
+        admin: admin.as_ref().map(local_address).transpose()?,
+        socket: config.socket.clone(),
+    };
+
+    let tasks = TaskTracker::new();
+    // Streams end at the stop; the socket and the admin page stay until those are done.
+    let stop = CancellationToken::new();
+    if let Some(socket) = socket {
+        tasks.spawn(transport::serve(socket, store.clone(), stop.clone()));
+    }
+    if let Some(admin) = admin {
+        tasks.spawn(admin::serve(admin, store.clone(), stop.clone()));
+    }
+    tasks.spawn(reap(store.clone(), stop.clone()));
+    tasks.close();
+
+    let service = service::Service::new(store, config.socket.clone(), shutdown.clone());
+    let kv = KvServiceServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<KvServiceServer<service::Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(kelvin_proto::DESCRIPTORS)
+        .build_v1()
+        .map_err(|error| ServeError::Config(format!("reflection: {error}")))?;
+
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(4096)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(kv)
+        // Without nodelay a small answer waits for the peer's delayed acknowledgement, 40 ms.
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown.clone().cancelled_owned(),
+        );
+    tracing::info!(grpc = %listening.grpc, "store listens");
+    ready(listening);
+
+    let drained = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(config.drain).await;
+    };
+    let result = tokio::select! {
+        result = server => result,
+        () = drained => {
+            tracing::warn!("calls were still open at the end of the drain");
+            Ok(())
+        }
+    };
+    stop.cancel();
+    tasks.wait().await;
+    Ok(result?)
+}
+
+fn open_store(config: &ServerConfig) -> Result<Store, ServeError> {
+    let options = StoreOptions {
+        tenants: config.tenants.clone(),
+        secret: config.secret.unwrap_or_else(crate::random::bytes),
+        incarnation: u64::from_le_bytes(crate::random::bytes()),
+        session_ttl: config.session_ttl,
+        lease_ttl_max: config.lease_ttl_max,
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    Store::new(options, clock).map_err(|source| {
+        let largest =
+            config.tenants.iter().max_by_key(|tenant| tenant.dram_bytes).expect("checked: not empty");
+        ServeError::Memory { tenant: largest.name.clone(), bytes: largest.dram_bytes, source }
+    })
+}
+
+fn bind_socket(path: &Path) -> Result<transport::SocketFile, ServeError> {
+    transport::SocketFile::bind(path)
+        .map_err(|error: transport::SocketError| ServeError::Config(error.to_string()))
+}
+
+async fn reap(store: Arc<Store>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(REAP_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => store.reap(),
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The gRPC service: checks what arrives, calls the store, answers.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use kelvin_kernels::Checksum;
+use kelvin_proto::{NamespaceSpec, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+
+use super::{KEYS_MAX, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, watch};
+use crate::{
+    SequenceHash,
+    store::{AcquiredBlock, Store, Tenant},
+};
+
+const CLIENT_NAME_BYTES_MAX: usize = 128;
+
+/// The service over one store.
+pub(super) struct Service {
+    store: Arc<Store>,
+    socket: Option<PathBuf>,
+    shutdown: CancellationToken,
+}
+
+impl Service {
+    pub(super) fn new(store: Arc<Store>, socket: Option<PathBuf>, shutdown: CancellationToken) -> Self {
+        Self { store, socket, shutdown }
+    }
+
+    fn tenant(&self, metadata: &MetadataMap) -> Result<Arc<Tenant>, Refusal> {
+        let token = match metadata.get("authorization") {
+            None => None,
+            Some(value) => {
+                let text = value.to_str().unwrap_or_default();
+                Some(text.strip_prefix("Bearer ").ok_or_else(|| {
+                    Refusal::new(
+                        kelvin_proto::Reason::Unauthenticated,
+                        "authorization must be `Bearer TOKEN`",
+                    )
+                })?)
+            }
+        };
+        self.store.tenant(token).cloned()
+    }
+
+    /// The tenant and the message of a call.
+    fn enter<T>(&self, request: Request<T>) -> Result<(Arc<Tenant>, T), Refusal> {
+        let tenant = self.tenant(request.metadata())?;
+        Ok((tenant, request.into_inner()))
+    }
+
+    /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
+    async fn acquire_waiting(
+        &self,
+        tenant: &Tenant,
+        session: u64,
+        hashes: &[SequenceHash],
+        wait: Duration,
+        ttl: Duration,
+    ) -> Result<Vec<AcquiredBlock>, Refusal> {
+        let namespace = tenant.namespace_of(session)?;
+        let deadline = tokio::time::Instant::now() + wait.min(WAIT_MAX);
+        loop {
+            // Registered before the look, so that a commit between look and wait is not missed.
+            let mut changed = std::pin::pin!(namespace.changed.notified());
+            changed.as_mut().enable();
+            let blocks = tenant.acquire(session, hashes, ttl)?;
+            let filling = blocks.first().is_some_and(|block| block.status == v1::BlockStatus::Filling);
+            if !filling || wait.is_zero() {
+                return Ok(blocks);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(deadline) => return Ok(blocks),
+                () = self.shutdown.cancelled() => return Ok(blocks),
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl KvService for Service {
+    async fn open_namespace(
+        &self,
+        request: Request<v1::OpenNamespaceRequest>,
+    ) -> Result<Response<v1::OpenNamespaceResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        let name = message.client_name.clone();
+        if name.len() > CLIENT_NAME_BYTES_MAX {
+            return Err(
+                Refusal::invalid(format!("client_name has more than {CLIENT_NAME_BYTES_MAX} bytes")).into()
+            );
+        }
+        let opened = tenant.open(NamespaceSpec::try_from(message)?, &name).inspect_err(|refusal| {
+            tracing::warn!(client = name, reason = refusal.reason.name(), "{}", refusal.message);
+        })?;
+        tracing::debug!(client = name, model = opened.namespace.spec.model, "session opened");
+        let shared_memory = self.socket.as_ref().map(|path| v1::SharedMemory {
+            socket_path: path.display().to_string(),
+            token: Bytes::copy_from_slice(&opened.token),
+            region_bytes: tenant.pool().arena().bytes(),
+        });
+        Ok(Response::new(v1::OpenNamespaceResponse {
+            namespace_id: opened.namespace.id,
+            session_id: opened.session,
+            session_ttl_ms: tenant.session_ttl().as_millis() as u64,
+            namespace_key: Bytes::copy_from_slice(&opened.namespace.key.to_bytes()),
+            shared_memory,
+            limits: Some(v1::Limits {
+                keys_max: KEYS_MAX as u32,
+                message_bytes_max: MESSAGE_BYTES_MAX as u64,
+                leases_max: crate::store::LEASES_MAX,
+                wait_ms_max: WAIT_MAX.as_millis() as u64,
+                lease_ttl_ms_max: tenant.lease_ttl_max().as_millis() as u64,
+            }),
+            incarnation: self.store.incarnation(),
+        }))
+    }
+
+    async fn r#match(
+        &self,
+        request: Request<v1::MatchRequest>,
+    ) -> Result<Response<v1::MatchResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        let namespace = tenant.namespace_of(message.session_id)?;
+        let hashes = convert::prefix(message.prefix, &namespace)?;
+        let blocks = namespace.longest_prefix(&hashes);
+        let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        let block_tokens = u64::from(namespace.spec.block_tokens);
+        Ok(Response::new(v1::MatchResponse {
+            blocks: blocks as u32,
+            tokens: blocks as u64 * block_tokens,
+            tiers: vec![v1::Tier::Dram.into(); blocks],
+            restorable_tokens: (1..=blocks as u64).map(|block| block * block_tokens).collect(),
+            filling_blocks: filling as u32,
+        }))
+    }
+
+    async fn acquire(
+        &self,
+        request: Request<v1::AcquireRequest>,
+    ) -> Result<Response<v1::AcquireResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        let hashes = convert::hashes(&message.hashes)?;
+        let wait = Duration::from_millis(message.wait_ms);
+        let ttl = convert::ttl(message.lease_ttl_ms);
+        let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
+        let leases = blocks.into_iter().map(convert::read_lease).collect();
+        Ok(Response::new(v1::AcquireResponse { leases }))
+    }
+
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        let hashes = convert::hashes(&message.hashes)?;
+        let parent = convert::parent(&message.parent)?;
+        let blocks =
+            tenant.reserve(message.session_id, parent, &hashes, convert::ttl(message.lease_ttl_ms))?;
+        let leases = blocks.into_iter().map(convert::write_lease).collect();
+        Ok(Response::new(v1::ReserveResponse { leases }))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<v1::CommitRequest>,
+    ) -> Result<Response<v1::CommitResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        convert::keys_within_limit(message.blocks.len())?;
+        let blocks: Vec<(u64, Checksum)> =
+            message.blocks.iter().map(|block| (block.lease_id, Checksum(block.checksum))).collect();
+        let statuses = tenant.commit(message.session_id, &blocks)?;
+        Ok(Response::new(v1::CommitResponse { statuses: convert::statuses(statuses) }))
+    }
+
+    async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        convert::keys_within_limit(message.lease_ids.len())?;
+        let statuses = convert::statuses(tenant.abort(message.session_id, &message.lease_ids)?);
+        Ok(Response::new(v1::AbortResponse { statuses }))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        convert::keys_within_limit(message.lease_ids.len())?;
+        let ttl = convert::ttl(message.lease_ttl_ms);
+        let statuses = convert::statuses(tenant.renew(message.session_id, &message.lease_ids, ttl)?);
+        Ok(Response::new(v1::RenewResponse { statuses }))
+    }
+
+    async fn release(
+        &self,
+        request: Request<v1::ReleaseRequest>,
+    ) -> Result<Response<v1::ReleaseResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        convert::keys_within_limit(message.lease_ids.len())?;
+        let statuses = convert::statuses(tenant.release(message.session_id, &message.lease_ids)?);
+        if message.end_session {
+            tenant.end_session(message.session_id);
+        }
+        Ok(Response::new(v1::ReleaseResponse { statuses }))
+    }
+
+    type ReadStream = BoxStream<'static, Result<v1::ReadResponse, Status>>;
+
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        convert::keys_within_limit(message.lease_ids.len())?;
+        tenant.namespace_of(message.session_id)?;
+        Ok(Response::new(inline::read(tenant, message.session_id, message.lease_ids)))
+    }
+
+    async fn write(
+        &self,
+        request: Request<Streaming<v1::WriteRequest>>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        let (tenant, frames) = self.enter(request)?;
+        let status = inline::write(tenant, frames).await?;
+        Ok(Response::new(v1::WriteResponse { status: status.into() }))
+    }
+
+    type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        let namespace = match message.session_id {
+            0 => tenant.namespace(message.namespace_id)?,
+            session => tenant.namespace_of(session)?,
+        };
+        let incarnation = self.store.incarnation();
+        let cursor = (message.incarnation == incarnation && message.cursor > 0).then_some(message.cursor);
+        Ok(Response::new(watch::stream(namespace, cursor, incarnation, self.shutdown.clone())))
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        let (tenant, _) = self.enter(request)?;
+        let (usage, survey, counters) = (tenant.usage(), tenant.survey(), self.store.counters());
+        let namespaces = survey.namespaces.iter().map(|(namespace, sessions)| {
+            let blocks = namespace.index.len() as u64;
+            v1::NamespaceStats {
+                namespace_id: namespace.id,
+                tenant: tenant.name().to_owned(),
+                model: namespace.spec.model.clone(),
+                blocks,
+                bytes: blocks * namespace.spec.block_bytes,
+                block_tokens: namespace.spec.block_tokens.into(),
+                match_blocks: namespace.match_blocks.get(),
+                hit_blocks: namespace.hit_blocks.get(),
+                sessions: *sessions,
+            }
+        });
+        Ok(Response::new(v1::StatsResponse {
+            incarnation: self.store.incarnation(),
+            uptime_ms: self.store.uptime().as_millis() as u64,
+            tiers: vec![v1::TierStats {
+                tier: v1::Tier::Dram.into(),
+                capacity_bytes: usage.capacity_bytes,
+                used_bytes: usage.used_bytes,
+                blocks: usage.places,
+            }],
+            namespaces: namespaces.collect(),
+            sessions: survey.sessions,
+            read_leases: survey.read_leases,
+            write_leases: survey.write_leases,
+            leases_expired: counters.leases_expired.get(),
+            evictions: counters.evictions.get(),
+            conflicts: counters.conflicts.get(),
+            checksum_failures: counters.checksum_failures.get(),
+            grpc_read_bytes: counters.grpc_read_bytes.get(),
+            grpc_written_bytes: counters.grpc_written_bytes.get(),
+            shm_leased_bytes: counters.shm_leased_bytes.get(),
+            shm_committed_bytes: counters.shm_committed_bytes.get(),
+            copied_bytes: counters.copied_bytes.get(),
+        }))
+    }
+}

@@ -1,0 +1,38 @@
+//! What the store counts, for `Stats` and `/metrics`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts of one store.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Leases that their TTL ended, not their owner.
+    pub(crate) leases_expired: Counter,
+    pub(crate) evictions: Counter,
+    pub(crate) conflicts: Counter,
+    /// Commits whose bytes did not have the checksum given.
+    pub(crate) checksum_failures: Counter,
+    /// Reservations that found no slot.
+    pub(crate) no_space: Counter,
+    /// Payload through gRPC, which the store copies.
+    pub(crate) grpc_read_bytes: Counter,
+    pub(crate) grpc_written_bytes: Counter,
+    /// Payload that other processes read and filled in place.
+    pub(crate) shm_leased_bytes: Counter,
+    pub(crate) shm_committed_bytes: Counter,
+    /// Payload bytes that the store itself copied, by whatever way.
+    pub(crate) copied_bytes: Counter,
+}

@@ -1,0 +1,361 @@
+//! Scenarios on one tenant, with a clock that stands still.
+
+use std::{sync::Arc, time::Duration};
+
+use kelvin_kernels::{Checksum, checksum};
+use kelvin_proto::{Fingerprint, NamespaceSpec, Reason, Shard, kv::v1::BlockStatus};
+
+use super::*;
+use crate::SequenceHash;
+
+const BLOCK_BYTES: u64 = 4096;
+const TTL: Duration = Duration::from_secs(5);
+
+struct Bench {
+    clock: Arc<ManualClock>,
+    store: Store,
+}
+
+fn bench(blocks: u64) -> Bench {
+    let clock = Arc::new(ManualClock::default());
+    let options = StoreOptions {
+        tenants: vec![TenantOptions { name: "a".into(), token: None, dram_bytes: blocks * BLOCK_BYTES }],
+        secret: [1; 32],
+        incarnation: 1,
+        session_ttl: Duration::from_secs(10),
+        lease_ttl_max: Duration::from_secs(60),
+    };
+    Bench { store: Store::new(options, clock.clone()).unwrap(), clock }
+}
+
+fn spec(dtype: &str) -> NamespaceSpec {
+    let fingerprint = Fingerprint {
+        model_digest: "d".into(),
+        engine: "e".into(),
+        engine_build: "b".into(),
+        layout: "l".into(),
+        dtype: dtype.into(),
+        attributes: Default::default(),
+    };
+    let (shard, block_bytes) = (Shard::default(), BLOCK_BYTES);
+    NamespaceSpec { model: "m".into(), fingerprint, shard, block_tokens: 16, block_bytes }
+}
+
+fn hash(n: u8) -> SequenceHash {
+    SequenceHash::from_bytes([n; 16])
+}
+
+impl Bench {
+    fn tenant(&self) -> &Arc<Tenant> {
+        self.store.tenant(None).unwrap()
+    }
+
+    fn open(&self) -> u64 {
+        self.tenant().open(spec("f16"), "test").unwrap().session
+    }
+
+    fn reserve(&self, session: u64, parent: Option<u8>, hashes: &[u8]) -> Vec<ReservedBlock> {
+        let hashes: Vec<_> = hashes.iter().copied().map(hash).collect();
+        self.tenant().reserve(session, parent.map(hash), &hashes, TTL).unwrap()
+    }
+
+    /// Fills a reservation with a byte and gives the checksum of that.
+    fn fill(&self, session: u64, lease: u64, byte: u8) -> Checksum {
+        let mut block = self.tenant().take_write(session, lease).unwrap();
+        block.slot.bytes_mut().fill(byte);
+        assert!(self.tenant().put_write(session, lease, block));
+        checksum(&[byte; BLOCK_BYTES as usize])
+    }
+
+    /// Reserves, fills and commits a run.
+    fn store(&self, session: u64, parent: Option<u8>, hashes: &[u8]) {
+        let leases = self.reserve(session, parent, hashes);
+        for (lease, &n) in leases.iter().zip(hashes) {
+            assert_eq!(lease.status, BlockStatus::Reserved);
+            let sum = self.fill(session, lease.lease, n);
+            let status = self.tenant().commit(session, &[(lease.lease, sum)]).unwrap();
+            assert_eq!(status, [BlockStatus::Stored]);
+        }
+    }
+
+    fn acquire(&self, session: u64, hashes: &[u8]) -> Vec<AcquiredBlock> {
+        let hashes: Vec<_> = hashes.iter().copied().map(hash).collect();
+        self.tenant().acquire(session, &hashes, TTL).unwrap()
+    }
+
+    fn statuses(&self, session: u64, hashes: &[u8]) -> Vec<BlockStatus> {
+        let blocks = self.acquire(session, hashes);
+        let leases: Vec<_> = blocks.iter().map(|block| block.lease).filter(|&lease| lease != 0).collect();
+        self.tenant().release(session, &leases).unwrap();
+        blocks.into_iter().map(|block| block.status).collect()
+    }
+
+    fn leases(&self) -> (u64, u64) {
+        let survey = self.tenant().survey();
+        (survey.read_leases, survey.write_leases)
+    }
+}
+
+use BlockStatus::*;
+
+#[test]
+fn a_block_is_visible_after_commit_and_not_before() {
+    let bench = bench(8);
+    let (writer, reader) = (bench.open(), bench.open());
+    assert_eq!(bench.statuses(reader, &[1]), [Missing]);
+    let lease = bench.reserve(writer, None, &[1])[0].lease;
+    assert_eq!(bench.statuses(reader, &[1]), [Filling]);
+    let sum = bench.fill(writer, lease, 7);
+    assert_eq!(bench.tenant().commit(writer, &[(lease, sum)]).unwrap(), [Stored]);
+    let leased = bench.acquire(reader, &[1]);
+    assert_eq!(leased[0].checksum, sum.0);
+    let block = bench.tenant().leased(reader, leased[0].lease).unwrap();
+    assert_eq!(block.slot().bytes(), [7; BLOCK_BYTES as usize]);
+}
+
+#[test]
+fn acquire_leases_a_leading_run_and_says_why_it_ended() {
+    let bench = bench(8);
+    let session = bench.open();
+    bench.store(session, None, &[1, 2]);
+    assert_eq!(bench.statuses(session, &[1, 2, 3, 4]), [Leased, Leased, Missing, Skipped]);
+}
+
+#[test]
+fn wrong_bytes_are_not_stored() {
+    let bench = bench(8);
+    let session = bench.open();
+    let lease = bench.reserve(session, None, &[1])[0].lease;
+    bench.fill(session, lease, 1);
+    assert_eq!(bench.tenant().commit(session, &[(lease, Checksum(5))]).unwrap(), [ChecksumMismatch]);
+    assert_eq!(bench.statuses(session, &[1]), [Missing]);
+    assert_eq!(bench.store.counters().checksum_failures.get(), 1);
+    assert_eq!((bench.leases(), bench.tenant().usage().places), ((0, 0), 0));
+}
+
+#[test]
+fn a_second_writer_is_told() {
+    let bench = bench(8);
+    let (one, two) = (bench.open(), bench.open());
+    let lease = bench.reserve(one, None, &[1])[0].lease;
+    assert_eq!(bench.reserve(two, None, &[1])[0].status, BlockStatus::Filling);
+    let sum = bench.fill(one, lease, 1);
+    bench.tenant().commit(one, &[(lease, sum)]).unwrap();
+    assert_eq!(bench.reserve(two, None, &[1])[0].status, AlreadyStored);
+}
+
+#[test]
+fn leases_of_others_are_refused() {
+    let bench = bench(8);
+    let (one, two) = (bench.open(), bench.open());
+    bench.store(one, None, &[1]);
+    let read = bench.acquire(one, &[1])[0].lease;
+    let write = bench.reserve(one, Some(1), &[2])[0].lease;
+    let tenant = bench.tenant();
+    assert_eq!(tenant.release(two, &[read, 999]).unwrap(), [StaleLease, StaleLease]);
+    assert_eq!(tenant.abort(two, &[write]).unwrap(), [StaleLease]);
+    assert_eq!(tenant.commit(two, &[(write, Checksum(0))]).unwrap(), [StaleLease]);
+    assert_eq!(tenant.renew(two, &[write], TTL).unwrap(), [StaleLease]);
+    assert!(tenant.leased(two, read).is_none());
+    assert_eq!(
+        tenant.release(one, &[write]).unwrap(),
+        [StaleLease],
+        "a reservation is aborted, not released"
+    );
+    assert_eq!(bench.leases(), (1, 1));
+}
+
+#[test]
+fn an_unknown_session_is_refused_with_a_reason() {
+    let bench = bench(8);
+    let refused = bench.tenant().acquire(12, &[hash(1)], TTL).unwrap_err();
+    assert_eq!(refused.reason, Reason::UnknownSession);
+}
+
+#[test]
+fn another_fingerprint_of_the_same_model_is_refused_with_both() {
+    let bench = bench(8);
+    let first = bench.open();
+    let refused = bench.tenant().open(spec("q8_0"), "test").map(|_| ()).unwrap_err();
+    assert_eq!(refused.reason, Reason::FingerprintMismatch);
+    for part in ["dtype=f16", "dtype=q8_0", "differ in dtype"] {
+        assert!(refused.message.contains(part), "{part} in {}", refused.message);
+    }
+    bench.tenant().end_session(first);
+    assert!(bench.tenant().open(spec("q8_0"), "test").is_ok(), "once nobody serves the other one");
+}
+
+#[test]
+fn the_store_evicts_tails_first_and_never_what_is_leased() {
+    let bench = bench(4);
+    let session = bench.open();
+    bench.store(session, None, &[1, 2, 3, 4]);
+    let held = bench.acquire(session, &[1]);
+    bench.store(session, None, &[11, 12]);
+    assert_eq!(bench.statuses(session, &[1, 2, 3]), [Leased, Leased, Missing]);
+    bench.store(session, None, &[21]);
+    assert_eq!(bench.store.counters().evictions.get(), 3);
+    bench.tenant().release(session, &[held[0].lease]).unwrap();
+}
+
+#[test]
+fn a_full_store_says_so_and_keeps_what_it_promised() {
+    let bench = bench(4);
+    let session = bench.open();
+    bench.store(session, None, &[1, 2]);
+    bench.acquire(session, &[1, 2]);
+    let got: Vec<_> = bench.reserve(session, None, &[11, 12, 13, 14]).iter().map(|b| b.status).collect();
+    assert_eq!(got, [Reserved, Reserved, NoSpace, Skipped]);
+    assert_eq!(bench.store.counters().no_space.get(), 1);
+}
+
+#[test]
+fn the_parent_of_a_block_being_filled_stays() {
+    let bench = bench(2);
+    let session = bench.open();
+    bench.store(session, None, &[1]);
+    let child = bench.reserve(session, Some(1), &[2])[0].lease;
+    assert_eq!(bench.reserve(session, None, &[9])[0].status, NoSpace);
+    let sum = bench.fill(session, child, 2);
+    assert_eq!(bench.tenant().commit(session, &[(child, sum)]).unwrap(), [Stored]);
+    assert_eq!(bench.statuses(session, &[1, 2]), [Leased, Leased]);
+}
+
+#[test]
+fn children_committed_before_their_parent_wait_for_it() {
+    let bench = bench(8);
+    let session = bench.open();
+    let leases = bench.reserve(session, None, &[1, 2, 3]);
+    for at in [2, 1] {
+        let sum = bench.fill(session, leases[at].lease, 0);
+        assert_eq!(bench.tenant().commit(session, &[(leases[at].lease, sum)]).unwrap(), [Stored]);
+    }
+    assert_eq!(bench.statuses(session, &[1]), [BlockStatus::Filling]);
+    let sum = bench.fill(session, leases[0].lease, 0);
+    bench.tenant().commit(session, &[(leases[0].lease, sum)]).unwrap();
+    assert_eq!(bench.statuses(session, &[1, 2, 3]), [Leased; 3]);
+}
+
+#[test]
+fn an_abort_takes_what_was_committed_behind_it() {
+    let bench = bench(8);
+    let session = bench.open();
+    let leases = bench.reserve(session, None, &[1, 2, 3]);
+    let sum = bench.fill(session, leases[1].lease, 0);
+    bench.tenant().commit(session, &[(leases[1].lease, sum)]).unwrap();
+    assert_eq!(bench.tenant().abort(session, &[leases[0].lease]).unwrap(), [Ok]);
+    let sum = bench.fill(session, leases[2].lease, 0);
+    assert_eq!(bench.tenant().commit(session, &[(leases[2].lease, sum)]).unwrap(), [NoParent]);
+    assert_eq!(bench.statuses(session, &[1, 2, 3]), [Missing, Skipped, Skipped]);
+    assert_eq!((bench.leases(), bench.tenant().usage().places), ((0, 0), 0));
+}
+
+#[test]
+fn leases_end_at_their_ttl_and_live_when_renewed() {
+    let bench = bench(8);
+    let session = bench.open();
+    bench.store(session, None, &[1]);
+    bench.acquire(session, &[1]);
+    bench.clock.advance(Duration::from_secs(4));
+    bench.tenant().renew(session, &[], TTL).unwrap();
+    bench.clock.advance(Duration::from_secs(4));
+    bench.store.reap();
+    assert_eq!(bench.leases(), (1, 0));
+    bench.clock.advance(Duration::from_secs(2));
+    bench.store.reap();
+    assert_eq!(bench.leases(), (0, 0));
+    assert_eq!(bench.store.counters().leases_expired.get(), 1);
+}
+
+#[test]
+fn a_session_that_is_not_renewed_ends_with_all_it_holds() {
+    let bench = bench(8);
+    let session = bench.open();
+    bench.store(session, None, &[1]);
+    bench.acquire(session, &[1]);
+    bench.reserve(session, Some(1), &[2]);
+    bench.clock.advance(Duration::from_secs(11));
+    bench.store.reap();
+    assert_eq!(bench.leases(), (0, 0));
+    assert_eq!(bench.tenant().usage().places, 1, "the committed block stays");
+}
+
+#[test]
+fn an_expired_reservation_commits_nothing_and_its_slot_rests() {
+    let bench = bench(8);
+    let (late, other) = (bench.open(), bench.open());
+    let lease = bench.reserve(late, None, &[1])[0].lease;
+    let sum = bench.fill(late, lease, 1);
+    bench.clock.advance(Duration::from_secs(6));
+    bench.store.reap();
+    let slot_before = bench.tenant().usage().places;
+    assert_eq!(slot_before, 1, "its holder may still write into it");
+    assert_eq!(bench.tenant().commit(late, &[(lease, sum)]).unwrap(), [StaleLease]);
+
+    // Somebody else stores the block; then the late commit learns how its bytes compare.
+    bench.store(other, None, &[1]);
+    assert_eq!(bench.tenant().commit(late, &[(lease, sum)]).unwrap(), [AlreadyStored]);
+    assert_eq!(bench.tenant().commit(late, &[(lease, Checksum(3))]).unwrap(), [Conflict]);
+    assert_eq!(bench.store.counters().conflicts.get(), 1);
+    bench.tenant().end_session(late);
+    assert_eq!(bench.tenant().usage().places, 1, "and is free when its session ends");
+}
+
+#[test]
+fn a_session_that_hoards_expired_reservations_is_ended() {
+    let bench = bench(256);
+    let session = bench.open();
+    for n in 0..80 {
+        bench.reserve(session, None, &[n]);
+    }
+    bench.clock.advance(Duration::from_secs(6));
+    bench.store.reap();
+    assert!(bench.tenant().namespace_of(session).is_err());
+    assert_eq!(bench.tenant().usage().places, 0);
+}
+
+#[test]
+fn tokens_choose_the_tenant() {
+    let clock = Arc::new(ManualClock::default());
+    let tenant = |name: &str, token: Option<&str>| TenantOptions {
+        name: name.into(),
+        token: token.map(str::to_owned),
+        dram_bytes: 1 << 16,
+    };
+    let options = StoreOptions {
+        tenants: vec![tenant("a", Some("ta")), tenant("b", Some("tb"))],
+        secret: [1; 32],
+        incarnation: 1,
+        session_ttl: TTL,
+        lease_ttl_max: TTL,
+    };
+    let store = Store::new(options, clock).unwrap();
+    assert_eq!(store.tenant(Some("tb")).unwrap().name(), "b");
+    for token in [None, Some("x")] {
+        assert_eq!(store.tenant(token).map(|_| ()).unwrap_err().reason, Reason::Unauthenticated);
+    }
+    let key = |token| {
+        let opened = store.tenant(Some(token)).unwrap().open(spec("f16"), "x").unwrap();
+        opened.namespace.key.to_bytes()
+    };
+    assert_ne!(key("ta"), key("tb"), "the same prompt of two tenants has unrelated hashes");
+}
+
+#[test]
+fn events_follow_blocks() {
+    let bench = bench(2);
+    let session = bench.open();
+    bench.store(session, None, &[1, 2]);
+    bench.store(session, None, &[9]);
+    let namespace = bench.tenant().namespace_of(session).unwrap();
+    let events: Vec<_> =
+        namespace.events.read(0, 10).unwrap().events.iter().map(|e| (e.kind, e.hash, e.parent)).collect();
+    use EventKind::*;
+    let expected = [
+        (Stored, hash(1), None),
+        (Stored, hash(2), Some(hash(1))),
+        (Removed, hash(2), Some(hash(1))),
+        (Stored, hash(9), None),
+    ];
+    assert_eq!(events, expected);
+}

@@ -1,0 +1,197 @@
+//! The same-host transport: a tenant's memory file, handed over a Unix socket.
+//!
+//! # Protocol
+//! The client connects, sends the 16-byte token of its handshake, and receives one byte with the memory
+//! file's descriptor attached. From then on both sides only hold the socket open: when the client's end
+//! closes, however it died, the store ends its session and every lease of it at once.
+//!
+//! # Who may
+//! The socket's file mode admits the store's own user only; the peer's credentials are checked as well; and
+//! the token was given to an authenticated session.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use kelvin_tiering::Arena;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+
+/// Time either side gives the other for the hand-over.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// A mapped memory file, and the socket that keeps the session.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) arena: Arc<Arena>,
+    /// Held, not used: closing it ends the session.
+    _socket: UnixStream,
+}
+
+/// Client side; blocks.
+pub(crate) fn attach(path: &Path, token: &[u8], region_bytes: u64) -> io::Result<Attached> {
+    let mut socket = UnixStream::connect(path)?;
+    socket.set_read_timeout(Some(HANDOVER))?;
+    socket.write_all(token)?;
+    let file = receive_file(socket.as_fd())?;
+    let arena = Arena::map(file, region_bytes).map_err(io::Error::other)?;
+    Ok(Attached { arena: Arc::new(arena), _socket: socket })
+}
+
+fn receive_file(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    if received.bytes == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the store refused to hand over its memory",
+        ));
+    }
+    let files = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => Some(files),
+        _ => None,
+    });
+    let missing = || io::Error::new(io::ErrorKind::InvalidData, "the store sent no memory file");
+    files.flatten().next().ok_or_else(missing)
+}
+
+#[cfg(feature = "server")]
+pub(crate) use server::{SocketError, SocketFile, serve};
+
+#[cfg(feature = "server")]
+mod server {
+    use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+
+    use tokio::{
+        io::AsyncReadExt,
+        net::{UnixListener, UnixStream},
+    };
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+    use super::*;
+    use crate::store::{Store, Tenant};
+
+    /// Why the socket could not be made.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{action} {}: {source}", path.display())]
+    pub(crate) struct SocketError {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    }
+
+    /// A bound socket; its file goes when this is dropped.
+    pub(crate) struct SocketFile {
+        listener: UnixListener,
+        path: PathBuf,
+    }
+
+    impl SocketFile {
+        /// Binds, in place of a socket that a dead store left behind.
+        pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
+            let fail = |action| move |source| SocketError { action, path: path.to_owned(), source };
+            if path.exists() {
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    let taken = io::Error::new(io::ErrorKind::AddrInUse, "another store listens there");
+                    return Err(fail("bind socket")(taken));
+                }
+                std::fs::remove_file(path).map_err(fail("remove stale socket"))?;
+            }
+            let listener = UnixListener::bind(path).map_err(fail("bind socket"))?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                .map_err(fail("restrict socket"))?;
+            Ok(Self { listener, path: path.to_owned() })
+        }
+    }
+
+    impl Drop for SocketFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    /// Hands out memory until told to stop.
+    pub(crate) async fn serve(socket: SocketFile, store: Arc<Store>, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = socket.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (store, stop) = (store.clone(), stop.clone());
+                    tasks.spawn(async move {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            result = attend(stream, &store) => if let Err(error) = result {
+                                tracing::warn!(%error, "shared-memory hand-over failed");
+                            },
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, mostly: without a pause this would spin.
+                    tracing::warn!(%error, "accept on the shared-memory socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// One client, from its token until its end closes.
+    async fn attend(mut stream: UnixStream, store: &Store) -> io::Result<()> {
+        let peer = stream.peer_cred()?.uid();
+        let own = rustix::process::geteuid().as_raw();
+        if peer != own && peer != 0 {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("peer has user id {peer}")));
+        }
+        let mut token = [0; 16];
+        tokio::time::timeout(HANDOVER, stream.read_exact(&mut token)).await??;
+        let found: Option<(Arc<Tenant>, _)> =
+            store.tenants().find_map(|tenant| Some((tenant.clone(), tenant.map_memory(&token)?)));
+        let Some((tenant, session)) = found else {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "unknown token"));
+        };
+        send_file(&stream, tenant.pool().arena().file()).await?;
+        // Nothing more is said; any end of it ends the session.
+        let mut rest = [0; 16];
+        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+        tenant.end_session(session);
+        Ok(())
+    }
+
+    async fn send_file(stream: &UnixStream, file: BorrowedFd<'_>) -> io::Result<()> {
+        stream
+            .async_io(tokio::io::Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                let files = [file];
+                assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)), "room for one descriptor");
+                let sent =
+                    rustix::net::sendmsg(stream, &[IoSlice::new(&[1])], &mut ancillary, SendFlags::NOSIGNAL)?;
+                debug_assert_eq!(sent, 1, "one byte is sent whole");
+                Ok(())
+            })
+            .await
+    }
+}

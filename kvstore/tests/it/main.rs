@@ -1,0 +1,8 @@
+//! The store over real sockets and real shared memory.
+
+mod harness;
+mod hostile;
+mod inline;
+mod restart;
+mod shared_memory;
+mod watch;
