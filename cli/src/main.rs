@@ -63,11 +63,24 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The chain of causes on one line: "open the model: m.gguf: no such file".
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(&error));
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The causes on one line: "open the model m.gguf: No such file". Some errors repeat their cause in their own
+/// text; it is then said once.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        if said.is_empty() {
+            cause
+        } else if said.contains(&cause) {
+            said
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -90,6 +103,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow::anyhow!("refused").context("connect to x: refused").context("start");
+        assert_eq!(super::chain(&error), "start: connect to x: refused");
+    }
 
     #[test]
     fn the_flags_are_consistent() {

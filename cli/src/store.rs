@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
+use kelvin_kvstore::server::{self, Listening, ServerConfig};
+
+use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::values::{self, Size};
 
@@ -36,7 +40,24 @@ pub(crate) struct Args {
     lease_ttl_max: Duration,
 }
 
+/// Runs until a signal.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let _drain = Shutdown::listen_and_exit()?;
-    anyhow::bail!("the store cannot be run yet: {args:?}")
+    let drain = Shutdown::listen_and_exit()?;
+    let config = ServerConfig {
+        listen: args.listen,
+        admin_listen: args.admin_listen,
+        socket: args.socket,
+        session_ttl: args.session_ttl,
+        lease_ttl_max: args.lease_ttl_max,
+        ..ServerConfig::new(args.dram.0)
+    };
+    let ready = |at: Listening| {
+        let facts = [
+            ("listen", Some(at.grpc.to_string())),
+            ("admin", at.admin.map(|admin| admin.to_string())),
+            ("socket", at.socket.map(|socket| socket.display().to_string())),
+        ];
+        ready::say("store", facts);
+    };
+    server::serve(config, ready, drain).await.context("run the store")
 }
