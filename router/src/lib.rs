@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Who goes where: the OpenAI endpoint and the scheduler.
+//!
+//! # Overview
+//! A router is the front of a cluster. It speaks OpenAI's API to clients ([`serve`]), turns text into
+//! tokens and back, asks the store which prefix of a prompt is there, decides by expected time to first
+//! token which decode worker serves it and whether a prefill worker helps, and streams the tokens.
+//! Between the modules a request goes one way down and its tokens one way up:
+//!
+//! ```text
+//! openai ──► scheduler ──► cost
+//!   │            ├───────► fleet    ──► workers
+//!   └──► text    └───────► prefix   ──► store
+//! ```
+//!
+//! # Invariants
+//! - No KV byte passes through here; token ids do, and text.
+//! - [`cost`] is a pure function: it does no I/O and reads no clock.
+//! - The store makes requests faster and is never needed to answer one.
+//! - A stream ends with `[DONE]` or with an error, never silently.
+#![forbid(unsafe_code)]
+
+mod config;
+mod cost;
+mod fleet;
+mod metrics;
+mod openai;
+mod prefix;
+mod scheduler;
+mod service;
+mod text;
+
+pub use config::{Error, Listening, ModelSource, RouterConfig};
+pub use cost::PrefillPolicy;
+pub use service::serve;
+pub use text::VocabularyError;

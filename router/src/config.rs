@@ -1,0 +1,121 @@
+//! What an operator decides about a router.
+
+use std::{net::SocketAddr, time::Duration};
+
+pub use crate::text::ModelSource;
+use crate::{cost::PrefillPolicy, text::VocabularyError};
+
+/// A router's settings; `RouterConfig { listen, .. RouterConfig::default() }` sets a few.
+#[derive(Debug, Clone)]
+pub struct RouterConfig {
+    /// Loopback address of the OpenAI endpoint; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Store to ask for prefixes, e.g. `http://127.0.0.1:7440`; without one nothing is known to be cached.
+    pub store: Option<String>,
+    /// Workers, e.g. `http://127.0.0.1:7450`; what each of them is, it says itself.
+    pub workers: Vec<String>,
+    /// Vocabulary and chat template; must be those of the workers' model.
+    pub model: ModelSource,
+    /// Most tokens of a completion whose request does not say.
+    pub tokens_max_default: u32,
+    /// Requests in work at once; one more is answered 429.
+    pub requests_max: usize,
+    /// Connections at once; one more waits to be accepted.
+    pub connections_max: usize,
+    /// Most bytes of a request's body.
+    pub body_bytes_max: usize,
+    /// Most time for a request's head, and then for its body.
+    pub read_timeout: Duration,
+    /// Time between two looks at a worker.
+    pub poll_interval: Duration,
+    /// Most time a request waits for the store's answer; without one nothing counts as cached.
+    pub store_timeout: Duration,
+    /// Most time a prefill worker may take to reserve its blocks; after it the decode worker evaluates.
+    pub reserve_timeout: Duration,
+    /// Most time a decode worker waits for one block that is being filled.
+    pub block_timeout: Duration,
+    /// Most time from handing a request to a worker to its first token.
+    pub first_token_timeout: Duration,
+    /// Most time between two tokens.
+    pub token_timeout: Duration,
+    /// Time that running requests get to end once a shutdown has begun.
+    pub drain_grace: Duration,
+    /// Where prompts are evaluated.
+    pub prefill: PrefillPolicy,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            store: None,
+            workers: Vec::new(),
+            model: ModelSource::Toy,
+            tokens_max_default: 1024,
+            requests_max: 256,
+            connections_max: 1024,
+            body_bytes_max: 4 << 20,
+            read_timeout: Duration::from_secs(30),
+            poll_interval: Duration::from_millis(300),
+            store_timeout: Duration::from_millis(250),
+            reserve_timeout: Duration::from_secs(30),
+            block_timeout: Duration::from_secs(30),
+            first_token_timeout: Duration::from_secs(600),
+            token_timeout: Duration::from_secs(60),
+            drain_grace: Duration::from_secs(20),
+            prefill: PrefillPolicy::Auto,
+        }
+    }
+}
+
+/// Where a router listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// The OpenAI endpoint.
+    pub http: SocketAddr,
+}
+
+/// Why a router does not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is reachable from outside, and there is no TLS yet.
+    #[error(
+        "listen on {0}: only loopback addresses (127.0.0.0/8, ::1) are allowed in this version, which has no TLS"
+    )]
+    NotLoopback(SocketAddr),
+    /// The address is taken, or not of this machine.
+    #[error("listen on {listen}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A worker's address is no URL.
+    #[error("worker address `{endpoint}` is not of the form http://HOST:PORT")]
+    WorkerAddress {
+        /// As configured.
+        endpoint: String,
+    },
+    /// No workers are configured.
+    #[error("no worker is configured: name at least one decode worker")]
+    NoWorkers,
+    /// The vocabulary cannot be read.
+    #[error(transparent)]
+    Vocabulary(#[from] VocabularyError),
+    /// Reading the vocabulary died.
+    #[error("load vocabulary of {model:?}")]
+    VocabularyLost {
+        /// The model.
+        model: ModelSource,
+        /// What happened to the thread.
+        source: tokio::task::JoinError,
+    },
+}
+
+impl Error {
+    /// Whether the same start can succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Listen { .. })
+    }
+}

@@ -1,0 +1,198 @@
+//! What a router counts, in Prometheus' text format.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::cost::Place;
+
+/// All of a router's metrics. Label values come from fixed sets, so that their number is bounded.
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) in_flight: Gauge,
+    pub(crate) prompt_tokens: Counter,
+    pub(crate) cached_tokens: Counter,
+    pub(crate) generated_tokens: Counter,
+    pub(crate) store_degraded: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) inter_token: Histogram,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabels, Histogram, Buckets>,
+    first_token: Family<PlaceLabels, Histogram, Buckets>,
+    decisions: Family<PlaceLabels, Counter>,
+    errors: Family<ErrorLabels, Counter>,
+    workers: Family<WorkerLabels, Gauge>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    code: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaceLabels {
+    prefill: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabels {
+    role: &'static str,
+    state: &'static str,
+}
+
+/// From 1 ms to 65 s, twice as much each.
+#[derive(Clone)]
+struct Buckets;
+
+impl MetricConstructor<Histogram> for Buckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(exponential_buckets(0.001, 2.0, 17))
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("kelvin_router");
+        let metrics = Self {
+            in_flight: Gauge::default(),
+            prompt_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            generated_tokens: Counter::default(),
+            store_degraded: Counter::default(),
+            retries: Counter::default(),
+            inter_token: Buckets.new_metric(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(Buckets),
+            first_token: Family::new_with_constructor(Buckets),
+            decisions: Family::default(),
+            errors: Family::default(),
+            workers: Family::default(),
+            registry: Registry::default(),
+        };
+        let r = &mut registry;
+        r.register("requests", "Answered requests", metrics.requests.clone());
+        r.register_with_unit(
+            "request_duration",
+            "Time to the end of an answer's head",
+            Unit::Seconds,
+            metrics.durations.clone(),
+        );
+        r.register("requests_in_flight", "Completions in work", metrics.in_flight.clone());
+        r.register_with_unit(
+            "time_to_first_token",
+            "From a request's arrival to its first token",
+            Unit::Seconds,
+            metrics.first_token.clone(),
+        );
+        r.register_with_unit(
+            "inter_token",
+            "Between two steps of a completion",
+            Unit::Seconds,
+            metrics.inter_token.clone(),
+        );
+        r.register("prompt_tokens", "Prompt tokens asked for", metrics.prompt_tokens.clone());
+        r.register(
+            "prompt_tokens_cached",
+            "Of prompt_tokens, those whose KV was in the store when asked for",
+            metrics.cached_tokens.clone(),
+        );
+        r.register("generated_tokens", "Tokens generated", metrics.generated_tokens.clone());
+        r.register("decisions", "Where prompts were evaluated", metrics.decisions.clone());
+        r.register(
+            "store_degraded",
+            "Requests that went on without the store's answer",
+            metrics.store_degraded.clone(),
+        );
+        r.register("retries", "Requests handed to a second decode worker", metrics.retries.clone());
+        r.register("errors", "Failures by kind", metrics.errors.clone());
+        r.register("workers", "Workers by role and state", metrics.workers.clone());
+        Self { registry, ..metrics }
+    }
+
+    pub(crate) fn request(&self, route: &str, code: u16, took: Duration) {
+        self.requests.get_or_create(&RequestLabels { route: route.to_owned(), code: code.into() }).inc();
+        self.durations.get_or_create(&RouteLabels { route: route.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn first_token(&self, place: Place, took: Duration) {
+        self.first_token
+            .get_or_create(&PlaceLabels { prefill: place_name(place) })
+            .observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn decision(&self, place: Place) {
+        self.decisions.get_or_create(&PlaceLabels { prefill: place_name(place) }).inc();
+    }
+
+    pub(crate) fn error(&self, kind: &'static str) {
+        self.errors.get_or_create(&ErrorLabels { kind }).inc();
+    }
+
+    /// Replaces the numbers of workers; roles and states that have none any more show 0.
+    pub(crate) fn workers(&self, counts: impl IntoIterator<Item = ((&'static str, &'static str), i64)>) {
+        for ((role, state), count) in counts {
+            self.workers.get_or_create(&WorkerLabels { role, state }).set(count);
+        }
+    }
+
+    /// The text that a scraper reads.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail; a metric that cannot be encoded ends the text early.
+        if encode(&mut text, &self.registry).is_err() {
+            tracing::error!("encode metrics");
+        }
+        text
+    }
+}
+
+fn place_name(place: Place) -> &'static str {
+    match place {
+        Place::Local => "local",
+        Place::Remote(_) => "remote",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_prefix_and_their_units() {
+        let metrics = Metrics::new();
+        metrics.prompt_tokens.inc_by(7);
+        metrics.first_token(Place::Remote(1), Duration::from_millis(3));
+        metrics.request("/v1/models", 200, Duration::ZERO);
+        metrics.workers([(("decode", "ready"), 2)]);
+        let text = metrics.encode();
+        for line in [
+            "kelvin_router_prompt_tokens_total 7",
+            "kelvin_router_prompt_tokens_cached_total 0",
+            "kelvin_router_time_to_first_token_seconds_count{prefill=\"remote\"} 1",
+            "kelvin_router_requests_total{route=\"/v1/models\",code=\"200\"} 1",
+            "kelvin_router_workers{role=\"decode\",state=\"ready\"} 2",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

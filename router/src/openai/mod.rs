@@ -1,0 +1,106 @@
+//! The OpenAI endpoint: routes, shapes and errors; everything a client sees.
+//!
+//! # Overview
+//! `body` reads and parses, `ask` checks, `complete` brings a request to the scheduler, `completion`
+//! turns what comes back into text, and `reply` and `sse` give it OpenAI's shape. `error` is the only
+//! place that knows status codes.
+//!
+//! A stream's head is sent with its first token: until then a failure is a status code, after it an
+//! event in the stream (see `sse`).
+
+mod ask;
+mod body;
+mod complete;
+mod completion;
+mod error;
+mod logprobs;
+mod reply;
+mod request;
+mod sse;
+mod status;
+mod trace;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    http::{Method, Uri},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    metrics::Metrics,
+    scheduler::Scheduler,
+    text::{ChatTemplate, Vocabulary},
+};
+use error::ApiError;
+
+/// Limits of requests; see [`RouterConfig`](crate::RouterConfig).
+pub(crate) struct Limits {
+    pub(crate) body_bytes_max: usize,
+    pub(crate) read_timeout: Duration,
+    pub(crate) requests_max: usize,
+    pub(crate) tokens_max_default: u32,
+}
+
+/// What the routes work with.
+pub(crate) struct App {
+    scheduler: Arc<Scheduler>,
+    vocabulary: Arc<Vocabulary>,
+    template: Option<ChatTemplate>,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    admission: Arc<Semaphore>,
+    ids: trace::Ids,
+    started_s: u64,
+}
+
+impl App {
+    /// `seed` makes request ids unlike those of other starts; `started_s` is now, in seconds since 1970.
+    pub(crate) fn new(
+        scheduler: Arc<Scheduler>,
+        vocabulary: Arc<Vocabulary>,
+        template: Option<ChatTemplate>,
+        limits: Limits,
+        seed: u64,
+        started_s: u64,
+    ) -> Self {
+        Self {
+            metrics: scheduler.metrics.clone(),
+            scheduler,
+            vocabulary,
+            template,
+            admission: Arc::new(Semaphore::new(limits.requests_max)),
+            limits,
+            ids: trace::Ids::new(seed),
+            started_s,
+        }
+    }
+
+    /// All routes.
+    pub(crate) fn router(self) -> Router {
+        let app = Arc::new(self);
+        Router::new()
+            .route("/v1/chat/completions", post(complete::chat))
+            .route("/v1/completions", post(complete::text))
+            .route("/v1/models", get(status::models))
+            .route("/v1/models/{*id}", get(status::model))
+            .route("/health", get(status::health))
+            .route("/metrics", get(status::metrics))
+            .fallback(unknown_route)
+            .method_not_allowed_fallback(wrong_method)
+            .layer(middleware::from_fn_with_state(app.clone(), trace::observe))
+            .with_state(app)
+    }
+}
+
+async fn unknown_route(method: Method, uri: Uri) -> Response {
+    ApiError::unknown_route(method.as_str(), uri.path()).into_response()
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    ApiError::wrong_method(method.as_str(), uri.path()).into_response()
+}

@@ -1,0 +1,141 @@
+//! What a router says of itself: `/v1/models`, `/health`, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::{App, error::ApiError};
+use crate::{
+    cost::Role,
+    fleet::{Health, Worker},
+};
+
+#[derive(Serialize)]
+struct ModelList {
+    object: &'static str,
+    data: Vec<ModelCard>,
+}
+
+#[derive(Serialize)]
+struct ModelCard {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// Longest prompt plus completion, tokens.
+    max_model_len: u32,
+}
+
+/// `GET /v1/models`.
+pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
+    Json(ModelList { object: "list", data: card(&app).into_iter().collect() }).into_response()
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    match card(&app).filter(|card| card.id == id) {
+        Some(card) => Ok(Json(card).into_response()),
+        None => Err(ApiError::unknown_model(&id)),
+    }
+}
+
+fn card(app: &App) -> Option<ModelCard> {
+    let model = app.scheduler.fleet.model()?;
+    Some(ModelCard {
+        id: model.name,
+        object: "model",
+        created: app.started_s,
+        owned_by: "kelvin",
+        max_model_len: model.context_tokens_max,
+    })
+}
+
+#[derive(Serialize)]
+struct HealthReport {
+    /// `ok`, `degraded` (serving, but not all is well) or `unavailable`.
+    status: &'static str,
+    model: Option<String>,
+    fingerprint: Option<String>,
+    defined_by: Option<String>,
+    store: &'static str,
+    requests_in_flight: i64,
+    workers: Vec<WorkerReport>,
+}
+
+#[derive(Serialize)]
+struct WorkerReport {
+    endpoint: String,
+    name: String,
+    role: Option<&'static str>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    incarnation: Option<u64>,
+    running: u32,
+    waiting: u32,
+    slots: u32,
+    pending_prompt_tokens: u64,
+    prefill_tokens_per_second: f64,
+    in_flight: u32,
+}
+
+impl WorkerReport {
+    fn new(worker: &Worker) -> Self {
+        let view = worker.view();
+        let described = view.described.as_ref();
+        let load = described.and_then(|described| described.load).unwrap_or_default();
+        Self {
+            endpoint: worker.endpoint().to_owned(),
+            name: worker.name(),
+            role: view.role.map(Role::name),
+            state: view.health.name(),
+            why: view.health.why().map(str::to_owned),
+            incarnation: described.map(|described| described.incarnation),
+            running: load.running,
+            waiting: load.waiting,
+            slots: load.slots,
+            pending_prompt_tokens: load.pending_prompt_tokens,
+            prefill_tokens_per_second: load.prefill_tokens_per_second,
+            in_flight: worker.in_flight(),
+        }
+    }
+}
+
+/// `GET /health`: 200 when a request could be served now, else 503.
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let fleet = &app.scheduler.fleet;
+    let store = app.scheduler.prefixes.state();
+    let serving = fleet.has_ready(Role::Decode) && !app.scheduler.ending.is_cancelled();
+    let all_well =
+        store != "away" && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready);
+    let status = match (serving, all_well) {
+        (false, _) => "unavailable",
+        (true, false) => "degraded",
+        (true, true) => "ok",
+    };
+    let definition = fleet.definition();
+    let report = HealthReport {
+        status,
+        model: definition.map(|definition| definition.spec.model.clone()),
+        fingerprint: definition.map(|definition| definition.spec.fingerprint.to_string()),
+        defined_by: definition.map(|definition| definition.defined_by.clone()),
+        store,
+        requests_in_flight: app.metrics.in_flight.get(),
+        workers: fleet.workers().iter().map(|worker| WorkerReport::new(worker)).collect(),
+    };
+    let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(report)).into_response()
+}
+
+/// `GET /metrics`.
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    app.metrics.workers(app.scheduler.fleet.counts());
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(CONTENT_TYPE, content_type)], app.metrics.encode()).into_response()
+}

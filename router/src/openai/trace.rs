@@ -1,0 +1,75 @@
+//! What every request gets: an id, a span, a count, and an answer even if its handler panics.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::HeaderValue,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures::FutureExt;
+use tracing::Instrument;
+
+use super::{App, error::ApiError};
+
+const HEADER: &str = "x-request-id";
+const ID_BYTES_MAX: usize = 128;
+
+/// A request's ids.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId {
+    /// As the client wrote it in `x-request-id`, or `unique`: comes back in the answer.
+    pub(super) shown: String,
+    /// Ours alone.
+    pub(super) unique: String,
+}
+
+/// Makes ids that no other start of the router makes.
+pub(super) struct Ids {
+    start: u64,
+    next: AtomicU64,
+}
+
+impl Ids {
+    pub(super) fn new(start: u64) -> Self {
+        Self { start, next: AtomicU64::new(0) }
+    }
+
+    fn unique(&self) -> String {
+        format!("{:016x}{:08x}", self.start, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The layer around all routes.
+pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let unique = app.ids.unique();
+    let given = request.headers().get(HEADER).and_then(|value| value.to_str().ok());
+    let given = given.filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX);
+    let id = RequestId { shown: given.unwrap_or(&unique).to_owned(), unique };
+    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let span = tracing::info_span!("request", id = id.shown, unique = id.unique, route);
+    request.extensions_mut().insert(id.clone());
+    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
+    let _entered = span.enter();
+    let mut response = handled.unwrap_or_else(|_| {
+        app.metrics.error("panic");
+        tracing::error!("a handler panicked");
+        ApiError::internal().into_response()
+    });
+    let (status, took) = (response.status().as_u16(), begun.elapsed());
+    app.metrics.request(&route, status, took);
+    tracing::info!(status, ?took, "answered");
+    if let Ok(value) = HeaderValue::from_str(&id.shown) {
+        response.headers_mut().insert(HEADER, value);
+    }
+    response
+}

@@ -1,0 +1,211 @@
+//! One request's way: match its prefix, decide who serves it, open the streams, hand out the tokens.
+//!
+//! # Overview
+//! ```text
+//! tokens ─► store: match ─► decide ─┬─ local ──────────────────────────────┐
+//!                                   └─ remote: Prefill, first answer ──────┴─► Generate ─► tokens
+//! ```
+//! Everything but the decode worker can fail without failing the request. A store that does not answer
+//! in time counts as an empty one; a prefill worker that fails, before or after its first answer, leaves
+//! the prompt to the decode worker, which evaluates what it cannot import. If the decode worker fails
+//! before its first message, another one gets the request, once.
+//!
+//! # Cancellation
+//! Dropping the future of [`Scheduler::start`], or the [`Generation`], drops the gRPC streams, and so
+//! cancels the work on both workers.
+
+mod failure;
+mod generation;
+mod prefill;
+
+pub(crate) use failure::Failure;
+pub(crate) use generation::{Finish, Generation, Step};
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kelvin_proto::worker::v1::{GenerateRequest, Sampling};
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cost::{Decision, Place, PrefillPolicy, RequestFacts, decide},
+    fleet::{Fleet, Flight},
+    metrics::Metrics,
+    prefix::{Found, Prefixes},
+};
+use generation::Opened;
+use prefill::Prefill;
+
+/// Decode workers a request is handed to, at most.
+const ATTEMPTS: usize = 2;
+
+/// What a request asks of the workers.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// Unique; workers log it.
+    pub(crate) request_id: String,
+    pub(crate) model: String,
+    /// The prompt, at least one token.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) sampling: Sampling,
+    pub(crate) tokens_max: u32,
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) logprobs: Option<u32>,
+    /// When the request came in.
+    pub(crate) arrived: Instant,
+}
+
+/// Limits of a request's way; see [`RouterConfig`](crate::RouterConfig).
+#[derive(Debug, Clone)]
+pub(crate) struct Timeouts {
+    pub(crate) reserve: Duration,
+    pub(crate) block: Duration,
+    pub(crate) first_token: Duration,
+    pub(crate) token: Duration,
+}
+
+/// Brings requests to workers.
+pub(crate) struct Scheduler {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) prefixes: Arc<Prefixes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) policy: PrefillPolicy,
+    pub(crate) rng: Mutex<SmallRng>,
+    /// Ends every request at once.
+    pub(crate) ending: CancellationToken,
+}
+
+impl Scheduler {
+    /// Serves `job` up to the first message of a decode worker.
+    pub(crate) async fn start(&self, job: Job) -> Result<Generation, Failure> {
+        let started = tokio::select! {
+            biased;
+            () = self.ending.cancelled() => Err(Failure::ShuttingDown),
+            started = self.place(job) => started,
+        };
+        started.inspect_err(|failure| self.metrics.error(failure.kind()))
+    }
+
+    async fn place(&self, job: Job) -> Result<Generation, Failure> {
+        let block_tokens = self.fleet.model().ok_or(Failure::NoWorker)?.block_tokens;
+        let found = self.prefixes.find(&job.tokens).await;
+        let facts = RequestFacts {
+            prompt_tokens: job.tokens.len() as u64,
+            matched_tokens: found.matched_tokens,
+            block_tokens: block_tokens.into(),
+        };
+        let mut excluded = Vec::new();
+        let mut prefill: Option<Prefill> = None;
+        let mut failed: Option<Failure> = None;
+        for attempt in 1..=ATTEMPTS {
+            let Some(mut decision) = self.decide(&facts, &excluded) else { break };
+            if prefill.is_none() {
+                prefill = self.prefill(&mut decision, &job, &facts).await;
+            }
+            let place = if prefill.is_some() { decision.prefill } else { Place::Local };
+            if attempt == 1 {
+                self.metrics.decision(place);
+            }
+            match self.open(&job, &facts, &found, decision.decode, prefill.is_some()).await {
+                Ok(opened) => {
+                    let took = job.arrived.elapsed();
+                    self.metrics.first_token(place, took);
+                    tracing::debug!(worker = opened.worker.name(), ?place, ?took, attempt, "first token");
+                    return Ok(Generation::new(self, job, opened, prefill, found.matched_tokens));
+                }
+                Err(failure) => {
+                    tracing::warn!(request = job.request_id, attempt, %failure, "a decode worker failed before its first token");
+                    let again = failure.another_may_serve() && attempt < ATTEMPTS;
+                    excluded.push(decision.decode);
+                    failed = Some(failure);
+                    if !again {
+                        break;
+                    }
+                    self.metrics.retries.inc();
+                }
+            }
+        }
+        Err(failed.unwrap_or(Failure::NoWorker))
+    }
+
+    fn decide(&self, request: &RequestFacts, excluded: &[usize]) -> Option<Decision> {
+        let workers = self.fleet.facts(excluded);
+        let decision = decide(request, &workers, self.policy, &mut *self.rng.lock()).ok()?;
+        tracing::debug!(?request, ?decision, "decided");
+        Some(decision)
+    }
+
+    /// Opens the prefill that was decided, if any; one that fails leaves a local decision.
+    async fn prefill(&self, decision: &mut Decision, job: &Job, facts: &RequestFacts) -> Option<Prefill> {
+        let Place::Remote(id) = decision.prefill else { return None };
+        let uncached = facts.prompt_tokens.saturating_sub(facts.matched_tokens);
+        match Prefill::open(self.fleet.worker(id), job, uncached, self.timeouts.reserve, &self.metrics).await
+        {
+            Ok(prefill) => Some(prefill),
+            Err(failure) => {
+                self.metrics.error("prefill_failed");
+                tracing::warn!(request = job.request_id, %failure, "prefill failed, the decode worker evaluates");
+                decision.prefill = Place::Local;
+                None
+            }
+        }
+    }
+
+    /// Opens a decode worker's stream and waits for its first message.
+    async fn open(
+        &self,
+        job: &Job,
+        facts: &RequestFacts,
+        found: &Found,
+        decode: usize,
+        remote: bool,
+    ) -> Result<Opened, Failure> {
+        let worker = self.fleet.worker(decode);
+        // At least one prompt token is left for decode, so the last whole block may not count.
+        let blocks = (facts.prompt_tokens - 1) / facts.block_tokens;
+        let known = (found.matched_tokens + found.filling_tokens) / facts.block_tokens;
+        let wait_blocks = if remote { blocks } else { known.min(blocks) };
+        let flight =
+            Flight::begin(worker, facts.prompt_tokens.saturating_sub(wait_blocks * facts.block_tokens));
+        let request = GenerateRequest {
+            request_id: job.request_id.clone(),
+            model: job.model.clone(),
+            tokens: job.tokens.clone(),
+            extra: Default::default(),
+            sampling: Some(job.sampling.clone()),
+            tokens_max: job.tokens_max,
+            stop_tokens: job.stop_tokens.clone(),
+            wait_blocks: u32::try_from(wait_blocks).unwrap_or(u32::MAX),
+            wait_ms: u64::try_from(self.timeouts.block.as_millis()).unwrap_or(u64::MAX),
+            logprobs: job.logprobs,
+        };
+        let mut client = worker.client();
+        let opening = async {
+            let mut stream = client.generate(request).await?.into_inner();
+            let first = stream.message().await?;
+            Ok::<_, tonic::Status>((stream, first))
+        };
+        let name = || worker.name();
+        let failure = match timeout(self.timeouts.first_token, opening).await {
+            Ok(Ok((stream, Some(first)))) => {
+                flight.evaluated();
+                return Ok(Opened { worker: worker.clone(), flight, stream, first });
+            }
+            Ok(Ok((_, None))) => {
+                Failure::Lost { worker: name(), why: "its stream ended before the first message".into() }
+            }
+            Ok(Err(status)) => Failure::of(name(), &status),
+            Err(_) => Failure::Stalled { worker: name(), after: self.timeouts.first_token },
+        };
+        if let Failure::Lost { why, .. } = &failure {
+            worker.lost(why);
+        }
+        Err(failure)
+    }
+}

@@ -1,0 +1,200 @@
+//! The router as a process's service: start, accept, drain.
+//!
+//! # Cancellation
+//! `shutdown` begins the drain: no connection is accepted any more, every open one ends after its answer
+//! under way. After the grace period what still runs is ended by an error event (or a 503), and after
+//! [`END_GRACE`] more the connections that are still open, because nobody reads from them, are dropped.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use parking_lot::Mutex;
+use rand::{SeedableRng, rngs::SmallRng};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{Error, Listening, RouterConfig},
+    fleet::Fleet,
+    metrics::Metrics,
+    openai::{App, Limits},
+    prefix::Prefixes,
+    scheduler::{Scheduler, Timeouts},
+    text::{ChatTemplate, Vocabulary},
+};
+
+/// Time for a client to read its last event.
+const END_GRACE: Duration = Duration::from_secs(2);
+/// Pause after a failed accept, which is a lack of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `shutdown`, then drains. `ready` is called once, when connections are accepted; workers
+/// and store need not be there yet.
+///
+/// # Errors
+/// When it cannot start: see [`Error`]. Once it serves, it ends by `shutdown` alone.
+pub async fn serve(
+    config: RouterConfig,
+    ready: impl FnOnce(Listening) + Send,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    if !config.listen.ip().is_loopback() {
+        return Err(Error::NotLoopback(config.listen));
+    }
+    let vocabulary = load(&config).await?;
+    let fleet = Arc::new(Fleet::new(&config.workers, vocabulary.len())?);
+    let failed = |source| Error::Listen { listen: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+    let http = listener.local_addr().map_err(failed)?;
+
+    let background = TaskTracker::new();
+    // The fleet is watched and the store held until the last request is done.
+    let stop = CancellationToken::new();
+    let ending = CancellationToken::new();
+    let metrics = Arc::new(Metrics::new());
+    let prefixes = Arc::new(Prefixes::new(config.store.is_some(), config.store_timeout, metrics.clone()));
+    let scheduler = Arc::new(Scheduler {
+        fleet: fleet.clone(),
+        prefixes: prefixes.clone(),
+        metrics,
+        timeouts: Timeouts {
+            reserve: config.reserve_timeout,
+            block: config.block_timeout,
+            first_token: config.first_token_timeout,
+            token: config.token_timeout,
+        },
+        policy: config.prefill,
+        rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
+        ending: ending.clone(),
+    });
+    background.spawn({
+        let (fleet, stop) = (fleet.clone(), stop.clone());
+        async move { fleet.watch(config.poll_interval, stop).await }
+    });
+    if let Some(endpoint) = config.store.clone() {
+        let (fleet, stop) = (fleet.clone(), stop.clone());
+        background.spawn(async move { prefixes.connect(endpoint, fleet, stop).await });
+    }
+
+    let limits = Limits {
+        body_bytes_max: config.body_bytes_max,
+        read_timeout: config.read_timeout,
+        requests_max: config.requests_max,
+        tokens_max_default: config.tokens_max_default,
+    };
+    let template = template(&vocabulary);
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let app = App::new(scheduler, vocabulary, template, limits, entropy(), now_s);
+    let connections = TaskTracker::new();
+    ready(Listening { http });
+    accept(&config, listener, TowerToHyperService::new(app.router()), &connections, &shutdown).await;
+
+    connections.close();
+    if timeout(config.drain_grace, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "the grace period is over, requests are ended");
+        ending.cancel();
+        // Who does not read its last event by now goes down with the process.
+        let _ = timeout(END_GRACE, connections.wait()).await;
+    }
+    stop.cancel();
+    background.close();
+    background.wait().await;
+    Ok(())
+}
+
+async fn load(config: &RouterConfig) -> Result<Arc<Vocabulary>, Error> {
+    let source = config.model.clone();
+    let loaded = tokio::task::spawn_blocking(move || Vocabulary::load(&source)).await;
+    let loaded = loaded.map_err(|source| Error::VocabularyLost { model: config.model.clone(), source })?;
+    Ok(Arc::new(loaded?))
+}
+
+/// The chat template, if there is one and it can be used: text completions work without.
+fn template(vocabulary: &Vocabulary) -> Option<ChatTemplate> {
+    match vocabulary.chat_template()? {
+        Ok(template) => Some(template),
+        Err(error) => {
+            tracing::error!(%error, "the model's chat template is broken, chat is refused");
+            None
+        }
+    }
+}
+
+type Service = TowerToHyperService<axum::Router>;
+
+async fn accept(
+    config: &RouterConfig,
+    listener: TcpListener,
+    service: Service,
+    connections: &TaskTracker,
+    shutdown: &CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(config.connections_max));
+    loop {
+        let accepted = async {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepted => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connection = connection(stream, service.clone(), config.read_timeout, shutdown.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(place);
+        });
+    }
+}
+
+/// Serves one connection to its end; after `shutdown` to the end of the answer under way.
+async fn connection(
+    stream: TcpStream,
+    service: Service,
+    read_timeout: Duration,
+    shutdown: CancellationToken,
+) {
+    // Tokens are small and must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout);
+    builder.http2().timer(TokioTimer::new());
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection broke");
+    }
+}
+
+/// 64 random bits, from the system by way of the standard library's own seeds.
+fn entropy() -> u64 {
+    RandomState::new().hash_one(0u8)
+}

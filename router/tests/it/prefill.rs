@@ -1,0 +1,85 @@
+//! Long prompts with a prefill worker at hand.
+
+use kelvin_proto::Reason;
+use serde_json::{Value, json};
+
+use crate::harness::{Act, Events, Setup, TestRouter, TestWorker};
+
+/// 400 tokens: 24 whole blocks of 16 and 16 tokens behind them, one of which must be left for decode.
+fn long(stream: bool) -> Value {
+    json!({"model": "toy", "prompt": "x".repeat(400), "stream": stream})
+}
+
+async fn pair() -> (TestWorker, TestWorker, TestRouter) {
+    let (decode, prefill) = (TestWorker::start(Setup::decode("d")), TestWorker::start(Setup::prefill("p")));
+    let router = TestRouter::start(&[&decode, &prefill]).await;
+    (decode, prefill, router)
+}
+
+async fn served(router: &TestRouter) {
+    let (text, last) = Events::of(router.post("/v1/completions", &long(true)).await).text().await;
+    assert_eq!((text.as_str(), last.as_str()), ("hello", "[DONE]"));
+}
+
+#[tokio::test]
+async fn a_long_prompt_is_prefilled_remotely_and_waited_for() {
+    let (decode, prefill, router) = pair().await;
+    served(&router).await;
+    let (opened, generated) = (prefill.prefills(), decode.generates());
+    assert_eq!((opened.len(), generated.len()), (1, 1));
+    assert_eq!(opened[0].tokens, generated[0].tokens);
+    assert_eq!(opened[0].request_id, generated[0].request_id);
+    assert_eq!(generated[0].wait_blocks, 24);
+    assert_eq!(router.metric("kelvin_router_decisions_total{prefill=\"remote\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_short_prompt_is_not() {
+    let (decode, prefill, router) = pair().await;
+    let body = json!({"model": "toy", "prompt": "short"});
+    assert_eq!(router.post("/v1/completions", &body).await.status(), 200);
+    assert!(prefill.prefills().is_empty());
+    assert_eq!(decode.generates()[0].wait_blocks, 0);
+    assert_eq!(router.metric("kelvin_router_decisions_total{prefill=\"local\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_prefill_worker_that_refuses_leaves_the_prompt_to_decode() {
+    let (decode, prefill, router) = pair().await;
+    prefill.on_prefill(Act::Refuse(Reason::Exhausted));
+    served(&router).await;
+    assert_eq!(decode.generates()[0].wait_blocks, 0, "there is nothing to wait for");
+    assert_eq!(router.metric("kelvin_router_errors_total{kind=\"prefill_failed\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_prefill_worker_that_dies_on_the_way_costs_nothing_but_time() {
+    let (decode, prefill, router) = pair().await;
+    prefill.on_prefill(Act::SayAndDie(vec![1]));
+    served(&router).await;
+    assert_eq!(decode.generates()[0].wait_blocks, 24);
+    prefill.kill();
+    router.health_until(|health| health["workers"][1]["state"] == "lost").await;
+    served(&router).await;
+    assert_eq!(router.get("/health").await.status(), 200, "degraded, and serving");
+}
+
+#[tokio::test]
+async fn the_prefill_ends_with_the_request() {
+    let (_decode, prefill, router) = pair().await;
+    prefill.on_prefill(Act::SayAndHang(vec![1]));
+    served(&router).await;
+    crate::harness::until(|| async { (prefill.cancelled() == 1).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_second_decode_worker_uses_the_same_prefill() {
+    let [bad, good] = ["bad", "good"].map(|name| TestWorker::start(Setup::decode(name)));
+    let prefill = TestWorker::start(Setup::prefill("p"));
+    good.describe(|described| described.load.as_mut().unwrap().running = 3);
+    bad.on_generate(Act::Refuse(Reason::Exhausted));
+    let router = TestRouter::start(&[&bad, &good, &prefill]).await;
+    served(&router).await;
+    assert_eq!(prefill.prefills().len(), 1);
+    assert_eq!(good.generates()[0].wait_blocks, 24);
+}
