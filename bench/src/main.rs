@@ -1,1 +1,70 @@
-fn main() {}
+//! How fast, against whom: `kelvin-bench WORKLOAD`, one file a workload.
+//!
+//! A run prints a table that a person reads, and with `--json FILE` writes the same figures for programs.
+//! Comparisons are made within one run on one machine, as ratios.
+
+mod client;
+mod cluster;
+mod load;
+mod machine;
+mod prompts;
+mod recorder;
+mod report;
+mod reuse;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Kelvin.
+#[derive(Debug, Parser)]
+#[command(name = "kelvin-bench", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    workload: Workload,
+}
+
+#[derive(Debug, Subcommand)]
+enum Workload {
+    Serve(serve::Args),
+}
+
+/// As shells have it: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // For the supervisor of a cluster that is started here.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KELVIN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli) {
+        Ok(Some(())) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::from(INTERRUPTED),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// None when it was interrupted.
+fn run(cli: Cli) -> anyhow::Result<Option<()>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.workload {
+            Workload::Serve(args) => serve::run(args).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::convert;
-use crate::store::{Event, EventKind, Namespace};
+use crate::{
+    index::HolderSet,
+    store::{Event, EventKind, Namespace},
+};
 
 const PAGE_EVENTS: usize = 1024;
 /// Messages made ahead of the reader.
@@ -70,7 +73,8 @@ async fn follow(namespace: &Namespace, cursor: Option<u64>, incarnation: u64, ou
 /// Sends what is there; the cursor from which to go on.
 async fn snapshot(namespace: &Namespace, incarnation: u64, lost: u64, out: &Sender) -> Option<u64> {
     let cursor = namespace.events.end();
-    let blocks = namespace.index.snapshot();
+    let mut blocks = namespace.index.snapshot();
+    blocks.retain(|block| !block.holders.is_empty());
     let pages = blocks.len().div_ceil(PAGE_EVENTS).max(1);
     for number in 0..pages {
         let page = blocks.chunks(PAGE_EVENTS).nth(number).unwrap_or_default();

@@ -10,22 +10,22 @@ use kelvin_proto::{Fingerprint, NamespaceSpec, Shard, kv::v1::BlockStatus};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub const BLOCK_BYTES: u64 = 3 << 20;
-pub const BLOCK_TOKENS: u32 = 4;
+pub(crate) const BLOCK_BYTES: u64 = 3 << 20;
+pub(crate) const BLOCK_TOKENS: u32 = 4;
 
-pub struct TestStore {
-    pub listening: Listening,
-    pub folder: tempfile::TempDir,
+pub(crate) struct TestStore {
+    pub(crate) listening: Listening,
+    pub(crate) folder: tempfile::TempDir,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl TestStore {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| ()).await
     }
 
-    pub async fn start_with(change: impl FnOnce(&mut ServerConfig)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut ServerConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = ServerConfig::new(64 << 20);
         config.socket = Some(folder.path().join("kv.sock"));
@@ -41,31 +41,31 @@ impl TestStore {
         Self { listening: listening.await.unwrap(), folder, stop, task }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.listening.grpc)
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("kv.sock")
     }
 
-    pub async fn client(&self, name: &str) -> Client {
+    pub(crate) async fn client(&self, name: &str) -> Client {
         Client::connect(ClientOptions::new(self.endpoint(), name)).await.unwrap()
     }
 
     /// A client that does not map memory.
-    pub async fn remote_client(&self, name: &str) -> Client {
+    pub(crate) async fn remote_client(&self, name: &str) -> Client {
         let options = ClientOptions { shared_memory: false, ..ClientOptions::new(self.endpoint(), name) };
         Client::connect(options).await.unwrap()
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }
 }
 
-pub fn spec() -> NamespaceSpec {
+pub(crate) fn spec() -> NamespaceSpec {
     let fingerprint = Fingerprint {
         model_digest: "d".into(),
         engine: "test".into(),
@@ -83,12 +83,12 @@ pub fn spec() -> NamespaceSpec {
     }
 }
 
-pub fn content(seed: u8) -> Vec<u8> {
+pub(crate) fn content(seed: u8) -> Vec<u8> {
     (0..BLOCK_BYTES).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
 }
 
 /// Stores a run whose blocks hold `content(seed)`, `content(seed + 1)`, ...
-pub async fn store_run(
+pub(crate) async fn store_run(
     namespace: &Namespace,
     parent: Option<SequenceHash>,
     hashes: &[SequenceHash],
@@ -106,7 +106,7 @@ pub async fn store_run(
 }
 
 /// Polls until `probe` holds; bounded, and only for what happens in the background by design.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut probe: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut probe: impl FnMut() -> F) {
     for _ in 0..500 {
         if probe().await {
             return;

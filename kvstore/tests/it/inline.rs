@@ -96,11 +96,9 @@ async fn a_reservation_survives_a_stream_that_breaks_off() {
     drop(frames);
 
     let sum = kelvin_kernels::checksum(&[7; 3 << 20]).0;
-    let mut last = BlockStatus::Unspecified;
     eventually("the reservation can be filled again", async || {
         let whole = futures::stream::iter([frame(None), frame(None), frame(Some(sum))]);
-        last = service.clone().write(whole).await.unwrap().into_inner().status();
-        last == BlockStatus::Stored
+        service.clone().write(whole).await.unwrap().into_inner().status() == BlockStatus::Stored
     })
     .await;
     store.stop().await;

@@ -70,7 +70,7 @@ async fn a_reader_waits_for_a_block_being_filled() {
     store.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_dies_gives_everything_back_at_once() {
     // TTLs of a minute: only the closed socket can be what ends the session.
     let store = TestStore::start_with(|config| config.session_ttl = Duration::from_secs(60)).await;

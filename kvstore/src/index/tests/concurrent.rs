@@ -117,3 +117,34 @@ fn threads_leave_what_they_hold() {
         check(run_blocks_max, seed);
     }
 }
+
+#[test]
+fn splits_of_one_run_may_cross() {
+    const BLOCKS: u64 = 200;
+    let trunk: Vec<_> = (0..BLOCKS).map(hash).collect();
+    for round in 0..60 {
+        let index = RadixIndex::<WorkerSet>::new();
+        index.insert_run(None, &trunk, 0, 0).unwrap();
+        // Each cuts the trunk anywhere, also in the tail of another's cut while that is still moving.
+        let branch = |holder: u32| {
+            let mut rng = SmallRng::seed_from_u64(round * 100 + u64::from(holder));
+            for _ in 0..BLOCKS {
+                let at = rng.random_range(0..BLOCKS);
+                let leaf = hash(BLOCKS + at);
+                index.insert(Some(trunk[at as usize]), leaf, holder, 0).unwrap();
+                assert_eq!(index.longest_prefix(&trunk, None).len(), trunk.len());
+                if rng.random() {
+                    assert!(index.remove(leaf, holder));
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for holder in 1..=THREADS {
+                let branch = &branch;
+                scope.spawn(move || branch(holder));
+            }
+        });
+        check_invariants(&index);
+        assert_eq!(index.longest_prefix(&trunk, None).len(), trunk.len());
+    }
+}

@@ -263,8 +263,9 @@ proptest! {
         let index = RadixIndex::with_run_blocks_max(run_blocks_max);
         let mut model = Model::default();
         for (at, op) in ops.iter().enumerate() {
-            // Several changes a tick, so that ages tie.
-            apply(&index, &mut model, &forest, op, at as u64 / 3);
+            // Several changes a tick, so that ages tie; some are late, as between threads.
+            let now = at as u64 / 3 + at as u64 % 2;
+            apply(&index, &mut model, &forest, op, now);
             check_invariants(&index);
             if run_blocks_max == BLOCKS {
                 check_maximal(&index);

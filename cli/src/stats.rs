@@ -1,0 +1,208 @@
+//! `kelvin stats`: what a running store holds.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::Context;
+use kelvin_kvstore::{Client, ClientOptions};
+use kelvin_proto::kv::v1::{NamespaceStats, StatsResponse, TierStats};
+use serde_json::{Value, json};
+
+use crate::values::{self, Size};
+
+/// Show what a running store holds and has done
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The store
+    #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
+    store: String,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let stats = connect(&args.store).await?.stats().await.context("ask the store for its statistics")?;
+    let text = if args.json { format!("{:#}\n", as_json(&stats)) } else { table(&args.store, &stats) };
+    values::print(&text)
+}
+
+/// A client of a running store, for a person who wants to look inside.
+pub(crate) async fn connect(store: &str) -> anyhow::Result<Client> {
+    Client::connect(ClientOptions::new(store, "kelvin"))
+        .await
+        .with_context(|| format!("no store answers at {store} (--store or KELVIN_STORE names another)"))
+}
+
+/// A share, in percent; of nothing, it is a dash.
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.1}%", part as f64 / whole as f64 * 100.0) }
+}
+
+/// The tier's short name: `dram` of `TIER_DRAM`.
+fn tier_name(tier: &TierStats) -> String {
+    tier.tier().as_str_name().trim_start_matches("TIER_").to_lowercase()
+}
+
+fn table(store: &str, stats: &StatsResponse) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write_table(&mut text, store, stats);
+    text
+}
+
+fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt::Result {
+    writeln!(out, "store {store}, up {}", uptime(Duration::from_millis(stats.uptime_ms)))?;
+
+    writeln!(out, "\n{:<8}{:>12}{:>12}{:>12}{:>8}", "tier", "blocks", "used", "capacity", "fill")?;
+    for tier in &stats.tiers {
+        let (used, capacity) = (Size(tier.used_bytes), Size(tier.capacity_bytes));
+        let fill = percent(tier.used_bytes, tier.capacity_bytes);
+        let name = tier_name(tier);
+        writeln!(
+            out,
+            "{name:<8}{:>12}{:>12}{:>12}{fill:>8}",
+            tier.blocks,
+            used.to_string(),
+            capacity.to_string()
+        )?;
+    }
+
+    let width = stats.namespaces.iter().map(|space| space.model.len()).max().unwrap_or(0).max(5) + 2;
+    writeln!(
+        out,
+        "\n{:<4}{:<width$}{:<12}{:>12}{:>12}{:>10}{:>16}{:>8}",
+        "id", "model", "tenant", "blocks", "bytes", "sessions", "matched tokens", "hits"
+    )?;
+    for space in &stats.namespaces {
+        writeln!(
+            out,
+            "{:<4}{:<width$}{:<12}{:>12}{:>12}{:>10}{:>16}{:>8}",
+            space.namespace_id,
+            space.model,
+            space.tenant,
+            space.blocks,
+            Size(space.bytes).to_string(),
+            space.sessions,
+            space.match_blocks * space.block_tokens,
+            percent(space.hit_blocks, space.match_blocks)
+        )?;
+    }
+
+    writeln!(
+        out,
+        "\nnow       {} sessions, {} read leases, {} write leases",
+        stats.sessions, stats.read_leases, stats.write_leases
+    )?;
+    writeln!(
+        out,
+        "so far    {} evictions, {} leases expired, {} conflicts, {} checksum failures",
+        stats.evictions, stats.leases_expired, stats.conflicts, stats.checksum_failures
+    )?;
+    writeln!(
+        out,
+        "bytes     in place: {} read, {} filled; over gRPC: {} read, {} written; copied by the store: {}",
+        Size(stats.shm_leased_bytes),
+        Size(stats.shm_committed_bytes),
+        Size(stats.grpc_read_bytes),
+        Size(stats.grpc_written_bytes),
+        Size(stats.copied_bytes)
+    )
+}
+
+/// The two largest units: `3d 4h`, `5m 6s`, `7s`.
+fn uptime(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        (_, _, _) => format!("{days}d {hours}h"),
+    }
+}
+
+/// The message as it is on the wire, field by field.
+fn as_json(stats: &StatsResponse) -> Value {
+    let tier = |tier: &TierStats| {
+        json!({
+            "tier": tier_name(tier),
+            "capacity_bytes": tier.capacity_bytes,
+            "used_bytes": tier.used_bytes,
+            "blocks": tier.blocks,
+        })
+    };
+    let namespace = |space: &NamespaceStats| {
+        json!({
+            "namespace_id": space.namespace_id,
+            "tenant": space.tenant,
+            "model": space.model,
+            "blocks": space.blocks,
+            "bytes": space.bytes,
+            "block_tokens": space.block_tokens,
+            "match_blocks": space.match_blocks,
+            "hit_blocks": space.hit_blocks,
+            "sessions": space.sessions,
+        })
+    };
+    json!({
+        "incarnation": stats.incarnation,
+        "uptime_ms": stats.uptime_ms,
+        "tiers": stats.tiers.iter().map(tier).collect::<Vec<_>>(),
+        "namespaces": stats.namespaces.iter().map(namespace).collect::<Vec<_>>(),
+        "sessions": stats.sessions,
+        "read_leases": stats.read_leases,
+        "write_leases": stats.write_leases,
+        "leases_expired": stats.leases_expired,
+        "evictions": stats.evictions,
+        "conflicts": stats.conflicts,
+        "checksum_failures": stats.checksum_failures,
+        "grpc_read_bytes": stats.grpc_read_bytes,
+        "grpc_written_bytes": stats.grpc_written_bytes,
+        "shm_leased_bytes": stats.shm_leased_bytes,
+        "shm_committed_bytes": stats.shm_committed_bytes,
+        "copied_bytes": stats.copied_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_names_models_and_rates() {
+        let space = NamespaceStats {
+            namespace_id: 1,
+            tenant: "default".into(),
+            model: "a-model-with-a-long-name".into(),
+            blocks: 3,
+            bytes: 3 << 20,
+            block_tokens: 16,
+            match_blocks: 8,
+            hit_blocks: 6,
+            sessions: 2,
+        };
+        let tier = TierStats { tier: 2, capacity_bytes: 1 << 30, used_bytes: 1 << 29, blocks: 3 };
+        let stats = StatsResponse {
+            uptime_ms: 61_000,
+            tiers: vec![tier],
+            namespaces: vec![space],
+            ..Default::default()
+        };
+        let table = table("http://here", &stats);
+        for words in
+            ["up 1m 1s", "dram", "512MiB", "50.0%", "a-model-with-a-long-name", "3MiB", " 128", "75.0%"]
+        {
+            assert!(table.contains(words), "{words} is not in:\n{table}");
+        }
+        assert_eq!(as_json(&stats)["namespaces"][0]["hit_blocks"], 6);
+    }
+
+    #[test]
+    fn uptimes_have_two_units() {
+        for (seconds, text) in [(7, "7s"), (306, "5m 6s"), (3_660, "1h 1m"), (277_200, "3d 5h")] {
+            assert_eq!(uptime(Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `kelvin watch`: the blocks of a running store as they come and go.
+
+use std::fmt::Write;
+
+use anyhow::{Context, bail};
+use kelvin_proto::kv::v1::block_event::Kind;
+use kelvin_proto::kv::v1::{BlockEvent, NamespaceStats, WatchResponse};
+use serde_json::json;
+
+use crate::shutdown::Shutdown;
+use crate::stats::connect;
+use crate::values;
+
+/// Print a running store's block events: the present blocks first, then live, until Ctrl-C
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The store
+    #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
+    store: String,
+
+    /// Whose blocks: a namespace's id, as "kelvin stats" shows it [default: the only one]
+    #[arg(long, value_name = "ID")]
+    namespace: Option<u64>,
+
+    /// Print one JSON object an event
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs until a signal, until nobody reads any more, or until the store ends.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = Shutdown::listen_and_exit()?;
+    let client = connect(&args.store).await?;
+    let stats = client.stats().await.context("ask the store for its namespaces")?;
+    let namespace = choose(&stats.namespaces, args.namespace)?;
+    let mut events = client.watch(namespace, 0, 0).await.context("watch the store")?;
+    loop {
+        let message = tokio::select! {
+            message = events.message() => message.context("the store went away")?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let Some(message) = message else { bail!("the store ended the stream") };
+        let text = if args.json { json_lines(&message) } else { lines(&message) };
+        values::print(&text)?;
+    }
+}
+
+fn choose(namespaces: &[NamespaceStats], wanted: Option<u64>) -> anyhow::Result<u64> {
+    let known: Vec<_> =
+        namespaces.iter().map(|space| format!("{} ({})", space.namespace_id, space.model)).collect();
+    match (wanted, namespaces) {
+        (_, []) => bail!("the store has no namespace yet; one is made by the first worker"),
+        (None, [only]) => Ok(only.namespace_id),
+        (None, _) => bail!("name one of the store's namespaces with --namespace: {}", known.join(", ")),
+        (Some(id), spaces) if spaces.iter().any(|space| space.namespace_id == id) => Ok(id),
+        (Some(id), _) => bail!("the store has no namespace {id}, but: {}", known.join(", ")),
+    }
+}
+
+fn kind(event: &BlockEvent) -> &'static str {
+    match event.kind() {
+        Kind::Stored => "stored",
+        Kind::Removed => "removed",
+        Kind::Unspecified => "unknown",
+    }
+}
+
+fn tier(event: &BlockEvent) -> String {
+    event.tier().as_str_name().trim_start_matches("TIER_").to_lowercase()
+}
+
+/// Lowercase, without separators; empty for no hash.
+fn hex(hash: &[u8]) -> String {
+    hash.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn lines(message: &WatchResponse) -> String {
+    let mut text = String::new();
+    if message.lost > 0 {
+        text += &format!("# {} events were lost, since this reader was too slow\n", message.lost);
+    }
+    if message.snapshot_begin {
+        text += "# blocks that are present\n";
+    }
+    for event in &message.events {
+        let parent = if event.parent.is_empty() { "-".repeat(32) } else { hex(&event.parent) };
+        text += &format!("{:<8}{}  after {parent}  {}\n", kind(event), hex(&event.hash), tier(event));
+    }
+    if message.snapshot_end {
+        text += "# live\n";
+    }
+    text
+}
+
+fn json_lines(message: &WatchResponse) -> String {
+    let marks = [
+        message.snapshot_begin.then(|| json!({"event": "snapshot_begin"})),
+        (message.lost > 0).then(|| json!({"event": "lost", "count": message.lost})),
+    ];
+    let events = message.events.iter().map(|event| {
+        Some(json!({
+            "event": kind(event),
+            "hash": hex(&event.hash),
+            "parent": hex(&event.parent),
+            "tier": tier(event),
+        }))
+    });
+    let end = [message.snapshot_end.then(|| json!({"event": "snapshot_end", "cursor": message.cursor}))];
+    marks.into_iter().chain(events).chain(end).flatten().map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(namespace_id: u64) -> NamespaceStats {
+        NamespaceStats { namespace_id, model: "m".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn the_only_namespace_needs_no_name() {
+        assert_eq!(choose(&[space(3)], None).unwrap(), 3);
+        assert_eq!(choose(&[space(3), space(4)], Some(4)).unwrap(), 4);
+        for (spaces, wanted, words) in [
+            (vec![], None, "no namespace yet"),
+            (vec![space(3), space(4)], None, "3 (m), 4 (m)"),
+            (vec![space(3)], Some(9), "no namespace 9, but: 3 (m)"),
+        ] {
+            let error = choose(&spaces, wanted).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn events_are_lines() {
+        let event = |kind, parent: &[u8]| BlockEvent {
+            kind,
+            hash: vec![0xab, 1].into(),
+            parent: parent.to_vec().into(),
+            tier: 2,
+        };
+        let message = WatchResponse {
+            snapshot_begin: true,
+            snapshot_end: true,
+            lost: 2,
+            events: vec![event(1, &[]), event(2, &[9])],
+            ..Default::default()
+        };
+        let text = lines(&message);
+        assert!(text.contains("stored  ab01  after ----"), "{text}");
+        assert!(text.contains("removed ab01  after 09  dram\n# live\n"), "{text}");
+        let events: Vec<_> = json_lines(&message)
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].clone())
+            .collect();
+        assert_eq!(events, ["snapshot_begin", "lost", "stored", "removed", "snapshot_end"]);
+    }
+}

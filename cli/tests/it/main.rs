@@ -1,0 +1,42 @@
+//! The binary from outside, and the rules of the house.
+
+mod help;
+mod licences;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The binary under test, in an environment without Kelvin's variables.
+fn kelvin(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kelvin"));
+    command.args(args);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("KELVIN_") || name == "COLUMNS") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(args: &[&str]) -> (Output, String, String) {
+    let output = kelvin(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    (output, stdout, stderr)
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// What cargo knows of the workspace, without asking a registry.
+fn metadata(dependencies: bool) -> cargo_metadata::Metadata {
+    let mut command = cargo_metadata::MetadataCommand::new();
+    command.current_dir(root()).other_options(vec!["--offline".into()]);
+    if !dependencies {
+        command.no_deps();
+    }
+    command.exec().unwrap()
+}
