@@ -1,5 +1,6 @@
 //! The binary from outside, and the rules of the house.
 
+mod cluster;
 mod help;
 mod licences;
 mod tidy;
