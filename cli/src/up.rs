@@ -60,7 +60,7 @@ pub(crate) struct Args {
     threads: Option<u32>,
 
     /// Longest prompt plus completion, tokens
-    #[arg(long, value_name = "TOKENS", default_value_t = CONTEXT_TOKENS, value_parser = clap::value_parser!(u32).range(16..))]
+    #[arg(long, value_name = "TOKENS", default_value_t = CONTEXT_TOKENS, value_parser = clap::value_parser!(u32).range(64..))]
     context: u32,
 
     /// Where the private run directory is made [default: $XDG_RUNTIME_DIR, else /tmp]

@@ -158,6 +158,11 @@ impl Model {
     }
 }
 
+/// Cores that this process may use.
+pub(crate) fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+}
+
 /// Prints to stdout. A reader that left, as `head` does, ends this process without a complaint.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     use std::io::{ErrorKind, Write};

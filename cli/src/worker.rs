@@ -1,9 +1,13 @@
 //! `kelvin worker`: a prefill or decode worker.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::ValueEnum;
+use kelvin_workers::{Listening, ModelSource, ToyOptions, WorkerConfig};
 
+use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::values::{self, Model};
 
@@ -56,15 +60,15 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_WORKER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     threads: Option<u32>,
 
-    /// Longest prompt plus completion, tokens
-    #[arg(long, value_name = "TOKENS", default_value_t = CONTEXT_TOKENS, value_parser = clap::value_parser!(u32).range(16..))]
+    /// Longest prompt plus completion, tokens; at most what the model was trained on
+    #[arg(long, value_name = "TOKENS", default_value_t = CONTEXT_TOKENS, value_parser = clap::value_parser!(u32).range(64..))]
     context: u32,
 
-    /// Sequences in work at the same time
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=128))]
+    /// Sequences in work at the same time; a prefill worker uses one
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=128))]
     slots: u32,
 
-    /// Tokens of all sequences together whose KV the engine holds [default: by the engine, from context and slots]
+    /// Tokens of all sequences together whose KV the engine holds [default: slots times context]
     #[arg(long, value_name = "TOKENS")]
     cells: Option<u32>,
 
@@ -72,16 +76,66 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     block_tokens: u32,
 
-    /// Prompt tokens evaluated in one step; equal for all workers of a model
+    /// Most prompt tokens of one step, a multiple of the tokens a block; equal for all workers of a model
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     chunk_tokens: u32,
+
+    /// Time the toy takes for a prompt token
+    #[arg(long, hide = true, env = "KELVIN_TOY_PROMPT_TOKEN_TIME", default_value = "0s", value_parser = values::duration)]
+    toy_prompt_token_time: Duration,
+
+    /// Time the toy takes for a step
+    #[arg(long, hide = true, env = "KELVIN_TOY_STEP_TIME", default_value = "0s", value_parser = values::duration)]
+    toy_step_time: Duration,
 }
 
 /// Default of `--context`, tokens.
 pub(crate) const CONTEXT_TOKENS: u32 = 4096;
 
+/// Runs until a signal.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     args.model.check()?;
-    let _drain = Shutdown::listen_and_exit()?;
-    anyhow::bail!("a worker cannot be run yet: {args:?}")
+    let drain = Shutdown::listen_and_exit()?;
+    let (role, name) = (args.role, args.name.clone());
+    let config = args.config();
+    let name = name.unwrap_or_else(|| config.name.clone());
+    let ready = |at: Listening| {
+        let facts = [
+            ("role", Some(role.as_flag().to_owned())),
+            ("name", Some(name)),
+            ("listen", Some(at.grpc.to_string())),
+        ];
+        ready::say("worker", facts);
+    };
+    kelvin_workers::serve(config, ready, drain).await.context("run the worker")
+}
+
+impl Args {
+    fn config(self) -> WorkerConfig {
+        let role = match self.role {
+            Role::Prefill => kelvin_workers::Role::Prefill,
+            Role::Decode => kelvin_workers::Role::Decode,
+        };
+        let model = match self.model {
+            Model::Toy => ModelSource::Toy(ToyOptions {
+                prompt_token_time: self.toy_prompt_token_time,
+                step_time: self.toy_step_time,
+                ..ToyOptions::default()
+            }),
+            Model::Gguf(path) => ModelSource::Gguf(path),
+        };
+        WorkerConfig {
+            model_name: self.model_name,
+            listen: self.listen,
+            store: self.store,
+            name: self.name.unwrap_or_else(|| format!("{}-{}", self.role.as_flag(), std::process::id())),
+            threads: self.threads.unwrap_or_else(values::cores),
+            context_tokens: self.context,
+            slots: self.slots,
+            cells: self.cells,
+            block_tokens: self.block_tokens,
+            chunk_tokens: self.chunk_tokens,
+            ..WorkerConfig::new(role, model)
+        }
+    }
 }

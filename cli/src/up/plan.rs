@@ -15,7 +15,7 @@ use super::ports::Ports;
 use super::probe::{Health, http_get};
 use super::run_dir::RunDir;
 use crate::logging::LogFormat;
-use crate::values::{Model, Size};
+use crate::values::{self, Model, Size};
 use crate::worker::Role;
 
 /// A model of many gigabytes takes this long to load from a slow disk.
@@ -82,7 +82,9 @@ impl Plan {
             model: args.model.clone(),
             listen,
             dram: args.dram,
-            threads: args.threads.unwrap_or_else(|| threads_each(cores(), workers.len())),
+            threads: args
+                .threads
+                .unwrap_or_else(|| threads_each(values::cores(), args.prefill + args.decode)),
             context_tokens: args.context,
             socket,
             store,
@@ -181,13 +183,9 @@ fn probe(
     }
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// More threads than cores make llama.cpp's pool slower, so the cores are shared out.
-fn threads_each(cores: usize, workers: usize) -> u32 {
-    u32::try_from(cores / workers.max(1)).unwrap_or(u32::MAX).max(1)
+fn threads_each(cores: u32, workers: u32) -> u32 {
+    (cores / workers.max(1)).max(1)
 }
 
 #[cfg(test)]

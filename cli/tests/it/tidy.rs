@@ -30,7 +30,7 @@ const RESERVED: [(&str, &[&str]); 3] = [
 ];
 
 /// Crates without any unsafe code.
-const FORBID_UNSAFE: [&str; 2] = ["proto", "planner"];
+const FORBID_UNSAFE: [&str; 3] = ["proto", "router", "planner"];
 
 /// Top-level folders that are no crates.
 const OTHER_FOLDERS: [&str; 2] = ["deploy", "docs"];
