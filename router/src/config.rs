@@ -26,9 +26,11 @@ pub struct RouterConfig {
     pub body_bytes_max: usize,
     /// Most time for a request's head, and then for its body.
     pub read_timeout: Duration,
+    /// Most time a client may take to make room for the next part of a stream.
+    pub client_timeout: Duration,
     /// Time between two looks at a worker.
     pub poll_interval: Duration,
-    /// Most time a request waits for the store's answer; after it nothing counts as cached.
+    /// Most time a request waits for the store's answer; without one nothing counts as cached.
     pub store_timeout: Duration,
     /// Most time a prefill worker may take to reserve its blocks; after it the decode worker evaluates.
     pub reserve_timeout: Duration,
@@ -56,6 +58,7 @@ impl Default for RouterConfig {
             connections_max: 1024,
             body_bytes_max: 4 << 20,
             read_timeout: Duration::from_secs(30),
+            client_timeout: Duration::from_secs(60),
             poll_interval: Duration::from_millis(300),
             store_timeout: Duration::from_millis(250),
             reserve_timeout: Duration::from_secs(30),

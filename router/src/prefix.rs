@@ -1,22 +1,173 @@
-//! stub
-use crate::{fleet::Fleet, metrics::Metrics};
-use std::{sync::Arc, time::Duration};
+//! What the store has of a prompt, as far as it says so in time.
+//!
+//! # Overview
+//! The store makes requests faster and is never needed to answer one. [`Prefixes::connect`] opens the
+//! namespace of the fleet's model in the background, as soon as a worker has defined it, and looks after
+//! it; [`Prefixes::find`] waits a bounded time for a match, and without one answers that nothing is
+//! stored. The decode worker finds out by itself what is: too low an answer costs a worse decision, never
+//! a wrong token.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use kelvin_kvstore::{Client, ClientOptions, Namespace, client::Error};
+use parking_lot::RwLock;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-#[derive(Debug, Clone, Copy, Default)]
+
+use crate::{
+    fleet::{Definition, Fleet},
+    metrics::Metrics,
+};
+
+/// Between two tries to reach the store, and between two looks whether it is there.
+const RETRY: Duration = Duration::from_millis(500);
+const PROBE: Duration = Duration::from_secs(2);
+/// Most time to end the session at the end: the store ends it by itself else.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// What is there of a prompt, in tokens of whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Found {
     pub(crate) matched_tokens: u64,
+    /// Right behind the matched ones, in the making.
     pub(crate) filling_tokens: u64,
 }
-pub(crate) struct Prefixes {}
+
+/// The router's side of the store.
+pub(crate) struct Prefixes {
+    configured: bool,
+    find_timeout: Duration,
+    metrics: Arc<Metrics>,
+    namespace: RwLock<Option<Namespace>>,
+    /// Whether the last call got an answer.
+    answers: AtomicBool,
+}
+
 impl Prefixes {
-    pub(crate) fn new(_: Duration, _: Arc<Metrics>) -> Self {
-        Self {}
+    /// `configured` says whether there is to be a store at all.
+    pub(crate) fn new(configured: bool, find_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        Self {
+            configured,
+            find_timeout,
+            metrics,
+            namespace: RwLock::new(None),
+            answers: AtomicBool::new(false),
+        }
     }
-    pub(crate) async fn connect(&self, _endpoint: String, _fleet: Arc<Fleet>, _stop: CancellationToken) {}
-    pub(crate) async fn find(&self, _tokens: &[u32]) -> Found {
+
+    /// `none`, `connected` or `away`.
+    pub(crate) fn state(&self) -> &'static str {
+        match (self.configured, self.answers.load(Ordering::Relaxed)) {
+            (false, _) => "none",
+            (true, true) => "connected",
+            (true, false) => "away",
+        }
+    }
+
+    /// What the store has of a prompt. At least one token is always left to evaluate, so the last block
+    /// of a prompt that ends with a whole one is not asked for.
+    pub(crate) async fn find(&self, tokens: &[u32]) -> Found {
+        if !self.configured {
+            return Found::default();
+        }
+        let namespace = self.namespace.read().clone();
+        let Some(namespace) = namespace else { return self.degraded("the store was not reached yet") };
+        let block_tokens = u64::from(namespace.spec().block_tokens);
+        let askable = &tokens[..tokens.len().saturating_sub(1)];
+        let hashes = namespace.hash_blocks(askable, &[]);
+        if hashes.is_empty() {
+            return Found::default();
+        }
+        match timeout(self.find_timeout, namespace.match_prefix(&hashes)).await {
+            Ok(Ok(found)) => {
+                self.note(None);
+                // Blocks are what can be waited for; their tokens follow.
+                let blocks = u64::from(found.blocks).min(hashes.len() as u64);
+                let filling = u64::from(found.filling_blocks).min(hashes.len() as u64 - blocks);
+                Found { matched_tokens: blocks * block_tokens, filling_tokens: filling * block_tokens }
+            }
+            Ok(Err(error)) => {
+                self.note(Some(&error.to_string()));
+                self.degraded("the store failed")
+            }
+            Err(_) => self.degraded("the store did not answer in time"),
+        }
+    }
+
+    fn degraded(&self, why: &str) -> Found {
+        self.metrics.store_degraded.inc();
+        tracing::debug!(why, "nothing counts as cached");
         Found::default()
     }
-    pub(crate) fn state(&self) -> &'static str {
-        "none"
+
+    /// Remembers how the last call went; says so when it changes.
+    fn note(&self, failure: Option<&str>) {
+        let before = self.answers.swap(failure.is_none(), Ordering::Relaxed);
+        match (before, failure) {
+            (true, Some(why)) => tracing::warn!(why, "the store is away"),
+            (false, None) => tracing::info!("the store is there"),
+            _ => {}
+        }
     }
+
+    /// Reaches the store, and keeps looking whether it is there, until `stop`.
+    pub(crate) async fn connect(&self, endpoint: String, fleet: Arc<Fleet>, stop: CancellationToken) {
+        let kept = async {
+            let (client, namespace) = self.open(&endpoint, &fleet).await;
+            *self.namespace.write() = Some(namespace);
+            loop {
+                sleep(PROBE).await;
+                match timeout(PROBE, client.stats()).await {
+                    Ok(Ok(_)) => self.note(None),
+                    Ok(Err(error)) => self.note(Some(&error.to_string())),
+                    Err(_) => self.note(Some("no answer in time")),
+                }
+            }
+        };
+        tokio::select! {
+            () = kept => {}
+            () = stop.cancelled() => {}
+        }
+        let namespace = self.namespace.write().take();
+        if let Some(namespace) = namespace {
+            let _ = timeout(CLOSE, namespace.close()).await;
+        }
+    }
+
+    async fn open(&self, endpoint: &str, fleet: &Fleet) -> (Client, Namespace) {
+        let mut said = String::new();
+        loop {
+            if let Some(definition) = fleet.definition() {
+                match handshake(endpoint, definition).await {
+                    Ok(open) => {
+                        self.note(None);
+                        return open;
+                    }
+                    // Once for every new reason: it may take long until it is there.
+                    Err(error) => {
+                        let why = error.to_string();
+                        if why != said {
+                            tracing::warn!(endpoint, why, "the store is not there yet");
+                            said = why;
+                        }
+                    }
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+async fn handshake(endpoint: &str, definition: &Definition) -> Result<(Client, Namespace), Error> {
+    // No payload is read or written here.
+    let options = ClientOptions { shared_memory: false, ..ClientOptions::new(endpoint, "router") };
+    let client = Client::connect(options).await?;
+    let namespace = client.open(definition.spec.clone()).await?;
+    Ok((client, namespace))
 }

@@ -63,8 +63,9 @@ pub async fn serve(
     // The fleet is watched and the store held until the last request is done.
     let stop = CancellationToken::new();
     let ending = CancellationToken::new();
+    let gone = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
-    let prefixes = Arc::new(Prefixes::new(config.store_timeout, metrics.clone()));
+    let prefixes = Arc::new(Prefixes::new(config.store.is_some(), config.store_timeout, metrics.clone()));
     let scheduler = Arc::new(Scheduler {
         fleet: fleet.clone(),
         prefixes: prefixes.clone(),
@@ -91,6 +92,7 @@ pub async fn serve(
     let limits = Limits {
         body_bytes_max: config.body_bytes_max,
         read_timeout: config.read_timeout,
+        client_timeout: config.client_timeout,
         requests_max: config.requests_max,
         tokens_max_default: config.tokens_max_default,
     };
@@ -99,14 +101,17 @@ pub async fn serve(
     let app = App::new(scheduler, vocabulary, template, limits, entropy(), now_s);
     let connections = TaskTracker::new();
     ready(Listening { http });
-    accept(&config, listener, TowerToHyperService::new(app.router()), &connections, &shutdown).await;
+    let service = TowerToHyperService::new(app.router());
+    accept(&config, listener, service, &connections, &shutdown, &gone).await;
 
     connections.close();
     if timeout(config.drain_grace, connections.wait()).await.is_err() {
         tracing::warn!(connections = connections.len(), "the grace period is over, requests are ended");
         ending.cancel();
-        // Who does not read its last event by now goes down with the process.
+        // Who does not read its last event by then is cut off.
         let _ = timeout(END_GRACE, connections.wait()).await;
+        gone.cancel();
+        connections.wait().await;
     }
     stop.cancel();
     background.close();
@@ -140,6 +145,7 @@ async fn accept(
     service: Service,
     connections: &TaskTracker,
     shutdown: &CancellationToken,
+    gone: &CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(config.connections_max));
     loop {
@@ -161,8 +167,12 @@ async fn accept(
             }
         };
         let connection = connection(stream, service.clone(), config.read_timeout, shutdown.clone());
+        let gone = gone.clone();
         connections.spawn(async move {
-            connection.await;
+            tokio::select! {
+                () = connection => {}
+                () = gone.cancelled() => {}
+            }
             drop(place);
         });
     }

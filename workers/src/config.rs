@@ -96,8 +96,8 @@ impl WorkerConfig {
         }
     }
 
-    /// Checks what does not need the model, and derives the engine's options.
-    pub(crate) fn engine_options(&self) -> Result<EngineOptions, Error> {
+    /// Checks what does not need the model, and derives the engine's options. The error says what to change.
+    pub fn engine_options(&self) -> Result<EngineOptions, Error> {
         let refuse = |message: String| Err(Error::Config(message));
         if !self.listen.ip().is_loopback() {
             return refuse(format!(
@@ -120,6 +120,9 @@ impl WorkerConfig {
                 "chunk_tokens ({}) must be a multiple of block_tokens ({})",
                 self.chunk_tokens, self.block_tokens
             ));
+        }
+        if (1..=self.block_tokens).contains(&self.context_tokens) {
+            return refuse(format!("context_tokens must be more than block_tokens ({})", self.block_tokens));
         }
         if self.cells.is_some_and(|cells| cells <= self.block_tokens) {
             return refuse(format!("cells must be more than block_tokens ({})", self.block_tokens));
@@ -162,6 +165,7 @@ mod tests {
         check(|c| c.chunk_tokens = 100, "chunk_tokens (100) must be a multiple of block_tokens (16)");
         check(|c| c.threads = 0, "threads must be");
         check(|c| c.cells = Some(16), "cells must be more than");
+        check(|c| c.context_tokens = 16, "context_tokens must be more than");
     }
 
     #[test]

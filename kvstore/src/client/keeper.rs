@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use kelvin_proto::{NamespaceSpec, Reason, kv::v1};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Client, Error, lease::LeaseName};
@@ -123,13 +123,18 @@ async fn attach(offer: v1::SharedMemory) -> Option<Attached> {
 }
 
 async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut renewed = Instant::now();
     loop {
         let session = shared.session.read().clone();
-        let renew = tokio::time::sleep(session.ttl / 3);
+        // Counted from the last renewal, not from this turn: leases that come back must not put it off.
+        let renew = tokio::time::sleep_until(renewed + session.ttl / 3);
         tokio::select! {
             () = stop.cancelled() => return end(&shared, &session).await,
             () = shared.wake.notified() => give_back(&shared, &session).await,
-            () = shared.lost.notified() => reopen(&shared, &stop).await,
+            () = shared.lost.notified() => {
+                reopen(&shared, &stop).await;
+                renewed = Instant::now();
+            }
             () = renew => {
                 let ttl = shared.client.options().lease_ttl.as_millis() as u64;
                 let message = v1::RenewRequest { session_id: session.id, lease_ids: vec![], lease_ttl_ms: ttl };
@@ -138,6 +143,7 @@ async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
                     tracing::warn!(error = %Error::from(status), "session lost, opening it again");
                     reopen(&shared, &stop).await;
                 }
+                renewed = Instant::now();
             }
         }
     }

@@ -13,7 +13,6 @@ async fn a_client_finds_a_restarted_store_by_itself() {
     store_run(&namespace, None, &before, 0).await;
     let held = namespace.acquire(&before, Duration::ZERO).await.unwrap();
     let folder = first.folder.path().to_owned();
-    let keep = first.folder.path().join("keep");
     first.stop().await;
     let error = namespace.match_prefix(&before).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
@@ -31,8 +30,7 @@ async fn a_client_finds_a_restarted_store_by_itself() {
     store_run(&namespace, None, &after, 0).await;
     assert_eq!(namespace.match_prefix(&after).await.unwrap().blocks, 1);
     second.stop().await;
-    let _ = std::fs::remove_dir_all(folder);
-    drop(keep);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
@@ -47,6 +45,25 @@ async fn a_closed_namespace_leaves_nothing() {
     let stats = client.stats().await.unwrap();
     assert_eq!((stats.sessions, stats.read_leases), (0, 0));
     assert_eq!(stats.tiers[0].blocks, 2, "the blocks stay");
+    let socket = store.socket();
     store.stop().await;
-    assert!(!std::path::Path::new("kv.sock").exists());
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_busy_client_keeps_its_session() {
+    let ttl = Duration::from_millis(600);
+    let store = TestStore::start_with(|config| config.session_ttl = ttl).await;
+    let client = store.client("busy").await;
+    let namespace = client.open(spec()).await.unwrap();
+    let hashes = namespace.hash_blocks(&[1; 4], b"");
+    store_run(&namespace, None, &hashes, 0).await;
+    // Gives a lease back far more often than the session is renewed, for three times its TTL.
+    let end = tokio::time::Instant::now() + 3 * ttl;
+    while tokio::time::Instant::now() < end {
+        let acquired = namespace.acquire(&hashes, Duration::ZERO).await.unwrap();
+        assert_eq!(acquired.leases.len(), 1);
+        tokio::time::sleep(ttl / 20).await;
+    }
+    store.stop().await;
 }

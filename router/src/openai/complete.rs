@@ -83,7 +83,11 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
     };
     let completion =
         Completion::new(generation, app.vocabulary.clone(), ask.stops, ask.logprobs.is_some(), admitted);
-    if ask.stream { Ok(sse::stream(reply, completion)) } else { whole(reply, completion).await }
+    if ask.stream {
+        Ok(sse::stream(reply, completion, app.limits.client_timeout))
+    } else {
+        whole(reply, completion).await
+    }
 }
 
 async fn whole(reply: Reply, mut completion: Completion) -> Result<Response, ApiError> {

@@ -42,6 +42,7 @@ use error::ApiError;
 pub(crate) struct Limits {
     pub(crate) body_bytes_max: usize,
     pub(crate) read_timeout: Duration,
+    pub(crate) client_timeout: Duration,
     pub(crate) requests_max: usize,
     pub(crate) tokens_max_default: u32,
 }

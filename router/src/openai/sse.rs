@@ -2,8 +2,21 @@
 //!
 //! `data: [DONE]` ends a completion that came to its end, and nothing else does: a stream that fails gets
 //! an event with the error and stops, so that no client takes a cut text for a whole one.
+//!
+//! # Cancellation
+//! A task of its own moves events from the worker to the connection through a short queue. It ends when
+//! the client is gone, and when the client has not read for the configured time: a slot of a decode
+//! worker must not wait for a reader that never comes back. Such a connection is broken off, not ended.
 
-use std::{collections::VecDeque, convert::Infallible};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -13,7 +26,8 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use tracing::Span;
+use tokio::{sync::mpsc, time::timeout};
+use tracing::Instrument;
 
 use super::{
     completion::{Completion, Piece},
@@ -21,24 +35,22 @@ use super::{
     reply::Reply,
 };
 
-struct Events {
-    reply: Reply,
-    /// `None` once it has ended, so that the workers' streams end before the last event is read.
-    completion: Option<Completion>,
-    queue: VecDeque<Bytes>,
-    span: Span,
-}
+/// Events that wait for the connection.
+const QUEUE: usize = 32;
 
-/// The streamed answer.
-pub(super) fn stream(reply: Reply, completion: Completion) -> Response {
-    let mut events =
-        Events { reply, completion: Some(completion), queue: VecDeque::new(), span: Span::current() };
-    if let Some(opening) = events.reply.opening() {
-        events.push(&opening);
-    }
-    let frames = futures::stream::unfold(events, |mut events| async {
-        let frame = events.next().await?;
-        Some((Ok::<_, Infallible>(frame), events))
+/// The streamed answer; a client may take `client_timeout` to make room for an event.
+pub(super) fn stream(reply: Reply, completion: Completion, client_timeout: Duration) -> Response {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let finished = Arc::new(AtomicBool::new(false));
+    let events = Events::new(reply, completion);
+    tokio::spawn(pump(events, sender, finished.clone(), client_timeout).in_current_span());
+    let frames = futures::stream::unfold(Some((receiver, finished)), |state| async {
+        let (mut receiver, finished) = state?;
+        match receiver.recv().await {
+            Some(frame) => Some((Ok(frame), Some((receiver, finished)))),
+            None if finished.load(Ordering::Acquire) => None,
+            None => Some((Err(io::Error::other("the stream did not come to its end")), None)),
+        }
     });
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -47,7 +59,53 @@ pub(super) fn stream(reply: Reply, completion: Completion) -> Response {
     (headers, Body::from_stream(frames)).into_response()
 }
 
+/// Moves events to the connection; `finished` is set once the last one is on its way.
+async fn pump(
+    mut events: Events,
+    sender: mpsc::Sender<Bytes>,
+    finished: Arc<AtomicBool>,
+    client_timeout: Duration,
+) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            () = sender.closed() => {
+                tracing::info!("the client is gone");
+                return;
+            }
+            frame = events.next() => frame,
+        };
+        let Some(frame) = frame else {
+            finished.store(true, Ordering::Release);
+            return;
+        };
+        match timeout(client_timeout, sender.send(frame)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                tracing::warn!(?client_timeout, "the client does not read, its stream is broken off");
+                return;
+            }
+        }
+    }
+}
+
+struct Events {
+    reply: Reply,
+    /// `None` once it has ended, so that the workers' streams end before the last event is read.
+    completion: Option<Completion>,
+    queue: VecDeque<Bytes>,
+}
+
 impl Events {
+    fn new(reply: Reply, completion: Completion) -> Self {
+        let mut events = Self { reply, completion: Some(completion), queue: VecDeque::new() };
+        if let Some(opening) = events.reply.opening() {
+            events.push(&opening);
+        }
+        events
+    }
+
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(frame) = self.queue.pop_front() {
             return Some(frame);
@@ -64,15 +122,10 @@ impl Events {
                     self.push(&usage);
                 }
                 self.push("[DONE]");
-                let _entered = self.span.enter();
-                tracing::info!(?counts, finish = finish.name(), "stream done");
+                tracing::info!(?counts, finish = finish.name(), "done");
             }
             Err(failure) => {
                 self.completion = None;
-                {
-                    let _entered = self.span.enter();
-                    tracing::warn!(%failure, "stream failed");
-                }
                 self.push(&ApiError::from(failure).to_json());
             }
         }

@@ -49,6 +49,7 @@ pub(super) struct Opened {
 
 /// A completion under way. Dropping it cancels the work on all workers, and counts its tokens.
 pub(crate) struct Generation {
+    request_id: String,
     worker: Arc<Worker>,
     _flight: Flight,
     stream: Streaming<GenerateResponse>,
@@ -76,6 +77,7 @@ impl Generation {
         matched_tokens: u64,
     ) -> Self {
         Self {
+            request_id: job.request_id,
             worker: opened.worker,
             _flight: opened.flight,
             stream: opened.stream,
@@ -159,6 +161,7 @@ impl Generation {
 
     fn failed(&self, failure: &Failure) {
         self.metrics.error(failure.kind());
+        tracing::warn!(request = self.request_id, %failure, "a completion failed after its first token");
         if let Failure::Lost { why, .. } = failure {
             self.worker.lost(why);
         }

@@ -32,3 +32,21 @@ async fn a_client_that_leaves_before_the_first_token_stops_both_workers() {
     until(|| async { (decode.cancelled() == 1 && prefill.cancelled() == 1).then_some(()) }).await;
     router.health_until(|health| health["requests_in_flight"] == 0).await;
 }
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off() {
+    let worker = TestWorker::start(Setup::decode("d"));
+    let tokens = 400_000;
+    worker.describe(|described| described.context_tokens_max = 2 * tokens);
+    worker.on_generate(Act::Say { tokens: vec![104; tokens as usize], imported: 0 });
+    let router = TestRouter::configured(&[&worker], |config| {
+        config.client_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let mut body = chat_body("hi");
+    (body["stream"], body["max_tokens"]) = (true.into(), tokens.into());
+    let unread = router.chat(&body).await;
+    until(|| async { (worker.cancelled() == 1).then_some(()) }).await;
+    router.health_until(|health| health["requests_in_flight"] == 0).await;
+    assert!(unread.bytes().await.is_err(), "a cut stream must not look whole");
+}

@@ -11,4 +11,5 @@ mod limits;
 mod observe;
 mod prefill;
 mod real_vocabulary;
+mod store;
 mod text;

@@ -43,8 +43,9 @@ use super::{
 };
 use crate::Error;
 
-/// Version of the bindings the workspace pins; llama.cpp's state format is only stable within it.
-const ENGINE_BUILD: &str = "0.1.160";
+/// The bindings, and the package that holds llama.cpp itself, both pinned in the workspace: the state format is
+/// only stable within a build.
+const ENGINE_BUILD: &str = "llama-cpp-2 0.1.160, llama-cpp-sys-2 0.1.161";
 /// `LLAMA_FLASH_ATTN_TYPE_ENABLED`.
 const FLASH_ATTENTION_ON: i32 = 1;
 /// llama.cpp's hard limit on sequence ids, less the scratch sequence.

@@ -119,6 +119,7 @@ async fn run_store(
 pub(crate) struct Worker {
     pub(crate) client: WorkerServiceClient<Channel>,
     pub(crate) model: String,
+    pub(crate) endpoint: String,
     pub(crate) shutdown: CancellationToken,
     pub(crate) task: JoinHandle<Result<(), Error>>,
 }
@@ -175,9 +176,9 @@ impl Worker {
             kelvin_workers::serve(config, ready, stop).await
         });
         let endpoint = format!("http://{}", ready.await.expect("the worker started"));
-        let mut client = WorkerServiceClient::connect(endpoint).await.unwrap();
+        let mut client = WorkerServiceClient::connect(endpoint.clone()).await.unwrap();
         let model = client.describe(v1::DescribeRequest {}).await.unwrap().into_inner().model;
-        Self { client, model, shutdown, task }
+        Self { client, model, endpoint, shutdown, task }
     }
 
     /// Stops it and waits for its end.

@@ -11,9 +11,9 @@ async fn two_turns_equal_one_engine() {
     let prefill = Worker::start(Role::Prefill, model.clone(), &store).await;
     let decode = Worker::start(Role::Decode, model.clone(), &store).await;
     let mut alone = reference(&model);
-    for seed in 0..3 {
+    for seed in 0..20 {
         let mut conversation: Vec<u32> =
-            (0..70 + seed * 29).map(|i| 500 + (i * 7919 + seed) % 9000).collect();
+            (0..40 + seed * 5).map(|i| 500 + (i * 7919 + seed * 613) % 9000).collect();
         for turn in 0..2 {
             let blocks = (conversation.len() - 1) / BLOCK_TOKENS;
             prefill.prefill(&conversation).await;
@@ -24,6 +24,7 @@ async fn two_turns_equal_one_engine() {
             conversation.extend(answer.tokens);
             conversation.extend((0..20).map(|i| 700 + (i * 31 + seed) % 5000));
         }
+        // So that a prompt finds nothing but what its own turns stored, on either side.
         alone.forget();
     }
     let stats = store.settled().await;

@@ -34,6 +34,38 @@ async fn a_worker_describes_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_and_reflection_are_on() {
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    };
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+
+    let store = Store::start(STORE_BYTES).await;
+    let worker = Worker::start(Role::Prefill, toy(), &store).await;
+    let endpoint = tonic::transport::Endpoint::from_shared(worker.endpoint.clone()).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    let request = HealthCheckRequest { service: "kelvin.worker.v1.WorkerService".into() };
+    let answer = health.check(request).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+
+    let mut reflection = ServerReflectionClient::new(channel);
+    let list = MessageRequest::ListServices(String::new());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+    let mut answers =
+        reflection.server_reflection_info(futures::stream::iter([request])).await.unwrap().into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) =
+        answers.message().await.unwrap().unwrap().message_response
+    else {
+        panic!("not a list");
+    };
+    assert!(list.service.iter().any(|service| service.name == "kelvin.worker.v1.WorkerService"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_say_what_to_change() {
     let store = Store::start(STORE_BYTES).await;
     let decode = Worker::start(Role::Decode, toy(), &store).await;
