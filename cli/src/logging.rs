@@ -29,7 +29,10 @@ impl LogFormat {
 
 /// Starts logging. A `narrator` tells what it does even when it is not asked to.
 pub(crate) fn start(format: LogFormat, narrator: bool) -> anyhow::Result<()> {
-    let default = if narrator { "warn,kelvin=info,kelvin_planner=info" } else { "warn" };
+    // llama.cpp warns about what is meant to be so: all sequences share one cache, larger than one context.
+    const QUIET: &str = "warn,llama-cpp-2=error,llama_cpp_2=error";
+    const NARRATE: &str = "warn,llama-cpp-2=error,llama_cpp_2=error,kelvin=info,kelvin_planner=info";
+    let default = if narrator { NARRATE } else { QUIET };
     let wanted = std::env::var(FILTER).unwrap_or_default();
     let filter = EnvFilter::try_new(if wanted.trim().is_empty() { default } else { &wanted })
         .with_context(|| format!("{FILTER} is {wanted:?}, which is no filter; try e.g. info"))?;

@@ -39,6 +39,10 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_MODEL", value_name = "PATH|toy", value_parser = values::model)]
     model: Model,
 
+    /// Name under which the model is served [default: the GGUF's own name, lowercase with dashes]
+    #[arg(long, env = "KELVIN_MODEL_NAME", value_name = "NAME")]
+    model_name: Option<String>,
+
     /// Prefill workers; 0 lets the decode workers evaluate prompts themselves
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=64))]
     prefill: u32,
@@ -163,10 +167,11 @@ fn announce(plan: &Plan, model: &str, json: bool) {
             ("listen", Some(plan.listen.to_string())),
             ("model", Some(model.to_owned())),
             ("store", Some(plan.store_url())),
+            ("store_admin", Some(plan.store_admin_url())),
         ];
         return crate::ready::say("up", facts);
     }
-    let (listen, store) = (plan.listen, plan.store_url());
+    let (listen, store, admin) = (plan.listen, plan.store_url(), plan.store_admin_url());
     let body = serde_json::json!({
         "model": model,
         "messages": [{"role": "user", "content": "What is a cache?"}],
@@ -175,7 +180,7 @@ fn announce(plan: &Plan, model: &str, json: bool) {
     let text = format!(
         "\nServing {model}\n\n  \
          OpenAI API    http://{listen}/v1\n  \
-         metrics       http://{listen}/metrics\n  \
+         metrics       http://{listen}/metrics  {admin}/metrics\n  \
          KV API        {store}  (gRPC; try: kelvin stats --store {store})\n\n\
          Try:\n\n  \
          curl -s http://{listen}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n\n\

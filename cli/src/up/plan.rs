@@ -32,12 +32,14 @@ pub(super) struct Plan {
     program: PathBuf,
     log_format: LogFormat,
     pub(super) model: Model,
+    model_name: Option<String>,
     pub(super) listen: SocketAddr,
     pub(super) dram: Size,
     pub(super) threads: u32,
     context_tokens: u32,
     socket: PathBuf,
     store: SocketAddr,
+    store_admin: SocketAddr,
     workers: Vec<Worker>,
 }
 
@@ -60,7 +62,7 @@ impl Plan {
         }
         let mut ports = Ports::new(args.listen)?;
         let mut internal = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.take()?)));
-        let store = internal()?;
+        let (store, store_admin) = (internal()?, internal()?);
         let roles = [(Role::Prefill, args.prefill), (Role::Decode, args.decode)];
         let mut workers = Vec::new();
         for (role, count) in roles {
@@ -80,6 +82,7 @@ impl Plan {
             program: std::env::current_exe().context("find this executable")?,
             log_format,
             model: args.model.clone(),
+            model_name: args.model_name.clone(),
             listen,
             dram: args.dram,
             threads: args
@@ -88,6 +91,7 @@ impl Plan {
             context_tokens: args.context,
             socket,
             store,
+            store_admin,
             workers,
         })
     }
@@ -96,9 +100,14 @@ impl Plan {
         url(self.store)
     }
 
+    pub(super) fn store_admin_url(&self) -> String {
+        url(self.store_admin)
+    }
+
     pub(super) fn store(&self) -> Child {
         let mut child = self.child("store");
         child.args.extend(flags([("--listen", self.store.to_string()), ("--dram", self.dram.0.to_string())]));
+        child.args.extend(flags([("--admin-listen", self.store_admin.to_string())]));
         child.args.extend([OsString::from("--socket"), self.socket.clone().into()]);
         child.ready_timeout = START_TIME_MAX;
         child.probe = Some(health_probe(self.store_url()));
@@ -113,6 +122,7 @@ impl Plan {
         let mut child = self.child("worker");
         child.name.clone_from(&worker.name);
         child.args.extend(self.model_flag());
+        child.args.extend(self.model_name.iter().flat_map(|name| flags([("--model-name", name.clone())])));
         child.args.extend(flags([
             ("--role", worker.role.as_flag().into()),
             ("--name", worker.name.clone()),
