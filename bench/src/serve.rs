@@ -86,6 +86,10 @@ pub(crate) struct Args {
     /// Tokens of each of them, about [default: 1000]
     #[arg(long, value_name = "TOKENS")]
     reuse_tokens: Option<u32>,
+
+    /// Tokens of the questions behind them, about; each length is measured on every prefix
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [8, 30])]
+    reuse_question_tokens: Vec<u32>,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -134,7 +138,7 @@ async fn measure(args: &Args, url: &str) -> anyhow::Result<()> {
     let reuse = Reuse {
         prefixes: args.reuse_prefixes.unwrap_or(if args.smoke { 3 } else { 8 }),
         prefix_words: in_words(size(args.reuse_tokens, 1000, 1000)),
-        question_words: suffix_words,
+        question_words: args.reuse_question_tokens.iter().map(|&tokens| in_words(tokens as usize)).collect(),
     };
     reuse.run(&client, args.seed, &mut report).await?;
 
