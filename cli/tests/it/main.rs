@@ -1,8 +1,10 @@
 //! The binary from outside, and the rules of the house.
 
+mod cluster;
 mod help;
 mod licences;
 mod tidy;
+mod up;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
