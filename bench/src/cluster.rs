@@ -13,6 +13,8 @@ const START_TIME_MAX: Duration = Duration::from_secs(900);
 /// The cluster drains its own children first.
 const GRACE: Duration = Duration::from_secs(30);
 
+const TOY_PROMPT_TOKEN_TIME: &str = "500us";
+
 pub(crate) struct Cluster {
     supervisor: Supervisor,
     pub(crate) url: String,
@@ -41,6 +43,10 @@ impl Cluster {
         child.args =
             ["up", "--json", "--listen", "127.0.0.1:0", "--model", model].map(OsString::from).to_vec();
         child.args.extend(flags.iter().map(OsString::from));
+        if model == "toy" {
+            // About the pace of a small model, so that the ratio of cold to warm says something.
+            child.env = vec![("KELVIN_TOY_PROMPT_TOKEN_TIME".into(), TOY_PROMPT_TOKEN_TIME.into())];
+        }
         child.ready_timeout = START_TIME_MAX;
         let ready = supervisor.start(child).await?;
         let listen = ready.get("listen").context("the cluster did not say where it listens")?;

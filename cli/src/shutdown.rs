@@ -1,12 +1,17 @@
 //! Ctrl-C and SIGTERM: the first one drains, the second one does not wait.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Exit code after a second signal: 128 + SIGINT, as shells have it.
 const INTERRUPTED: i32 = 130;
+
+/// A signal so soon after the first one is the same wish: `timeout`, for one, signals the process and then its
+/// whole group. Nobody presses a key twice as fast.
+const SAME_WISH: Duration = Duration::from_millis(100);
 
 /// Two requests to end, told apart by their haste.
 #[derive(Clone, Debug)]
@@ -25,13 +30,21 @@ impl Shutdown {
         let shutdown = Shutdown { drain: CancellationToken::new(), now: CancellationToken::new() };
         let tokens = shutdown.clone();
         tokio::spawn(async move {
-            for token in [tokens.drain, tokens.now] {
+            let mut next = async || {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                token.cancel();
+            };
+            next().await;
+            tokens.drain.cancel();
+            let mut first = true;
+            while first {
+                let since = tokio::time::Instant::now();
+                next().await;
+                first = since.elapsed() < SAME_WISH;
             }
+            tokens.now.cancel();
         });
         Ok(shutdown)
     }

@@ -72,13 +72,13 @@ fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt
     let width = stats.namespaces.iter().map(|space| space.model.len()).max().unwrap_or(0).max(5) + 2;
     writeln!(
         out,
-        "\n{:<4}{:<width$}{:<12}{:>12}{:>12}{:>10}{:>16}{:>8}",
+        "\n{:<22}{:<width$}{:<12}{:>12}{:>12}{:>10}{:>16}{:>8}",
         "id", "model", "tenant", "blocks", "bytes", "sessions", "matched tokens", "hits"
     )?;
     for space in &stats.namespaces {
         writeln!(
             out,
-            "{:<4}{:<width$}{:<12}{:>12}{:>12}{:>10}{:>16}{:>8}",
+            "{:<22}{:<width$}{:<12}{:>12}{:>12}{:>10}{:>16}{:>8}",
             space.namespace_id,
             space.model,
             space.tenant,

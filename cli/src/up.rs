@@ -76,8 +76,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Time for the children to finish what is under way before they are killed.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time for a child to finish what is under way before it is killed: a little more than the router takes, the
+/// most patient of them.
+const GRACE: Duration = Duration::from_secs(25);
 
 /// Most time from the router's ready line to its first good answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
@@ -105,6 +106,7 @@ pub(crate) async fn run(args: Args, log_format: LogFormat) -> anyhow::Result<()>
         () = supervisor.drain() => {}
         () = async {
             shutdown.now.cancelled().await;
+            tracing::info!("not waiting any longer");
             supervisor.hurry();
             std::future::pending::<()>().await
         } => {}

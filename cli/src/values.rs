@@ -61,12 +61,13 @@ impl fmt::Display for Size {
     }
 }
 
-/// Reads `500ms`, `10s`, `5m` or `1h`.
+/// Reads `200us`, `500ms`, `10s`, `5m` or `1h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration; write a number and a unit, e.g. 500ms, 10s, 5m or 1h");
     let (number, unit) = split_unit(text);
     let seconds = match unit {
-        "ms" => 0.001,
+        "us" => 1e-6,
+        "ms" => 1e-3,
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
@@ -218,7 +219,9 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, millis) in [("500ms", 500), ("10s", 10_000), ("1.5m", 90_000), ("1h", 3_600_000)] {
+        for (text, millis) in
+            [("5000us", 5), ("500ms", 500), ("10s", 10_000), ("1.5m", 90_000), ("1h", 3_600_000)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "10", "s", "-1s", "10 years", "1e99h"] {

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use anyhow::{Context, bail};
 use kelvin_proto::kv::v1::block_event::Kind;
 use kelvin_proto::kv::v1::{BlockEvent, NamespaceStats, WatchResponse};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::shutdown::Shutdown;
 use crate::stats::connect;
@@ -30,6 +32,7 @@ pub(crate) struct Args {
 /// Runs until a signal, until nobody reads any more, or until the store ends.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = Shutdown::listen_and_exit()?;
+    let reader_left = reader_left()?;
     let client = connect(&args.store).await?;
     let stats = client.stats().await.context("ask the store for its namespaces")?;
     let namespace = choose(&stats.namespaces, args.namespace)?;
@@ -38,11 +41,26 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         let message = tokio::select! {
             message = events.message() => message.context("the store went away")?,
             () = stop.cancelled() => return Ok(()),
+            () = reader_left.cancelled() => return Ok(()),
         };
         let Some(message) = message else { bail!("the store ended the stream") };
         let text = if args.json { json_lines(&message) } else { lines(&message) };
         values::print(&text)?;
     }
+}
+
+/// Cancelled when stdout's reader, `head` for instance, is gone: between two events no write would tell.
+fn reader_left() -> std::io::Result<CancellationToken> {
+    let left = CancellationToken::new();
+    let token = left.clone();
+    std::thread::Builder::new().name("stdout".into()).spawn(move || {
+        let stdout = std::io::stdout();
+        // Errors and hang-ups are reported without being asked for; there is nothing else to wait for.
+        if poll(&mut [PollFd::new(&stdout, PollFlags::empty())], None).is_ok() {
+            token.cancel();
+        }
+    })?;
+    Ok(left)
 }
 
 fn choose(namespaces: &[NamespaceStats], wanted: Option<u64>) -> anyhow::Result<u64> {

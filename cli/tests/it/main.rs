@@ -4,6 +4,7 @@ mod cluster;
 mod help;
 mod licences;
 mod tidy;
+mod up;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
