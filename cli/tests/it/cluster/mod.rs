@@ -1,8 +1,7 @@
-//! Whole clusters of real processes, started by `kelvin up`.
+//! Whole clusters under load, under faults, and with a real model.
 
 mod chaos;
 mod client;
 mod fingerprint;
 mod pressure;
-mod process;
 mod real_model;

@@ -3,10 +3,8 @@
 use kelvin_workers::testing::test_model;
 use serde_json::{Value, json};
 
-use super::{
-    client::{Events, post},
-    process::Up,
-};
+use super::client::{Events, post};
+use crate::harness::Cluster;
 
 /// About a thousand tokens that two questions share.
 fn system() -> String {
@@ -27,9 +25,10 @@ fn chat(model: &str, question: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shared_prefix_is_cached_and_no_payload_is_copied() {
     let model = test_model();
-    let up = Up::start(&["--model", model.to_str().unwrap(), "--context", "2048"], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let up = Cluster::serve(model.to_str().unwrap(), dir.path(), &["--context", "2048"], &[]);
     let ask = async |question: &str| {
-        Events::open(&up.url, "/v1/chat/completions", &chat(&up.model, question)).await.collect().await
+        Events::open(&up.url(""), "/v1/chat/completions", &chat(up.model(), question)).await.collect().await
     };
     let cold = ask("Which town lies farthest inland?").await;
     let cached = |usage: &Value| usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
@@ -52,20 +51,20 @@ async fn a_shared_prefix_is_cached_and_no_payload_is_copied() {
     assert_eq!(stats.conflicts + stats.checksum_failures, 0);
 
     refusals(&up).await;
-    assert!(up.stop().success());
+    up.stop();
 }
 
 /// Bad requests get OpenAI's error shape and say what to change.
-async fn refusals(up: &Up) {
-    let long = json!({"model": up.model, "prompt": "word ".repeat(4000), "max_tokens": 4});
-    let (status, answer) = post(&up.url, "/v1/completions", &long).await;
+async fn refusals(up: &Cluster) {
+    let long = json!({"model": up.model(), "prompt": "word ".repeat(4000), "max_tokens": 4});
+    let (status, answer) = post(&up.url(""), "/v1/completions", &long).await;
     assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")), "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("2048"), "{answer}");
 
-    let (status, answer) = post(&up.url, "/v1/chat/completions", &chat("gpt-5", "Hm?")).await;
+    let (status, answer) = post(&up.url(""), "/v1/chat/completions", &chat("gpt-5", "Hm?")).await;
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("model_not_found")), "{answer}");
 
-    let two = json!({"model": up.model, "prompt": "a", "n": 2});
-    let (status, answer) = post(&up.url, "/v1/completions", &two).await;
+    let two = json!({"model": up.model(), "prompt": "a", "n": 2});
+    let (status, answer) = post(&up.url(""), "/v1/completions", &two).await;
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("n")), "{answer}");
 }
