@@ -163,6 +163,8 @@ fn as_json(stats: &StatsResponse) -> Value {
         "shm_leased_bytes": stats.shm_leased_bytes,
         "shm_committed_bytes": stats.shm_committed_bytes,
         "copied_bytes": stats.copied_bytes,
+        "damaged_blocks": stats.damaged_blocks,
+        "parked_slots": stats.parked_slots,
     })
 }
 

@@ -92,8 +92,10 @@ pub fn refusal_of(status: &Status) -> Refusal {
             Code::OutOfRange => Reason::LimitExceeded,
             Code::Unauthenticated | Code::PermissionDenied => Reason::Unauthenticated,
             Code::ResourceExhausted => Reason::Exhausted,
-            Code::Cancelled => Reason::Cancelled,
-            Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => Reason::Unavailable,
+            // Without a reason of ours it is the transport that gave up, mostly for want of time.
+            Code::Cancelled | Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => {
+                Reason::Unavailable
+            }
             _ => Reason::Internal,
         });
     Refusal::new(reason, status.message())
@@ -117,5 +119,6 @@ mod tests {
     fn a_foreign_status_gets_a_reason_from_its_code() {
         assert_eq!(refusal_of(&Status::unavailable("gone")).reason, Reason::Unavailable);
         assert_eq!(refusal_of(&Status::data_loss("?")).reason, Reason::Internal);
+        assert_eq!(refusal_of(&Status::cancelled("Timeout expired")).reason, Reason::Unavailable);
     }
 }

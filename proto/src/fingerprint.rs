@@ -7,7 +7,8 @@ use crate::{Refusal, kv::v1};
 const NAME_BYTES_MAX: usize = 256;
 const ATTRIBUTES_MAX: usize = 64;
 const BLOCK_TOKENS_MAX: u32 = 4096;
-const BLOCK_BYTES_MAX: u64 = 1 << 30;
+/// A block lies within one chunk of a tier's memory, which has at most as many bytes.
+const BLOCK_BYTES_MAX: u64 = 64 << 20;
 
 /// Everything that decides the bytes of a block of one model, apart from the tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

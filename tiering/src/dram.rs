@@ -46,6 +46,12 @@ impl DramPool {
         self.0.slab.lock().chunk_bytes()
     }
 
+    /// The chunk a slot lies in, and how many slots of that chunk are out. An empty chunk can take slots of
+    /// another size.
+    pub fn chunk_of(&self, slot: &DramSlot) -> (u32, u32) {
+        self.0.slab.lock().chunk_at(slot.address.offset)
+    }
+
     /// Blocks of this size that the pool holds at most, should it hold no other.
     pub fn blocks_max(&self, block_bytes: u64) -> u64 {
         let chunk = self.block_bytes_max();
@@ -89,6 +95,11 @@ impl DramSlot {
         self.bytes == 0
     }
 
+    /// Bytes that a slot for so many takes in the pool.
+    pub fn slot_bytes_for(bytes: u64) -> u64 {
+        slot_bytes(bytes)
+    }
+
     /// Bytes it takes in the pool.
     pub fn slot_bytes(&self) -> u64 {
         self.address.bytes
@@ -98,8 +109,9 @@ impl DramSlot {
     pub fn bytes(&self) -> &[u8] {
         let start = self.pool.arena.range(self.address.offset, self.bytes).expect("a slot lies in its arena");
         // SAFETY: the range is mapped as long as `pool` lives. No `&mut` to it exists in this process: that
-        // takes `&mut self`. Another process writes it only while it holds the reservation, when the store
-        // does not look; one that breaks this is found by the checksum.
+        // takes `&mut self`. Another process may write it while it holds the reservation; the store looks
+        // at it then only to make the checksum at commit, by when the writer said that it is done. One that
+        // breaks this gets bytes that fail their checksum: they are numbers, and any value of them is valid.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), self.bytes as usize) }
     }
 

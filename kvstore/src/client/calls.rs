@@ -1,6 +1,9 @@
 //! The verbs on the wire: requests made, answers checked.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use kelvin_kernels::Checksum;
@@ -27,8 +30,11 @@ fn expect_count(what: &str, found: usize, expected: usize) -> Result<(), Error> 
     Ok(())
 }
 
-pub(super) async fn match_prefix(keeper: &Handle, hashes: &[SequenceHash]) -> Result<Match, Error> {
-    let session = keeper.session();
+pub(super) async fn match_prefix(
+    keeper: &Handle,
+    session: &Session,
+    hashes: &[SequenceHash],
+) -> Result<Match, Error> {
     let hashes = &hashes[..hashes.len().min(session.keys_max)];
     let prefix = v1::match_request::Prefix::Hashes(v1::Hashes { hashes: wire(hashes) });
     let client = &keeper.shared.client;
@@ -43,10 +49,10 @@ pub(super) async fn match_prefix(keeper: &Handle, hashes: &[SequenceHash]) -> Re
 
 pub(super) async fn acquire(
     keeper: &Arc<Handle>,
+    session: &Session,
     hashes: &[SequenceHash],
     wait: Duration,
 ) -> Result<Acquired, Error> {
-    let session = keeper.session();
     let asked = &hashes[..hashes.len().min(session.keys_max)];
     let client = &keeper.shared.client;
     let message = v1::AcquireRequest {
@@ -69,20 +75,20 @@ pub(super) async fn acquire(
         let name = LeaseName { session: session.id, id: lease.lease_id };
         let memory = match &session.attached {
             None => Memory::Owned(Vec::new()),
-            Some(attached) => {
-                Memory::mapped(&attached.arena, lease.location.unwrap_or_default(), block_bytes)?
-            }
+            Some(attached) => Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?,
         };
+        keeper.hold(name);
         leases.push(ReadLease {
             name,
             hash,
             expected: Checksum(lease.checksum),
             memory,
             keeper: keeper.clone(),
+            damaged: AtomicBool::new(false),
         });
     }
     if session.attached.is_none() {
-        fetch(keeper, &session, &mut leases).await?;
+        fetch(keeper, session, &mut leases).await?;
     }
     Ok(Acquired { leases, stopped })
 }
@@ -121,10 +127,10 @@ async fn fetch(keeper: &Handle, session: &Session, leases: &mut [ReadLease]) -> 
 
 pub(super) async fn reserve(
     keeper: &Arc<Handle>,
+    session: &Session,
     parent: Option<SequenceHash>,
     hashes: &[SequenceHash],
 ) -> Result<Vec<Reserved>, Error> {
-    let session = keeper.session();
     let client = &keeper.shared.client;
     let asked = &hashes[..hashes.len().min(session.keys_max)];
     let message = v1::ReserveRequest {
@@ -145,10 +151,12 @@ pub(super) async fn reserve(
                 let memory = match &session.attached {
                     None => Memory::Owned(vec![0; block_bytes as usize]),
                     Some(attached) => {
-                        Memory::mapped(&attached.arena, lease.location.unwrap_or_default(), block_bytes)?
+                        Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?
                     }
                 };
-                Reserved::Write(WriteLease { name, hash, memory, keeper: keeper.clone(), sent: false })
+                keeper.hold(name);
+                let keeper = keeper.clone();
+                Reserved::Write(WriteLease { name, hash, memory, keeper, known: None, done: false })
             }
             BlockStatus::AlreadyStored => Reserved::AlreadyStored,
             BlockStatus::Filling => Reserved::Filling,
@@ -161,11 +169,14 @@ pub(super) async fn reserve(
     Ok(reserved)
 }
 
-pub(super) async fn commit(keeper: &Handle, mut filled: Vec<WriteLease>) -> Result<Vec<BlockStatus>, Error> {
-    let session = keeper.session();
+pub(super) async fn commit(
+    keeper: &Handle,
+    session: &Session,
+    mut filled: Vec<WriteLease>,
+) -> Result<Vec<BlockStatus>, Error> {
     let mut statuses = Vec::with_capacity(filled.len());
     for batch in filled.chunks_mut(session.keys_max) {
-        statuses.extend(commit_batch(keeper, &session, batch).await?);
+        statuses.extend(commit_batch(keeper, session, batch).await?);
     }
     Ok(statuses)
 }
@@ -177,7 +188,7 @@ async fn commit_batch(
 ) -> Result<Vec<BlockStatus>, Error> {
     let client = &keeper.shared.client;
     if batch.iter().any(|lease| lease.name.session != session.id) {
-        // The store was restarted since: it knows none of these.
+        // Their session is gone, and with it these reservations.
         return Ok(vec![BlockStatus::StaleLease; batch.len()]);
     }
     if session.attached.is_none() {
@@ -190,9 +201,11 @@ async fn commit_batch(
     let blocks =
         batch.iter().map(|lease| v1::CommitBlock { lease_id: lease.name.id, checksum: lease.checksum().0 });
     let message = v1::CommitRequest { session_id: session.id, blocks: blocks.collect() };
-    batch.iter_mut().for_each(|lease| lease.sent = true);
+    // Should the answer not come, the leases abort when they are dropped, which does nothing to a block that
+    // was committed.
     let answer = client.service().commit(client.request(message, Duration::ZERO)).await?.into_inner();
     expect_count("commits", answer.statuses.len(), batch.len())?;
+    batch.iter_mut().for_each(WriteLease::finish);
     Ok(answer.statuses().collect())
 }
 
@@ -209,7 +222,8 @@ async fn send(keeper: &Handle, session: &Session, lease: &mut WriteLease) -> Res
         let checksum = (end == bytes.len()).then_some(checksum.0);
         v1::WriteRequest { session_id, lease_id, data: bytes.slice(start..end), checksum }
     });
-    lease.sent = true;
     let request = client.request(futures::stream::iter(frames), Duration::ZERO);
-    Ok(client.service().write(request).await?.into_inner().status())
+    let status = client.service().write(request).await?.into_inner().status();
+    lease.finish();
+    Ok(status)
 }

@@ -2,10 +2,17 @@
 //! gives leases back in batches.
 //!
 //! # Locking
-//! Two small locks, never both at once, never across an await: the present session, and the list of leases
-//! to give back.
+//! Two small locks, never both at once, never across an await: the present session, and the lists of leases.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use kelvin_proto::{NamespaceSpec, Reason, kv::v1};
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +25,8 @@ use crate::{
     transport::{self, Attached},
 };
 
+/// Until a renewal that failed is tried again.
+const RENEW_AGAIN: Duration = Duration::from_millis(300);
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_MOST: Duration = Duration::from_secs(2);
 
@@ -26,7 +35,7 @@ const REOPEN_MOST: Duration = Duration::from_secs(2);
 pub(super) struct Session {
     pub(super) id: u64,
     pub(super) key: NamespaceKey,
-    pub(super) attached: Option<Attached>,
+    pub(super) attached: Option<Arc<Attached>>,
     pub(super) keys_max: usize,
     ttl: Duration,
 }
@@ -37,10 +46,30 @@ pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) spec: NamespaceSpec,
     session: RwLock<Arc<Session>>,
-    /// Leases to give back, and whether each is a reservation.
-    returns: Mutex<Vec<(LeaseName, bool)>>,
+    leases: Mutex<Leases>,
     wake: Notify,
-    lost: Notify,
+    /// Set to the present session's id when the store did not know it.
+    lost: AtomicU64,
+    stop: CancellationToken,
+}
+
+/// The leases of this client. A lease that is granted in an answer that was lost is in neither list, is not
+/// renewed, and ends at its TTL.
+#[derive(Debug, Default)]
+struct Leases {
+    held: HashSet<LeaseName>,
+    returns: Vec<(LeaseName, Return)>,
+}
+
+/// How a lease goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Return {
+    /// A read lease.
+    Release,
+    /// A read lease on a block whose bytes are not right.
+    Damaged,
+    /// A reservation.
+    Abort,
 }
 
 /// Keeps the background task alive; callers and leases hold it.
@@ -58,98 +87,141 @@ impl Handle {
             client,
             spec,
             session: RwLock::new(Arc::new(session)),
-            returns: Mutex::new(Vec::new()),
+            leases: Mutex::default(),
             wake: Notify::new(),
-            lost: Notify::new(),
+            lost: AtomicU64::new(0),
+            stop: CancellationToken::new(),
         });
-        let stop = CancellationToken::new();
-        tokio::spawn(keep(shared.clone(), stop.clone()));
-        Ok(Arc::new(Self { shared, _stop: stop.drop_guard() }))
+        tokio::spawn(keep(shared.clone()));
+        let stop = shared.stop.clone().drop_guard();
+        Ok(Arc::new(Self { shared, _stop: stop }))
     }
 
     pub(super) fn session(&self) -> Arc<Session> {
         self.shared.session.read().clone()
     }
 
-    /// Takes note of a call's failure: a lost session is opened again at once, not at the next renewal.
-    pub(super) fn note(&self, error: &Error) {
+    /// Takes note of a call's failure on a session: one that the store does not know is opened again at once,
+    /// not at the next renewal.
+    pub(super) fn note(&self, session: &Session, error: &Error) {
         if let Error::Refused(refusal) = error
             && refusal.reason == Reason::UnknownSession
         {
-            self.shared.lost.notify_one();
+            self.shared.lost.store(session.id, Ordering::Release);
+            self.shared.wake.notify_one();
         }
     }
 
-    pub(super) fn give_back(&self, name: LeaseName, reservation: bool) {
-        self.shared.returns.lock().push((name, reservation));
+    /// A lease came.
+    pub(super) fn hold(&self, name: LeaseName) {
+        self.shared.leases.lock().held.insert(name);
+    }
+
+    /// A lease goes back to the store.
+    pub(super) fn give_back(&self, name: LeaseName, how: Return) {
+        let mut leases = self.shared.leases.lock();
+        leases.held.remove(&name);
+        leases.returns.push((name, how));
+        drop(leases);
         self.shared.wake.notify_one();
+    }
+
+    /// A lease is no more, by an answer of the store's.
+    pub(super) fn forget(&self, name: LeaseName) {
+        self.shared.leases.lock().held.remove(&name);
     }
 }
 
 async fn open_session(client: &Client, spec: &NamespaceSpec) -> Result<Session, Error> {
+    let (mut session, offer) = handshake(client, spec).await?;
+    let Some(offer) = offer.filter(|_| client.options().shared_memory) else { return Ok(session) };
+    let path = offer.socket_path.clone();
+    let mapped = tokio::task::spawn_blocking(move || {
+        transport::attach(Path::new(&offer.socket_path), &offer.token, offer.region_bytes)
+    });
+    match mapped.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Ok(Some(attached)) => session.attached = Some(Arc::new(attached)),
+        Ok(None) => tracing::warn!(socket = path, "no shared memory within reach: bytes go through gRPC"),
+        Err(error) => {
+            // That session ended with the socket. A second one, which never shows its token, does without.
+            tracing::warn!(socket = path, %error, "cannot map the store's memory: bytes go through gRPC");
+            session = handshake(client, spec).await?.0;
+        }
+    }
+    Ok(session)
+}
+
+async fn handshake(
+    client: &Client,
+    spec: &NamespaceSpec,
+) -> Result<(Session, Option<v1::SharedMemory>), Error> {
     let request = client.request(spec.to_wire(&client.options().name), Duration::ZERO);
     let answer = client.service().open_namespace(request).await?.into_inner();
     let key: [u8; 32] = answer.namespace_key[..]
         .try_into()
         .map_err(|_| Error::Protocol("a namespace key of another length".into()))?;
-    let attached = match answer.shared_memory {
-        Some(offer) if client.options().shared_memory => attach(offer).await,
-        _ => None,
-    };
     let limits = answer.limits.unwrap_or_default();
-    Ok(Session {
+    let session = Session {
         id: answer.session_id,
         key: NamespaceKey::from_bytes(key),
-        attached,
+        attached: None,
         keys_max: limits.keys_max.max(1) as usize,
         ttl: Duration::from_millis(answer.session_ttl_ms.max(100)),
-    })
+    };
+    Ok((session, answer.shared_memory))
 }
 
-/// Maps the store's memory; a client on another host, or without the right, goes on without.
-async fn attach(offer: v1::SharedMemory) -> Option<Attached> {
-    let path = offer.socket_path.clone();
-    let mapped = tokio::task::spawn_blocking(move || {
-        transport::attach(Path::new(&offer.socket_path), &offer.token, offer.region_bytes)
-    });
-    match mapped.await {
-        Ok(Ok(attached)) => Some(attached),
-        Ok(Err(error)) => {
-            tracing::warn!(socket = path, %error, "no shared memory: bytes go through gRPC");
-            None
-        }
-        Err(_) => None,
-    }
-}
-
-async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut renewed = Instant::now();
+async fn keep(shared: Arc<Shared>) {
+    // Counted from the last renewal, not from this turn: leases that come back must not put it off.
+    let mut renewal = Instant::now() + shared.session.read().ttl / 3;
     loop {
         let session = shared.session.read().clone();
-        // Counted from the last renewal, not from this turn: leases that come back must not put it off.
-        let renew = tokio::time::sleep_until(renewed + session.ttl / 3);
         tokio::select! {
-            () = stop.cancelled() => return end(&shared, &session).await,
-            () = shared.wake.notified() => give_back(&shared, &session).await,
-            () = shared.lost.notified() => {
-                reopen(&shared, &stop).await;
-                renewed = Instant::now();
-            }
-            () = renew => {
-                let ttl = shared.client.options().lease_ttl.as_millis() as u64;
-                let message = v1::RenewRequest { session_id: session.id, lease_ids: vec![], lease_ttl_ms: ttl };
-                let request = shared.client.request(message, Duration::ZERO);
-                if let Err(status) = shared.client.service().renew(request).await {
-                    tracing::warn!(error = %Error::from(status), "session lost, opening it again");
-                    reopen(&shared, &stop).await;
+            () = shared.stop.cancelled() => return end(&shared, &session).await,
+            () = shared.wake.notified() => {
+                give_back(&shared, &session).await;
+                if shared.lost.load(Ordering::Acquire) == session.id {
+                    reopen(&shared).await;
+                    renewal = Instant::now() + session.ttl / 3;
                 }
-                renewed = Instant::now();
+            }
+            () = tokio::time::sleep_until(renewal) => match renew(&shared, &session).await {
+                Ok(()) => renewal = Instant::now() + session.ttl / 3,
+                Err(Error::Refused(refusal)) if refusal.reason == Reason::UnknownSession => {
+                    tracing::warn!(model = shared.spec.model, "the store lost the session, opening it again");
+                    reopen(&shared).await;
+                    renewal = Instant::now() + session.ttl / 3;
+                }
+                Err(error) => {
+                    // The store may well still have the session, and what it holds: only ask again.
+                    tracing::warn!(%error, "renew session");
+                    renewal = Instant::now() + RENEW_AGAIN.min(session.ttl / 3);
+                }
             }
         }
     }
 }
 
-async fn reopen(shared: &Shared, stop: &CancellationToken) {
+/// Renews the session and the leases that this client knows it holds.
+async fn renew(shared: &Shared, session: &Session) -> Result<(), Error> {
+    let held: Vec<u64> = {
+        let leases = shared.leases.lock();
+        leases.held.iter().filter(|name| name.session == session.id).map(|name| name.id).collect()
+    };
+    let lease_ttl_ms = shared.client.options().lease_ttl.as_millis() as u64;
+    let mut batches = held.chunks(session.keys_max);
+    loop {
+        // Without a lease the session alone is renewed.
+        let lease_ids = batches.next().unwrap_or_default().to_vec();
+        let message = v1::RenewRequest { session_id: session.id, lease_ids, lease_ttl_ms, all_leases: false };
+        shared.client.service().renew(shared.client.request(message, Duration::ZERO)).await?;
+        if batches.len() == 0 {
+            return Ok(());
+        }
+    }
+}
+
+async fn reopen(shared: &Shared) {
     let mut pause = REOPEN_FIRST;
     loop {
         match open_session(&shared.client, &shared.spec).await {
@@ -162,30 +234,35 @@ async fn reopen(shared: &Shared, stop: &CancellationToken) {
             Err(error) => tracing::debug!(%error, "open session again"),
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = shared.stop.cancelled() => return,
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(REOPEN_MOST),
         }
     }
 }
 
-/// Gives back what has gathered. Leases of a former session ended with it.
+/// Gives back what has gathered. Leases of a former session ended with it, and one whose return fails is not
+/// renewed any more.
 async fn give_back(shared: &Shared, session: &Session) {
-    let returns = std::mem::take(&mut *shared.returns.lock());
-    let of = |wanted: bool| {
-        let ours =
-            returns.iter().filter(|(name, reservation)| name.session == session.id && *reservation == wanted);
+    let returns = std::mem::take(&mut shared.leases.lock().returns);
+    let of = |wanted: Return| {
+        let ours = returns.iter().filter(|(name, how)| name.session == session.id && *how == wanted);
         ours.map(|(name, _)| name.id).collect::<Vec<u64>>()
     };
     let session_id = session.id;
-    for lease_ids in of(false).chunks(session.keys_max) {
-        let lease_ids = lease_ids.to_vec();
-        let message = v1::ReleaseRequest { session_id, lease_ids, end_session: false };
+    let release = async |lease_ids: Vec<u64>, damaged_lease_ids: Vec<u64>| {
+        let message = v1::ReleaseRequest { session_id, lease_ids, end_session: false, damaged_lease_ids };
         let request = shared.client.request(message, Duration::ZERO);
         if let Err(status) = shared.client.service().release(request).await {
             tracing::debug!(error = %Error::from(status), "give leases back");
         }
+    };
+    for lease_ids in of(Return::Release).chunks(session.keys_max) {
+        release(lease_ids.to_vec(), Vec::new()).await;
     }
-    for lease_ids in of(true).chunks(session.keys_max) {
+    for lease_ids in of(Return::Damaged).chunks(session.keys_max) {
+        release(Vec::new(), lease_ids.to_vec()).await;
+    }
+    for lease_ids in of(Return::Abort).chunks(session.keys_max) {
         let message = v1::AbortRequest { session_id, lease_ids: lease_ids.to_vec() };
         let request = shared.client.request(message, Duration::ZERO);
         if let Err(status) = shared.client.service().abort(request).await {
@@ -195,16 +272,17 @@ async fn give_back(shared: &Shared, session: &Session) {
 }
 
 async fn end(shared: &Shared, session: &Session) {
-    let message = v1::ReleaseRequest { session_id: session.id, lease_ids: vec![], end_session: true };
+    let message = v1::ReleaseRequest { session_id: session.id, end_session: true, ..Default::default() };
     let request = shared.client.request(message, Duration::ZERO);
     // The store may be gone already; then there is no session to end.
     let _ = shared.client.service().release(request).await;
 }
 
 impl Shared {
-    /// Ends the session now; every lease of it returns.
+    /// Ends the session now and for good; every lease of it returns.
     pub(super) async fn close(&self) {
         let session = self.session.read().clone();
         end(self, &session).await;
+        self.stop.cancel();
     }
 }

@@ -1,16 +1,24 @@
 //! Leases on the client's side: a block's bytes, borrowed for a while.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use kelvin_kernels::{Checksum, checksum};
+use kelvin_kernels::{Checksum, checksum, copy_checksummed};
 use kelvin_proto::kv::v1;
-use kelvin_tiering::Arena;
 
-use super::{ChecksumMismatch, Error, keeper::Handle};
-use crate::SequenceHash;
+use super::{
+    ChecksumMismatch, Error,
+    keeper::{Handle, Return},
+};
+use crate::{SequenceHash, transport::Attached};
 
 /// A lease's name: which session holds it, and its number there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct LeaseName {
     pub(super) session: u64,
     pub(super) id: u64,
@@ -18,8 +26,9 @@ pub(super) struct LeaseName {
 
 /// A block's bytes as this process sees them.
 pub(super) enum Memory {
-    /// In the store's memory, mapped here.
-    Mapped { arena: Arc<Arena>, offset: u64, bytes: usize },
+    /// In the store's memory, mapped here. Holding the socket keeps the store from using the range for
+    /// anything else, even after the lease has ended there.
+    Mapped { attached: Arc<Attached>, offset: u64, bytes: usize },
     /// A copy that came, or will go, through gRPC.
     Owned(Vec<u8>),
 }
@@ -27,10 +36,11 @@ pub(super) enum Memory {
 impl Memory {
     /// The range that the store named, checked.
     pub(super) fn mapped(
-        arena: &Arc<Arena>,
+        attached: &Arc<Attached>,
         location: v1::Location,
         block_bytes: u64,
     ) -> Result<Self, Error> {
+        let arena = &attached.arena;
         if location.bytes != block_bytes || arena.range(location.offset, location.bytes).is_none() {
             return Err(Error::Protocol(format!(
                 "a block of {} bytes at {} in a region of {}",
@@ -39,16 +49,18 @@ impl Memory {
                 arena.bytes()
             )));
         }
-        Ok(Self::Mapped { arena: arena.clone(), offset: location.offset, bytes: location.bytes as usize })
+        let attached = attached.clone();
+        Ok(Self::Mapped { attached, offset: location.offset, bytes: location.bytes as usize })
     }
 
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Owned(bytes) => bytes,
-            Self::Mapped { arena, offset, bytes } => {
-                let start = arena.range(*offset, *bytes as u64).expect("checked when it was made");
-                // SAFETY: the range is mapped as long as `arena` lives. While this lease lasts the store gives
-                // the range to no writer, and in this process only one `WriteLease` could hold it.
+            Self::Mapped { attached, offset, bytes } => {
+                let start = attached.arena.range(*offset, *bytes as u64).expect("checked when it was made");
+                // SAFETY: the range is mapped as long as `attached` lives. While it does, its socket is open,
+                // and until that closes the store gives the range to no writer, whatever becomes of the
+                // lease. In this process only one `WriteLease` holds it.
                 unsafe { std::slice::from_raw_parts(start.as_ptr(), *bytes) }
             }
         }
@@ -57,10 +69,10 @@ impl Memory {
     fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Owned(bytes) => bytes,
-            Self::Mapped { arena, offset, bytes } => {
-                let start = arena.range(*offset, *bytes as u64).expect("checked when it was made");
-                // SAFETY: as above; the reservation is exclusive until it is committed or aborted, which
-                // takes this value away.
+            Self::Mapped { attached, offset, bytes } => {
+                let start = attached.arena.range(*offset, *bytes as u64).expect("checked when it was made");
+                // SAFETY: as above. The store gave the range to this reservation alone, and reads it only to
+                // make the checksum of a commit, which takes this value away.
                 unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), *bytes) }
             }
         }
@@ -74,6 +86,8 @@ pub struct ReadLease {
     pub(super) expected: Checksum,
     pub(super) memory: Memory,
     pub(super) keeper: Arc<Handle>,
+    /// Set when the bytes were found wrong: the store is told.
+    pub(super) damaged: AtomicBool,
 }
 
 impl ReadLease {
@@ -88,14 +102,18 @@ impl ReadLease {
         let found = checksum(bytes);
         match found == self.expected {
             true => Ok(bytes),
-            false => Err(ChecksumMismatch { hash: self.hash, expected: self.expected, found }),
+            false => {
+                self.damaged.store(true, Ordering::Relaxed);
+                Err(ChecksumMismatch { hash: self.hash, expected: self.expected, found })
+            }
         }
     }
 }
 
 impl Drop for ReadLease {
     fn drop(&mut self) {
-        self.keeper.give_back(self.name, false);
+        let damaged = *self.damaged.get_mut();
+        self.keeper.give_back(self.name, if damaged { Return::Damaged } else { Return::Release });
     }
 }
 
@@ -111,8 +129,10 @@ pub struct WriteLease {
     pub(super) hash: SequenceHash,
     pub(super) memory: Memory,
     pub(super) keeper: Arc<Handle>,
-    /// Set once a commit was sent: there is nothing to abort any more.
-    pub(super) sent: bool,
+    /// Checksum of the bytes, as long as nothing else was written.
+    pub(super) known: Option<Checksum>,
+    /// Set once a commit was answered: there is nothing to abort any more.
+    pub(super) done: bool,
 }
 
 impl WriteLease {
@@ -123,11 +143,26 @@ impl WriteLease {
 
     /// The bytes to fill, all of them; what they hold before is undefined.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.known = None;
         self.memory.bytes_mut()
     }
 
+    /// Fills the whole block with a copy of `source`, making the checksum on the way.
+    ///
+    /// # Panics
+    /// When `source` is not as long as the block.
+    pub fn fill(&mut self, source: &[u8]) {
+        self.known = Some(copy_checksummed(source, self.memory.bytes_mut()));
+    }
+
     pub(super) fn checksum(&self) -> Checksum {
-        checksum(self.memory.bytes())
+        self.known.unwrap_or_else(|| checksum(self.memory.bytes()))
+    }
+
+    /// The store answered a commit.
+    pub(super) fn finish(&mut self) {
+        self.done = true;
+        self.keeper.forget(self.name);
     }
 
     /// Bytes that must travel, for a block that is not in the store's memory yet.
@@ -141,8 +176,8 @@ impl WriteLease {
 
 impl Drop for WriteLease {
     fn drop(&mut self) {
-        if !self.sent {
-            self.keeper.give_back(self.name, true);
+        if !self.done {
+            self.keeper.give_back(self.name, Return::Abort);
         }
     }
 }

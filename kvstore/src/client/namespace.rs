@@ -6,7 +6,7 @@ use kelvin_proto::{NamespaceSpec, kv::v1::BlockStatus};
 
 use super::{
     Client, Error, calls,
-    keeper::Handle,
+    keeper::{Handle, Session},
     lease::{ReadLease, WriteLease},
 };
 use crate::SequenceHash;
@@ -85,14 +85,17 @@ impl Namespace {
 
     /// The longest stored prefix.
     pub async fn match_prefix(&self, hashes: &[SequenceHash]) -> Result<Match, Error> {
-        self.noting(calls::match_prefix(&self.keeper, hashes).await)
+        let session = self.keeper.session();
+        self.noting(&session, calls::match_prefix(&self.keeper, &session, hashes).await)
     }
 
     /// Leases the leading run of `hashes` that is stored. Should the first be in the making, waits for it
-    /// up to `wait`; comes back as soon as it is there, with whatever stands ready behind it, or can't come
-    /// any more.
+    /// up to `wait` (and the store's own limit, a minute); comes back as soon as it is there, with whatever
+    /// stands ready behind it, or can't come any more. At most as many hashes are looked at as the store takes
+    /// in a call (8,192): a run that ends there has not stopped, and goes on behind its last lease.
     pub async fn acquire(&self, hashes: &[SequenceHash], wait: Duration) -> Result<Acquired, Error> {
-        self.noting(calls::acquire(&self.keeper, hashes, wait).await)
+        let session = self.keeper.session();
+        self.noting(&session, calls::acquire(&self.keeper, &session, hashes, wait).await)
     }
 
     /// Reserves the blocks of a run that starts behind `parent`: one answer a hash, in order.
@@ -101,21 +104,23 @@ impl Namespace {
         parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
     ) -> Result<Vec<Reserved>, Error> {
-        self.noting(calls::reserve(&self.keeper, parent, hashes).await)
+        let session = self.keeper.session();
+        self.noting(&session, calls::reserve(&self.keeper, &session, parent, hashes).await)
     }
 
     /// Commits filled reservations, parents first: one status a block.
     pub async fn commit(&self, filled: Vec<WriteLease>) -> Result<Vec<BlockStatus>, Error> {
-        self.noting(calls::commit(&self.keeper, filled).await)
+        let session = self.keeper.session();
+        self.noting(&session, calls::commit(&self.keeper, &session, filled).await)
     }
 
-    /// Ends the session now: every lease returns at once.
+    /// Ends the session now and for good: every lease returns at once, and calls fail from here on.
     pub async fn close(&self) {
         self.keeper.shared.close().await;
     }
 
-    fn noting<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        result.inspect_err(|error| self.keeper.note(error))
+    fn noting<T>(&self, session: &Session, result: Result<T, Error>) -> Result<T, Error> {
+        result.inspect_err(|error| self.keeper.note(session, error))
     }
 }
 

@@ -12,7 +12,7 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::store::{Counters, Store};
 
 pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, stop: CancellationToken) {
     let mut registry = Registry::default();
@@ -44,62 +44,55 @@ impl fmt::Debug for StoreCollector {
 
 impl Collector for StoreCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let counters = self.0.counters();
-        let mut counter = |name: &str, help: &str, unit: Option<&Unit>, value: u64| {
-            let metric = ConstCounter::new(value);
-            metric.encode(encoder.encode_descriptor(name, help, unit, metric.metric_type())?)
-        };
+        type Read = fn(&Counters) -> u64;
         let bytes = Some(&Unit::Bytes);
-        counter("kelvin_store_evictions", "Blocks evicted", None, counters.evictions.get())?;
-        counter(
-            "kelvin_store_conflicts",
-            "Commits of other bytes under a stored hash",
-            None,
-            counters.conflicts.get(),
-        )?;
-        counter(
-            "kelvin_store_checksum_failures",
-            "Commits whose bytes had another checksum",
-            None,
-            counters.checksum_failures.get(),
-        )?;
-        counter("kelvin_store_no_space", "Reservations that found no slot", None, counters.no_space.get())?;
-        counter(
-            "kelvin_store_leases_expired",
-            "Leases ended by their TTL",
-            None,
-            counters.leases_expired.get(),
-        )?;
-        counter(
-            "kelvin_store_grpc_read",
-            "Payload read through gRPC",
-            bytes,
-            counters.grpc_read_bytes.get(),
-        )?;
-        counter(
-            "kelvin_store_grpc_written",
-            "Payload written through gRPC",
-            bytes,
-            counters.grpc_written_bytes.get(),
-        )?;
-        counter(
-            "kelvin_store_shm_leased",
-            "Payload leased in shared memory",
-            bytes,
-            counters.shm_leased_bytes.get(),
-        )?;
-        counter(
-            "kelvin_store_shm_committed",
-            "Payload committed in shared memory",
-            bytes,
-            counters.shm_committed_bytes.get(),
-        )?;
-        counter(
-            "kelvin_store_copied",
-            "Payload that the store itself copied",
-            bytes,
-            counters.copied_bytes.get(),
-        )?;
+        let counters: [(&str, &str, Option<&Unit>, Read); 11] = [
+            ("kelvin_store_evictions", "Blocks evicted", None, |counters| counters.evictions.get()),
+            ("kelvin_store_conflicts", "Commits of other bytes under a stored hash", None, |counters| {
+                counters.conflicts.get()
+            }),
+            (
+                "kelvin_store_checksum_failures",
+                "Commits whose bytes had another checksum",
+                None,
+                |counters| counters.checksum_failures.get(),
+            ),
+            (
+                "kelvin_store_damaged_blocks",
+                "Blocks dropped since a reader found them damaged",
+                None,
+                |counters| counters.damaged_blocks.get(),
+            ),
+            ("kelvin_store_no_space", "Reservations that found no slot", None, |counters| {
+                counters.no_space.get()
+            }),
+            ("kelvin_store_leases_expired", "Leases ended by their TTL", None, |counters| {
+                counters.leases_expired.get()
+            }),
+            ("kelvin_store_grpc_read", "Payload read through gRPC", bytes, |counters| {
+                counters.grpc_read_bytes.get()
+            }),
+            ("kelvin_store_grpc_written", "Payload written through gRPC", bytes, |counters| {
+                counters.grpc_written_bytes.get()
+            }),
+            ("kelvin_store_shm_leased", "Payload leased in shared memory", bytes, |counters| {
+                counters.shm_leased_bytes.get()
+            }),
+            ("kelvin_store_shm_committed", "Payload committed in shared memory", bytes, |counters| {
+                counters.shm_committed_bytes.get()
+            }),
+            ("kelvin_store_copied", "Payload that the store itself copied", bytes, |counters| {
+                counters.copied_bytes.get()
+            }),
+        ];
+        for (name, help, unit, read) in counters {
+            let kind = ConstCounter::new(0u64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, unit, kind)?;
+            for tenant in self.0.tenants() {
+                let labels = [("tenant", tenant.name().to_owned())];
+                ConstCounter::new(read(tenant.counters())).encode(family.encode_family(&labels)?)?;
+            }
+        }
         self.tenants(&mut encoder)
     }
 }
@@ -142,6 +135,8 @@ impl StoreCollector {
             ]
         });
         gauge("kelvin_store_leases", "Leases held", None, leases.collect())?;
+        let parked = tenants.iter().map(|(tenant, _, survey)| (tier(tenant.name()), survey.parked_slots));
+        gauge("kelvin_store_parked_slots", "Slots resting until a process is gone", None, parked.collect())?;
         let per_model = |value: &dyn Fn(&crate::store::Namespace) -> u64| {
             let mut sums = std::collections::BTreeMap::<(String, String), u64>::new();
             for (tenant, _, survey) in &tenants {

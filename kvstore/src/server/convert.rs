@@ -56,6 +56,7 @@ pub(super) fn prefix(
                 return Err(Refusal::invalid(format!("extra has more than {EXTRA_BYTES_MAX} bytes")));
             }
             let block_tokens = namespace.spec.block_tokens as usize;
+            keys_within_limit(tokens.ids.len() / block_tokens)?;
             Ok(namespace.key.hash_blocks(&tokens.ids, block_tokens, &tokens.extra))
         }
     }

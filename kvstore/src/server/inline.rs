@@ -3,12 +3,12 @@
 //! Here, and only here, does the store copy payload: once, between a slot and the message, through the
 //! tier's [`Device`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use kelvin_kernels::Checksum;
-use kelvin_proto::{Refusal, kv::v1};
+use kelvin_proto::{Reason, Refusal, kv::v1};
 use kelvin_tiering::Device;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -19,8 +19,10 @@ use crate::store::{MutableBlock, Tenant};
 const FRAME_BYTES: usize = 1 << 20;
 /// Frames made ahead of the reader.
 const FRAMES_AHEAD: usize = 2;
+/// A stream that makes no progress for so long is broken off: it keeps a block from being evicted.
+const STALL: Duration = Duration::from_secs(10);
 
-/// Frames of the leased blocks, in order. The blocks stay leased to the session; this stream adds nothing.
+/// Frames of the leased blocks, in order. A block cannot go while it is being sent.
 pub(super) fn read(
     tenant: Arc<Tenant>,
     session: u64,
@@ -32,7 +34,7 @@ pub(super) fn read(
             let Some(block) = tenant.leased(session, lease) else {
                 let status = v1::BlockStatus::StaleLease.into();
                 let frame = v1::ReadResponse { lease_id: lease, status, ..Default::default() };
-                if frames.send(Ok(frame)).await.is_err() {
+                if frames.send_timeout(Ok(frame), STALL).await.is_err() {
                     return;
                 }
                 continue;
@@ -55,9 +57,9 @@ pub(super) fn read(
                             status: v1::BlockStatus::Leased.into(),
                         })
                     }
-                    Err(error) => Err(Refusal::new(kelvin_proto::Reason::Internal, error.to_string()).into()),
+                    Err(error) => Err(Refusal::new(Reason::Internal, error.to_string()).into()),
                 };
-                if frames.send(frame).await.is_err() {
+                if frames.send_timeout(frame, STALL).await.is_err() {
                     return;
                 }
             }
@@ -89,7 +91,7 @@ pub(super) async fn write(
     tenant: Arc<Tenant>,
     mut frames: Streaming<v1::WriteRequest>,
 ) -> Result<v1::BlockStatus, Status> {
-    let first = frames.message().await?.ok_or_else(|| Refusal::invalid("the stream has no frame"))?;
+    let first = next(&mut frames).await?.ok_or_else(|| Refusal::invalid("the stream has no frame"))?;
     let (session, lease) = (first.session_id, first.lease_id);
     tenant.namespace_of(session)?;
     let Some(block) = tenant.take_write(session, lease) else {
@@ -103,11 +105,15 @@ pub(super) async fn write(
             let statuses = tenant.commit(session, &[(lease, checksum)])?;
             return Ok(statuses[0]);
         }
-        frame = frames
-            .message()
+        frame = next(&mut frames)
             .await?
             .ok_or_else(|| Refusal::invalid("the stream ended before a frame with a checksum"))?;
     }
+}
+
+async fn next(frames: &mut Streaming<v1::WriteRequest>) -> Result<Option<v1::WriteRequest>, Status> {
+    let stalled = |_| Refusal::new(Reason::Unavailable, "no frame came for 10 s: the write was given up");
+    tokio::time::timeout(STALL, frames.message()).await.map_err(stalled)?
 }
 
 /// Writes one frame; the checksum when it was the last.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use kelvin_kernels::Checksum;
-use kelvin_proto::{NamespaceSpec, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
+use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -16,6 +16,8 @@ use crate::{
 };
 
 const CLIENT_NAME_BYTES_MAX: usize = 128;
+/// A commit of so much is checked on the spot: half a millisecond.
+const COMMIT_INLINE_BYTES: u64 = 16 << 20;
 
 /// The service over one store.
 pub(super) struct Service {
@@ -35,10 +37,7 @@ impl Service {
             Some(value) => {
                 let text = value.to_str().unwrap_or_default();
                 Some(text.strip_prefix("Bearer ").ok_or_else(|| {
-                    Refusal::new(
-                        kelvin_proto::Reason::Unauthenticated,
-                        "authorization must be `Bearer TOKEN`",
-                    )
+                    Refusal::new(Reason::Unauthenticated, "authorization must be `Bearer TOKEN`")
                 })?)
             }
         };
@@ -126,7 +125,7 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let hashes = convert::prefix(message.prefix, &namespace)?;
-        let blocks = namespace.longest_prefix(&hashes);
+        let blocks = tenant.longest_prefix(&namespace, &hashes);
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
@@ -172,7 +171,15 @@ impl KvService for Service {
         convert::keys_within_limit(message.blocks.len())?;
         let blocks: Vec<(u64, Checksum)> =
             message.blocks.iter().map(|block| (block.lease_id, Checksum(block.checksum))).collect();
-        let statuses = tenant.commit(message.session_id, &blocks)?;
+        let session = message.session_id;
+        let bytes = blocks.len() as u64 * tenant.namespace_of(session)?.spec.block_bytes;
+        let statuses = if bytes <= COMMIT_INLINE_BYTES {
+            tenant.commit(session, &blocks)?
+        } else {
+            // Checksums over so much would keep this thread from answering anyone else.
+            let work = tokio::task::spawn_blocking(move || tenant.commit(session, &blocks));
+            work.await.map_err(|error| Refusal::new(Reason::Internal, error.to_string()))??
+        };
         Ok(Response::new(v1::CommitResponse { statuses: convert::statuses(statuses) }))
     }
 
@@ -187,7 +194,8 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let ttl = convert::ttl(message.lease_ttl_ms);
-        let statuses = convert::statuses(tenant.renew(message.session_id, &message.lease_ids, ttl)?);
+        let statuses = tenant.renew(message.session_id, &message.lease_ids, message.all_leases, ttl)?;
+        let statuses = convert::statuses(statuses);
         Ok(Response::new(v1::RenewResponse { statuses }))
     }
 
@@ -196,7 +204,9 @@ impl KvService for Service {
         request: Request<v1::ReleaseRequest>,
     ) -> Result<Response<v1::ReleaseResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        convert::keys_within_limit(message.lease_ids.len())?;
+        convert::keys_within_limit(message.lease_ids.len() + message.damaged_lease_ids.len())?;
+        tenant.drop_damaged(message.session_id, &message.damaged_lease_ids);
+        tenant.release(message.session_id, &message.damaged_lease_ids)?;
         let statuses = convert::statuses(tenant.release(message.session_id, &message.lease_ids)?);
         if message.end_session {
             tenant.end_session(message.session_id);
@@ -237,7 +247,7 @@ impl KvService for Service {
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
         let (tenant, _) = self.enter(request)?;
-        let (usage, survey, counters) = (tenant.usage(), tenant.survey(), self.store.counters());
+        let (usage, survey, counters) = (tenant.usage(), tenant.survey(), tenant.counters());
         let namespaces = survey.namespaces.iter().map(|(namespace, sessions)| {
             let blocks = namespace.index.len() as u64;
             v1::NamespaceStats {
@@ -274,6 +284,8 @@ impl KvService for Service {
             shm_leased_bytes: counters.shm_leased_bytes.get(),
             shm_committed_bytes: counters.shm_committed_bytes.get(),
             copied_bytes: counters.copied_bytes.get(),
+            damaged_blocks: counters.damaged_blocks.get(),
+            parked_slots: survey.parked_slots,
         }))
     }
 }

@@ -74,8 +74,17 @@ impl ImmutableBlock {
         self.0.checksum
     }
 
+    pub(crate) fn key(&self) -> BlockKey {
+        self.0.block.key
+    }
+
     pub(crate) fn parent(&self) -> Option<SequenceHash> {
         self.0.block.parent
+    }
+
+    /// Whether both are clones of one block.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn slot(&self) -> &DramSlot {

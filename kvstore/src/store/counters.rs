@@ -16,7 +16,7 @@ impl Counter {
     }
 }
 
-/// Counts of one store.
+/// Counts of one tenant.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     /// Leases that their TTL ended, not their owner.
@@ -25,6 +25,8 @@ pub(crate) struct Counters {
     pub(crate) conflicts: Counter,
     /// Commits whose bytes did not have the checksum given.
     pub(crate) checksum_failures: Counter,
+    /// Blocks dropped since a reader found them damaged.
+    pub(crate) damaged_blocks: Counter,
     /// Reservations that found no slot.
     pub(crate) no_space: Counter,
     /// Payload through gRPC, which the store copies.

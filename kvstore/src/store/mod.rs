@@ -17,6 +17,8 @@ mod events;
 mod lease;
 mod namespace;
 mod registry;
+mod room;
+mod state;
 mod tenant;
 #[cfg(test)]
 mod tests;

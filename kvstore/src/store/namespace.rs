@@ -37,8 +37,8 @@ impl Namespace {
     }
 
     /// Blocks of the longest stored prefix.
-    pub(crate) fn longest_prefix(&self, hashes: &[SequenceHash]) -> usize {
-        let blocks = self.index.longest_prefix(hashes, None).len();
+    pub(crate) fn longest_prefix(&self, hashes: &[SequenceHash], now: u64) -> usize {
+        let blocks = self.index.longest_prefix(hashes, Some(now)).len();
         self.match_blocks.add(hashes.len() as u64);
         self.hit_blocks.add(blocks as u64);
         blocks

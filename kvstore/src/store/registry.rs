@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kelvin_proto::{Reason, Refusal};
 use kelvin_tiering::{DramPool, MemoryError};
 
-use super::{Clock, Counters, Tenant, tenant::TenantLimits};
+use super::{Clock, Tenant, tenant::TenantLimits};
 
 /// One tenant of a store.
 #[derive(Debug, Clone)]
@@ -36,7 +36,6 @@ pub(crate) struct StoreOptions {
 /// The store.
 pub(crate) struct Store {
     tenants: Vec<(Option<String>, Arc<Tenant>)>,
-    counters: Arc<Counters>,
     clock: Arc<dyn Clock>,
     incarnation: u64,
 }
@@ -44,17 +43,16 @@ pub(crate) struct Store {
 impl Store {
     /// Takes the memory and opens the tenants.
     pub(crate) fn new(options: StoreOptions, clock: Arc<dyn Clock>) -> Result<Self, MemoryError> {
-        let counters = Arc::new(Counters::default());
         let mut tenants = Vec::new();
         for tenant in options.tenants {
             let pool = DramPool::new(&format!("kelvin-{}", tenant.name), tenant.dram_bytes)?;
             let secret = *blake3::keyed_hash(&options.secret, tenant.name.as_bytes()).as_bytes();
             let limits =
                 TenantLimits { session_ttl: options.session_ttl, lease_ttl_max: options.lease_ttl_max };
-            let state = Tenant::new(tenant.name, secret, pool, limits, counters.clone(), clock.clone());
+            let state = Tenant::new(tenant.name, secret, pool, limits, clock.clone());
             tenants.push((tenant.token, Arc::new(state)));
         }
-        Ok(Self { tenants, counters, clock, incarnation: options.incarnation })
+        Ok(Self { tenants, clock, incarnation: options.incarnation })
     }
 
     /// The tenant that a bearer token names.
@@ -74,10 +72,6 @@ impl Store {
 
     pub(crate) fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
         self.tenants.iter().map(|(_, tenant)| tenant)
-    }
-
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.counters
     }
 
     pub(crate) fn incarnation(&self) -> u64 {

@@ -8,8 +8,12 @@
 //!     └─────────────────────┴──────── evict ◄───────┘   (never while leased, nor while a child is
 //!                                                        being filled)
 //! ```
-//! A reservation that expires while its session lives leaves its slot in *quarantine* until the session
-//! ends: its holder may still be writing into shared memory.
+//!
+//! # Shared memory
+//! A process that mapped the pool can touch a slot whatever its leases say: they may have expired, or its
+//! session ended, while it was busy. So what such a session held is *quarantined* (session alive) or *parked*
+//! (session ended), its slots not used again, until its socket closes, which the process's end does at
+//! the latest. The keys are free for others at once.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,29 +22,25 @@ use std::{
 };
 
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, DramSlot, Policy, TailFirstLru, Tier, Usage};
+use kelvin_tiering::{Device, DramPool, Usage};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Clock, Counters, ImmutableBlock, MutableBlock, Namespace,
-    block::CompleteBlock,
-    events::{Event, EventKind},
-    lease::{LeaseId, LeaseTable, Right},
+    Clock, Counters, Namespace,
+    lease::Right,
+    state::{Session, State},
 };
 use crate::{NamespaceKey, SequenceHash};
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
 const NAMESPACES_MAX: usize = 1024;
-/// Expired reservations a session may leave in quarantine before it is ended.
+/// Expired leases a session may leave in quarantine before it is ended.
 const QUARANTINE_MAX: usize = 64;
 /// Leases a session may hold.
 pub(crate) const LEASES_MAX: u32 = 16_384;
 
 pub(crate) type SessionId = u64;
-
-/// The holder, in the index, that stands for a copy in DRAM.
-const DRAM: u32 = Tier::Dram as u32;
 
 /// A block of one of the tenant's namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,42 +63,13 @@ pub(crate) struct Opened {
     pub(crate) token: [u8; 16],
 }
 
-pub(super) struct Session {
-    pub(super) namespace: Arc<Namespace>,
-    pub(super) name: String,
-    pub(super) token: [u8; 16],
-    /// Whether its process mapped the pool.
-    pub(super) maps_memory: bool,
-    pub(super) leases: HashSet<LeaseId>,
-    pub(super) quarantine: HashMap<LeaseId, Box<MutableBlock>>,
-    expires_at: Duration,
-}
-
-pub(super) enum Entry {
-    Filling,
-    Sealed(ImmutableBlock),
-}
-
-pub(super) struct State {
-    pub(super) blocks: HashMap<BlockKey, Entry>,
-    /// Blocks committed before their parents, by parent.
-    orphans: HashMap<BlockKey, Vec<CompleteBlock>>,
-    /// Blocks being filled, counted at their parents.
-    filling_children: HashMap<BlockKey, u32>,
-    pub(super) policy: TailFirstLru<BlockKey>,
-    pub(super) sessions: HashMap<SessionId, Session>,
-    pub(super) leases: LeaseTable,
-    namespaces: HashMap<u64, Arc<Namespace>>,
-    next_lease: LeaseId,
-}
-
 /// One tenant.
 pub(crate) struct Tenant {
     name: String,
     secret: [u8; 32],
     pub(super) pool: DramPool,
     pub(super) limits: TenantLimits,
-    pub(super) counters: Arc<Counters>,
+    pub(super) counters: Counters,
     pub(super) clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
@@ -109,20 +80,9 @@ impl Tenant {
         secret: [u8; 32],
         pool: DramPool,
         limits: TenantLimits,
-        counters: Arc<Counters>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let state = State {
-            blocks: HashMap::new(),
-            orphans: HashMap::new(),
-            filling_children: HashMap::new(),
-            policy: TailFirstLru::new(),
-            sessions: HashMap::new(),
-            leases: LeaseTable::default(),
-            namespaces: HashMap::new(),
-            next_lease: 1,
-        };
-        Self { name, secret, pool, limits, counters, clock, state: Mutex::new(state) }
+        Self { name, secret, pool, limits, counters: Counters::default(), clock, state: Mutex::default() }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -156,8 +116,8 @@ impl Tenant {
             return Err(Refusal::new(
                 Reason::LimitExceeded,
                 format!(
-                    "a block of {} bytes is larger than this store's limit of {block_bytes_max}: \
-                     use fewer tokens a block, or start the store with more DRAM",
+                    "a block of {} bytes is larger than this store's limit of {block_bytes_max}, a chunk of \
+                     its memory: start the store with more DRAM, or use fewer tokens a block",
                     spec.block_bytes
                 ),
             ));
@@ -200,6 +160,13 @@ impl Tenant {
         }
         let key = NamespaceKey::derive(&self.secret, &self.name, &spec.canonical());
         let id = u64::from_le_bytes(crate::random::bytes());
+        tracing::info!(
+            tenant = self.name,
+            model = spec.model,
+            block_bytes = spec.block_bytes,
+            blocks_max = self.pool.blocks_max(spec.block_bytes),
+            "namespace opened"
+        );
         let namespace = Arc::new(Namespace::new(id, spec, key));
         state.namespaces.insert(id, namespace.clone());
         Ok(namespace)
@@ -211,14 +178,26 @@ impl Tenant {
         found.ok_or_else(|| Refusal::invalid(format!("namespace {id} is not known; Stats lists them")))
     }
 
-    /// The session that shows `token` at the shared-memory socket has mapped the pool from here on.
+    /// The session that shows `token` at the shared-memory socket has mapped the pool from here on; a token
+    /// counts once.
     pub(crate) fn map_memory(&self, token: &[u8; 16]) -> Option<SessionId> {
         let mut state = self.lock();
-        let found = state.sessions.iter_mut().find(|(_, session)| &session.token == token);
+        let found =
+            state.sessions.iter_mut().find(|(_, session)| &session.token == token && !session.maps_memory);
         found.map(|(&id, session)| {
             session.maps_memory = true;
             id
         })
+    }
+
+    /// The process behind a session has closed its socket: nothing of the session is in use any more.
+    pub(crate) fn unmap_memory(&self, id: SessionId) {
+        let mut state = self.lock();
+        if let Some(session) = state.sessions.get_mut(&id) {
+            session.maps_memory = false;
+        }
+        self.end(&mut state, id, "ended: its socket closed");
+        state.parked.remove(&id);
     }
 
     /// Ends a session and everything it holds.
@@ -229,14 +208,18 @@ impl Tenant {
 
     fn end(&self, state: &mut State, id: SessionId, how: &str) {
         let Some(session) = state.sessions.remove(&id) else { return };
+        let mut held: Vec<Right> = session.quarantine.into_values().collect();
         for &lease in &session.leases {
-            if let Some(lease) = state.leases.remove(lease, id)
-                && let Right::Write(Some(block)) = lease.right
-            {
-                self.abandon(state, *block);
+            let Some(lease) = state.leases.remove(lease, id) else { continue };
+            if let Right::Write(Some(block)) = &lease.right {
+                state.forget_filling(block.key, block.parent);
             }
+            held.push(lease.right);
         }
         tracing::debug!(client = session.name, leases = session.leases.len(), "session {how}");
+        if session.maps_memory && !held.is_empty() {
+            state.parked.insert(id, held);
+        }
         session.namespace.changed.notify_waiters();
     }
 
@@ -259,97 +242,30 @@ impl Tenant {
         }
         while let Some((id, lease)) = state.leases.pop_expired(now) {
             self.counters.leases_expired.add(1);
+            if let Right::Write(Some(block)) = &lease.right {
+                tracing::warn!(block = %block.key.hash, "reservation expired");
+                state.forget_filling(block.key, block.parent);
+            }
             let session = state.sessions.get_mut(&lease.session).expect("a lease belongs to a live session");
             session.leases.remove(&id);
-            let namespace = session.namespace.clone();
-            if let Right::Write(Some(block)) = lease.right {
-                let key = block.key;
-                let parent = block.parent;
-                session.quarantine.insert(id, block);
-                let full = session.quarantine.len() > QUARANTINE_MAX;
-                tracing::warn!(client = session.name, block = %key.hash, "reservation expired");
-                self.forget_filling(state, key, parent);
-                if full {
-                    self.end(state, lease.session, "ended: it lets its reservations expire");
+            session.namespace.changed.notify_waiters();
+            if session.maps_memory {
+                session.quarantine.insert(id, lease.right);
+                if session.quarantine.len() > QUARANTINE_MAX {
+                    self.end(state, lease.session, "ended: it lets its leases expire");
                 }
             }
-            namespace.changed.notify_waiters();
         }
     }
 
-    /// Gives up a block that was being filled; its slot is free at once.
-    pub(super) fn abandon(&self, state: &mut State, block: MutableBlock) {
-        self.forget_filling(state, block.key, block.parent);
+    /// The clock for the index.
+    pub(super) fn tick(&self) -> u64 {
+        self.clock.now().as_millis() as u64
     }
 
-    /// Removes the trace of a block being filled, and with it what was committed behind it.
-    pub(super) fn forget_filling(&self, state: &mut State, key: BlockKey, parent: Option<SequenceHash>) {
-        state.blocks.remove(&key);
-        state.release_parent(key, parent);
-        for orphan in state.orphans.remove(&key).unwrap_or_default() {
-            self.forget_filling(state, orphan.key(), orphan.parent());
-        }
-    }
-
-    /// Makes a complete block visible, or keeps it until its parent is. False when its parent is gone: a
-    /// block that nobody can reach is not worth its slot.
-    pub(super) fn adopt(&self, state: &mut State, namespace: &Namespace, block: CompleteBlock) -> bool {
-        let first = block.key();
-        let mut ready = vec![block];
-        while let Some(block) = ready.pop() {
-            let key = block.key();
-            if let Some(parent) = block.parent().map(|hash| BlockKey { hash, ..key })
-                && matches!(state.blocks.get(&parent), Some(Entry::Filling))
-            {
-                state.orphans.entry(parent).or_default().push(block);
-                continue;
-            }
-            let parent = block.parent();
-            if namespace.index.insert(parent, key.hash, DRAM, 0).is_err() {
-                self.forget_filling(state, key, parent);
-                continue;
-            }
-            state.release_parent(key, parent);
-            state.blocks.insert(key, Entry::Sealed(block.register()));
-            state.policy.insert(key, parent.map(|hash| BlockKey { hash, ..key }));
-            namespace.events.push(Event {
-                kind: EventKind::Stored,
-                hash: key.hash,
-                parent,
-                tier: Tier::Dram,
-            });
-            ready.extend(state.orphans.remove(&key).unwrap_or_default());
-        }
-        state.blocks.contains_key(&first)
-    }
-
-    /// A slot, taking from the least recently used block of the same size if none is free, and from blocks
-    /// of other sizes only when this size has nothing left to give.
-    pub(super) fn allocate(&self, state: &mut State, bytes: u64) -> Option<DramSlot> {
-        loop {
-            if let Some(slot) = self.pool.allocate(bytes) {
-                return Some(slot);
-            }
-            let victim = state.victim(|slot| slot.len() == bytes).or_else(|| state.victim(|_| true))?;
-            self.evict(state, victim);
-        }
-    }
-
-    fn evict(&self, state: &mut State, key: BlockKey) {
-        let Some(Entry::Sealed(block)) = state.blocks.remove(&key) else {
-            unreachable!("only sealed blocks are victims")
-        };
-        state.policy.remove(key);
-        if let Some(namespace) = state.namespaces.get(&key.namespace) {
-            namespace.index.remove(key.hash, DRAM);
-            namespace.events.push(Event {
-                kind: EventKind::Removed,
-                hash: key.hash,
-                parent: block.parent(),
-                tier: Tier::Dram,
-            });
-        }
-        self.counters.evictions.add(1);
+    /// Blocks of the longest stored prefix.
+    pub(crate) fn longest_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> usize {
+        namespace.longest_prefix(hashes, self.tick())
     }
 
     /// Fill of the pool.
@@ -367,7 +283,9 @@ impl Tenant {
         }
         namespaces.sort_by(|(a, _), (b, _)| (&a.spec.model, a.id).cmp(&(&b.spec.model, b.id)));
         let (read_leases, write_leases) = state.leases.counts();
-        Survey { namespaces, sessions: state.sessions.len() as u64, read_leases, write_leases }
+        let quarantined = state.sessions.values().map(|session| session.quarantine.len());
+        let parked_slots = quarantined.chain(state.parked.values().map(Vec::len)).sum::<usize>() as u64;
+        Survey { namespaces, sessions: state.sessions.len() as u64, read_leases, write_leases, parked_slots }
     }
 }
 
@@ -377,55 +295,8 @@ pub(crate) struct Survey {
     pub(crate) sessions: u64,
     pub(crate) read_leases: u64,
     pub(crate) write_leases: u64,
-}
-
-impl State {
-    pub(super) fn next_lease(&mut self) -> LeaseId {
-        let id = self.next_lease;
-        self.next_lease += 1;
-        id
-    }
-
-    /// The session, or a refusal that makes its client open it again.
-    pub(super) fn session(&mut self, id: SessionId) -> Result<&mut Session, Refusal> {
-        self.sessions.get_mut(&id).ok_or_else(|| {
-            Refusal::new(
-                Reason::UnknownSession,
-                "the session is not open (any more): open the namespace again",
-            )
-        })
-    }
-
-    pub(super) fn renew_session(&mut self, id: SessionId, expires_at: Duration) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.expires_at = session.expires_at.max(expires_at);
-        }
-    }
-
-    pub(super) fn hold_parent(&mut self, key: BlockKey, parent: Option<SequenceHash>) {
-        if let Some(hash) = parent {
-            *self.filling_children.entry(BlockKey { hash, ..key }).or_default() += 1;
-        }
-    }
-
-    pub(super) fn release_parent(&mut self, key: BlockKey, parent: Option<SequenceHash>) {
-        let Some(parent) = parent.map(|hash| BlockKey { hash, ..key }) else { return };
-        let count = self.filling_children.get_mut(&parent).expect("a block being filled is counted");
-        *count -= 1;
-        if *count == 0 {
-            self.filling_children.remove(&parent);
-        }
-    }
-
-    fn victim(&mut self, fits: impl Fn(&DramSlot) -> bool) -> Option<BlockKey> {
-        let State { blocks, filling_children, policy, .. } = self;
-        policy.victim(&mut |key| match blocks.get(key) {
-            Some(Entry::Sealed(block)) => {
-                fits(block.slot()) && !block.is_leased() && !filling_children.contains_key(key)
-            }
-            _ => false,
-        })
-    }
+    /// Slots that rest until the process that mapped them is gone.
+    pub(crate) parked_slots: u64,
 }
 
 fn refuse_other_fingerprint<'a>(

@@ -54,6 +54,14 @@ impl Bench {
         self.tenant().open(spec("f16"), "test").unwrap().session
     }
 
+    /// A session whose process mapped the pool.
+    fn open_mapped(&self) -> u64 {
+        let opened = self.tenant().open(spec("f16"), "test").unwrap();
+        assert_eq!(self.tenant().map_memory(&opened.token), Some(opened.session));
+        assert_eq!(self.tenant().map_memory(&opened.token), None, "a token counts once");
+        opened.session
+    }
+
     fn reserve(&self, session: u64, parent: Option<u8>, hashes: &[u8]) -> Vec<ReservedBlock> {
         let hashes: Vec<_> = hashes.iter().copied().map(hash).collect();
         self.tenant().reserve(session, parent.map(hash), &hashes, TTL).unwrap()
@@ -129,7 +137,7 @@ fn wrong_bytes_are_not_stored() {
     bench.fill(session, lease, 1);
     assert_eq!(bench.tenant().commit(session, &[(lease, Checksum(5))]).unwrap(), [ChecksumMismatch]);
     assert_eq!(bench.statuses(session, &[1]), [Missing]);
-    assert_eq!(bench.store.counters().checksum_failures.get(), 1);
+    assert_eq!(bench.tenant().counters().checksum_failures.get(), 1);
     assert_eq!((bench.leases(), bench.tenant().usage().places), ((0, 0), 0));
 }
 
@@ -155,7 +163,7 @@ fn leases_of_others_are_refused() {
     assert_eq!(tenant.release(two, &[read, 999]).unwrap(), [StaleLease, StaleLease]);
     assert_eq!(tenant.abort(two, &[write]).unwrap(), [StaleLease]);
     assert_eq!(tenant.commit(two, &[(write, Checksum(0))]).unwrap(), [StaleLease]);
-    assert_eq!(tenant.renew(two, &[write], TTL).unwrap(), [StaleLease]);
+    assert_eq!(tenant.renew(two, &[write], false, TTL).unwrap(), [StaleLease]);
     assert!(tenant.leased(two, read).is_none());
     assert_eq!(
         tenant.release(one, &[write]).unwrap(),
@@ -194,7 +202,7 @@ fn the_store_evicts_tails_first_and_never_what_is_leased() {
     bench.store(session, None, &[11, 12]);
     assert_eq!(bench.statuses(session, &[1, 2, 3]), [Leased, Leased, Missing]);
     bench.store(session, None, &[21]);
-    assert_eq!(bench.store.counters().evictions.get(), 3);
+    assert_eq!(bench.tenant().counters().evictions.get(), 3);
     bench.tenant().release(session, &[held[0].lease]).unwrap();
 }
 
@@ -206,7 +214,7 @@ fn a_full_store_says_so_and_keeps_what_it_promised() {
     bench.acquire(session, &[1, 2]);
     let got: Vec<_> = bench.reserve(session, None, &[11, 12, 13, 14]).iter().map(|b| b.status).collect();
     assert_eq!(got, [Reserved, Reserved, NoSpace, Skipped]);
-    assert_eq!(bench.store.counters().no_space.get(), 1);
+    assert_eq!(bench.tenant().counters().no_space.get(), 1);
 }
 
 #[test]
@@ -257,14 +265,14 @@ fn leases_end_at_their_ttl_and_live_when_renewed() {
     bench.store(session, None, &[1]);
     bench.acquire(session, &[1]);
     bench.clock.advance(Duration::from_secs(4));
-    bench.tenant().renew(session, &[], TTL).unwrap();
+    bench.tenant().renew(session, &[], true, TTL).unwrap();
     bench.clock.advance(Duration::from_secs(4));
     bench.store.reap();
     assert_eq!(bench.leases(), (1, 0));
     bench.clock.advance(Duration::from_secs(2));
     bench.store.reap();
     assert_eq!(bench.leases(), (0, 0));
-    assert_eq!(bench.store.counters().leases_expired.get(), 1);
+    assert_eq!(bench.tenant().counters().leases_expired.get(), 1);
 }
 
 #[test]
@@ -283,7 +291,7 @@ fn a_session_that_is_not_renewed_ends_with_all_it_holds() {
 #[test]
 fn an_expired_reservation_commits_nothing_and_its_slot_rests() {
     let bench = bench(8);
-    let (late, other) = (bench.open(), bench.open());
+    let (late, other) = (bench.open_mapped(), bench.open());
     let lease = bench.reserve(late, None, &[1])[0].lease;
     let sum = bench.fill(late, lease, 1);
     bench.clock.advance(Duration::from_secs(6));
@@ -296,21 +304,25 @@ fn an_expired_reservation_commits_nothing_and_its_slot_rests() {
     bench.store(other, None, &[1]);
     assert_eq!(bench.tenant().commit(late, &[(lease, sum)]).unwrap(), [AlreadyStored]);
     assert_eq!(bench.tenant().commit(late, &[(lease, Checksum(3))]).unwrap(), [Conflict]);
-    assert_eq!(bench.store.counters().conflicts.get(), 1);
+    assert_eq!(bench.tenant().counters().conflicts.get(), 1);
     bench.tenant().end_session(late);
-    assert_eq!(bench.tenant().usage().places, 1, "and is free when its session ends");
+    assert_eq!(bench.tenant().usage().places, 2, "its process is still there");
+    bench.tenant().unmap_memory(late);
+    assert_eq!(bench.tenant().usage().places, 1, "and is free when its process is gone");
 }
 
 #[test]
 fn a_session_that_hoards_expired_reservations_is_ended() {
     let bench = bench(256);
-    let session = bench.open();
+    let session = bench.open_mapped();
     for n in 0..80 {
         bench.reserve(session, None, &[n]);
     }
     bench.clock.advance(Duration::from_secs(6));
     bench.store.reap();
     assert!(bench.tenant().namespace_of(session).is_err());
+    assert_eq!((bench.leases(), bench.tenant().survey().parked_slots), ((0, 0), 80));
+    bench.tenant().unmap_memory(session);
     assert_eq!(bench.tenant().usage().places, 0);
 }
 
@@ -358,4 +370,75 @@ fn events_follow_blocks() {
         (Stored, hash(9), None),
     ];
     assert_eq!(events, expected);
+}
+
+#[test]
+fn a_lease_that_is_not_named_is_not_renewed() {
+    let bench = bench(8);
+    let session = bench.open();
+    bench.store(session, None, &[1]);
+    let (known, lost) = (bench.acquire(session, &[1])[0].lease, bench.acquire(session, &[1])[0].lease);
+    for _ in 0..2 {
+        bench.clock.advance(Duration::from_secs(3));
+        bench.tenant().renew(session, &[known], false, TTL).unwrap();
+    }
+    assert_eq!(bench.leases(), (1, 0));
+    assert!(
+        bench.tenant().leased(session, known).is_some() && bench.tenant().leased(session, lost).is_none()
+    );
+}
+
+#[test]
+fn two_reservations_cannot_be_each_others_parents() {
+    let bench = bench(8);
+    let session = bench.open();
+    let first = bench.reserve(session, None, &[1])[0].lease;
+    let second = bench.reserve(session, Some(1), &[2])[0].lease;
+    bench.tenant().abort(session, &[first]).unwrap();
+    assert_eq!(bench.reserve(session, Some(2), &[1])[0].status, NoParent);
+    let sum = bench.fill(session, second, 0);
+    assert_eq!(bench.tenant().commit(session, &[(second, sum)]).unwrap(), [NoParent]);
+    bench.store(session, None, &[1, 2]);
+    assert_eq!(bench.statuses(session, &[1, 2]), [Leased; 2]);
+}
+
+/// Hashes that differ, as many as wanted.
+fn many(count: u128) -> Vec<SequenceHash> {
+    (1..=count).map(|n| SequenceHash::from_bytes((n << 64 | n).to_le_bytes())).collect()
+}
+
+#[test]
+fn a_long_chain_of_orphans_goes_without_deep_recursion() {
+    let bench = bench(20_000);
+    let session = bench.open();
+    let leases = bench.tenant().reserve(session, None, &many(15_000), TTL).unwrap();
+    let sum = checksum(&[0; BLOCK_BYTES as usize]);
+    let rest: Vec<_> = leases[1..].iter().map(|lease| (lease.lease, sum)).collect();
+    assert!(bench.tenant().commit(session, &rest).unwrap().iter().all(|&status| status == Stored));
+    bench.tenant().abort(session, &[leases[0].lease]).unwrap();
+    assert_eq!(bench.tenant().usage().places, 0);
+}
+
+#[test]
+fn a_size_without_a_block_gets_a_whole_chunk_of_another() {
+    // 16 MiB in chunks of 4 MiB.
+    let bench = bench(4096);
+    let small = bench.open();
+    let hashes = many(4096);
+    let sum = checksum(&[0; BLOCK_BYTES as usize]);
+    for &hash in &hashes {
+        let lease = bench.tenant().reserve(small, None, &[hash], TTL).unwrap()[0].lease;
+        bench.tenant().commit(small, &[(lease, sum)]).unwrap();
+    }
+    let large = NamespaceSpec { model: "large".into(), block_bytes: 3 << 20, ..spec("f16") };
+    let large = bench.tenant().open(large, "test").unwrap().session;
+
+    // With a leased block in every chunk nothing is evicted in vain.
+    let lease = |hash: &SequenceHash| bench.tenant().acquire(small, &[*hash], TTL).unwrap()[0].lease;
+    let leases: Vec<_> = hashes.iter().step_by(1024).map(lease).collect();
+    assert_eq!(bench.reserve(large, None, &[1])[0].status, NoSpace);
+    assert_eq!(bench.tenant().counters().evictions.get(), 0);
+    bench.tenant().release(small, &leases).unwrap();
+    assert_eq!(bench.reserve(large, None, &[1])[0].status, Reserved);
+    assert_eq!(bench.tenant().counters().evictions.get(), 1024);
 }

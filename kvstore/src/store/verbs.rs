@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 
 use kelvin_kernels::Checksum;
 use kelvin_proto::{Refusal, kv::v1::BlockStatus};
-use kelvin_tiering::Policy;
 
 use super::{
     BlockKey, ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
     lease::Right,
-    tenant::{Entry, LEASES_MAX, State},
+    state::{Entry, State},
+    tenant::LEASES_MAX,
 };
 use crate::SequenceHash;
 
@@ -60,7 +60,7 @@ impl Tenant {
         let state = self.lock();
         let filling = |hash: &&SequenceHash| {
             let key = BlockKey { namespace: namespace.id, hash: **hash };
-            matches!(state.blocks.get(&key), Some(Entry::Filling))
+            matches!(state.blocks.get(&key), Some(Entry::Filling { .. }))
         };
         hashes.iter().take_while(filling).count()
     }
@@ -85,7 +85,7 @@ impl Tenant {
             let key = BlockKey { namespace, hash };
             let block = match state.blocks.get(&key) {
                 None => Err(BlockStatus::Missing),
-                Some(Entry::Filling) => Err(BlockStatus::Filling),
+                Some(Entry::Filling { .. }) => Err(BlockStatus::Filling),
                 Some(Entry::Sealed(_)) if room == 0 => Err(BlockStatus::LeaseLimit),
                 Some(Entry::Sealed(block)) => Ok(block.clone()),
             };
@@ -112,7 +112,7 @@ impl Tenant {
             state.session(session)?.leases.insert(lease);
             leased.push(key);
         }
-        state.policy.touch(&leased);
+        state.touch(&leased);
         answer.resize(hashes.len(), AcquiredBlock::without(BlockStatus::Skipped));
         Ok(answer)
     }
@@ -134,13 +134,14 @@ impl Tenant {
         let expires_at = self.expiry(ttl);
         let mut answer = Vec::with_capacity(hashes.len());
         let mut parent = parent;
+        // Whether the parent was reserved by this very call, and so hangs together with all before it.
+        let mut rooted = false;
         for &hash in hashes {
             let key = BlockKey { namespace: namespace.id, hash };
-            let known = |hash| state.blocks.contains_key(&BlockKey { hash, ..key });
             let refused = match state.blocks.get(&key) {
                 Some(Entry::Sealed(_)) => Some(BlockStatus::AlreadyStored),
-                Some(Entry::Filling) => Some(BlockStatus::Filling),
-                None if !parent.is_none_or(known) => Some(BlockStatus::NoParent),
+                Some(Entry::Filling { .. }) => Some(BlockStatus::Filling),
+                None if !rooted && !state.is_rooted(key, parent) => Some(BlockStatus::NoParent),
                 None if room == 0 => Some(BlockStatus::LeaseLimit),
                 None => None,
             };
@@ -149,7 +150,7 @@ impl Tenant {
                 if matches!(status, BlockStatus::NoParent | BlockStatus::LeaseLimit) {
                     break;
                 }
-                parent = Some(hash);
+                (parent, rooted) = (Some(hash), false);
                 continue;
             }
             // Before a slot is looked for: the parent must not be the one that goes.
@@ -169,10 +170,10 @@ impl Tenant {
                 bytes: slot.len(),
             });
             let block = Box::new(MutableBlock { key, parent, slot });
-            state.blocks.insert(key, Entry::Filling);
+            state.blocks.insert(key, Entry::Filling { parent });
             state.leases.insert(lease, session, Right::Write(Some(block)), expires_at);
             state.session(session)?.leases.insert(lease);
-            parent = Some(hash);
+            (parent, rooted) = (Some(hash), true);
         }
         answer.resize(hashes.len(), ReservedBlock::without(BlockStatus::Skipped));
         Ok(answer)
@@ -184,11 +185,20 @@ impl Tenant {
         session: SessionId,
         blocks: &[(LeaseId, Checksum)],
     ) -> Result<Vec<BlockStatus>, Refusal> {
-        self.namespace_of(session)?;
-        Ok(blocks.iter().map(|&(lease, checksum)| self.commit_one(session, lease, checksum)).collect())
+        let namespace = self.namespace_of(session)?;
+        let commit = |&(lease, checksum): &(_, _)| self.commit_one(&namespace, session, lease, checksum);
+        let statuses = blocks.iter().map(commit).collect();
+        namespace.changed.notify_waiters();
+        Ok(statuses)
     }
 
-    fn commit_one(&self, session: SessionId, lease: LeaseId, checksum: Checksum) -> BlockStatus {
+    fn commit_one(
+        &self,
+        namespace: &Namespace,
+        session: SessionId,
+        lease: LeaseId,
+        checksum: Checksum,
+    ) -> BlockStatus {
         let Some(block) = self.take_write(session, lease) else {
             return self.commit_late(session, lease, checksum);
         };
@@ -202,35 +212,36 @@ impl Tenant {
         let live = state.leases.remove(lease, session).is_some();
         let Some(session) = state.sessions.get_mut(&session).filter(|_| live) else {
             // Nobody else takes the trace of this block away: the lease had no block when it ended.
-            self.forget_filling(state, key, parent);
+            state.forget_filling(key, parent);
             return BlockStatus::StaleLease;
         };
         session.leases.remove(&lease);
-        let namespace = session.namespace.clone();
         let maps_memory = session.maps_memory;
         let status = match sealed {
-            Ok(block) => match self.adopt(state, &namespace, block) {
+            Ok(block) => match self.adopt(state, namespace, block) {
                 true => BlockStatus::Stored,
                 false => BlockStatus::NoParent,
             },
             Err((block, found)) => {
                 tracing::warn!(client = session.name, block = %key.hash, %found, given = %checksum, "bytes differ from their checksum");
                 self.counters.checksum_failures.add(1);
-                self.abandon(state, *block);
+                state.forget_filling(block.key, block.parent);
                 BlockStatus::ChecksumMismatch
             }
         };
         if status == BlockStatus::Stored && maps_memory {
             self.counters.shm_committed_bytes.add(bytes);
         }
-        namespace.changed.notify_waiters();
         status
     }
 
     /// A commit on a reservation that expired: nothing is stored, but the answer says what became of it.
     fn commit_late(&self, session: SessionId, lease: LeaseId, checksum: Checksum) -> BlockStatus {
         let state = self.lock();
-        let late = state.sessions.get(&session).and_then(|session| session.quarantine.get(&lease));
+        let late = state.sessions.get(&session).and_then(|session| match session.quarantine.get(&lease)? {
+            Right::Write(block) => block.as_ref(),
+            Right::Read(_) => None,
+        });
         match late.and_then(|block| state.blocks.get(&block.key).map(|entry| (block.key, entry))) {
             Some((_, Entry::Sealed(first))) if first.checksum() == checksum => BlockStatus::AlreadyStored,
             Some((key, Entry::Sealed(first))) => {
@@ -257,7 +268,10 @@ impl Tenant {
             lease.right = Right::Write(Some(Box::new(block)));
             return true;
         }
-        self.abandon(&mut state, block);
+        state.forget_filling(block.key, block.parent);
+        if let Some(namespace) = state.namespaces.get(&block.key.namespace) {
+            namespace.changed.notify_waiters();
+        }
         false
     }
 
@@ -305,7 +319,7 @@ impl Tenant {
             if let Right::Write(block) = lease.right {
                 aborted = true;
                 if let Some(block) = block {
-                    self.abandon(state, *block);
+                    state.forget_filling(block.key, block.parent);
                 }
             }
             answer.push(BlockStatus::Ok);
@@ -316,32 +330,31 @@ impl Tenant {
         Ok(answer)
     }
 
-    /// Extends the session, and these leases or (none named) every lease of it.
+    /// Extends the session, these leases of it, and if so asked every lease of it.
     pub(crate) fn renew(
         &self,
         session: SessionId,
         leases: &[LeaseId],
+        all: bool,
         ttl: Duration,
     ) -> Result<Vec<BlockStatus>, Refusal> {
         let mut state = self.lock();
         self.expire(&mut state);
-        let State { leases: table, sessions, .. } = &mut *state;
         let expires_at = self.expiry(ttl);
-        let mut renew = |id: &LeaseId| match table.renew(*id, session, expires_at) {
+        let session_expires_at = self.clock.now() + self.limits.session_ttl;
+        let State { leases: table, sessions, .. } = &mut *state;
+        if let Some(open) = sessions.get_mut(&session) {
+            open.expires_at = open.expires_at.max(session_expires_at);
+            for &id in open.leases.iter().filter(|_| all) {
+                table.renew(id, session, expires_at);
+            }
+        }
+        let answer = leases.iter().map(|&id| match table.renew(id, session, expires_at) {
             true => BlockStatus::Ok,
             false => BlockStatus::StaleLease,
-        };
-        let answer = match (leases, sessions.get(&session)) {
-            ([], Some(open)) => {
-                open.leases.iter().for_each(|id| {
-                    renew(id);
-                });
-                Vec::new()
-            }
-            (leases, _) => leases.iter().map(renew).collect(),
-        };
+        });
+        let answer = answer.collect();
         state.session(session)?;
-        state.renew_session(session, self.clock.now() + self.limits.session_ttl);
         Ok(answer)
     }
 

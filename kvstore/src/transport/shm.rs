@@ -17,7 +17,6 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    sync::Arc,
     time::Duration,
 };
 
@@ -33,19 +32,21 @@ const HANDOVER: Duration = Duration::from_secs(5);
 /// A mapped memory file, and the socket that keeps the session.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    pub(crate) arena: Arc<Arena>,
-    /// Held, not used: closing it ends the session.
+    pub(crate) arena: Arena,
+    /// Held, not used: closing it ends the session and lets the store use its slots again. So leases hold
+    /// this value, too.
     _socket: UnixStream,
 }
 
-/// Client side; blocks.
-pub(crate) fn attach(path: &Path, token: &[u8], region_bytes: u64) -> io::Result<Attached> {
-    let mut socket = UnixStream::connect(path)?;
+/// Client side; blocks. `None` when the socket is out of reach; an error once the token was shown: then the
+/// session is spent.
+pub(crate) fn attach(path: &Path, token: &[u8], region_bytes: u64) -> io::Result<Option<Attached>> {
+    let Ok(mut socket) = UnixStream::connect(path) else { return Ok(None) };
     socket.set_read_timeout(Some(HANDOVER))?;
     socket.write_all(token)?;
     let file = receive_file(socket.as_fd())?;
     let arena = Arena::map(file, region_bytes).map_err(io::Error::other)?;
-    Ok(Attached { arena: Arc::new(arena), _socket: socket })
+    Ok(Some(Attached { arena, _socket: socket }))
 }
 
 fn receive_file(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -77,7 +78,11 @@ pub(crate) use server::{SocketError, SocketFile, serve};
 
 #[cfg(feature = "server")]
 mod server {
-    use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+    use std::{
+        os::unix::fs::{FileTypeExt, PermissionsExt},
+        path::PathBuf,
+        sync::Arc,
+    };
 
     use tokio::{
         io::AsyncReadExt,
@@ -107,17 +112,22 @@ mod server {
         /// Binds, in place of a socket that a dead store left behind.
         pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
             let fail = |action| move |source| SocketError { action, path: path.to_owned(), source };
-            if path.exists() {
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    let taken = io::Error::new(io::ErrorKind::AddrInUse, "another store listens there");
-                    return Err(fail("bind socket")(taken));
+            if let Ok(found) = std::fs::symlink_metadata(path) {
+                let taken = |what| fail("bind socket")(io::Error::new(io::ErrorKind::AddrInUse, what));
+                if !found.file_type().is_socket() {
+                    return Err(taken("there is something that is no socket: give another path"));
+                }
+                match std::os::unix::net::UnixStream::connect(path) {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                    _ => return Err(taken("another store listens there")),
                 }
                 std::fs::remove_file(path).map_err(fail("remove stale socket"))?;
             }
             let listener = UnixListener::bind(path).map_err(fail("bind socket"))?;
+            let socket = Self { listener, path: path.to_owned() };
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
                 .map_err(fail("restrict socket"))?;
-            Ok(Self { listener, path: path.to_owned() })
+            Ok(socket)
         }
     }
 
@@ -172,12 +182,24 @@ mod server {
         let Some((tenant, session)) = found else {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "unknown token"));
         };
+        let _mapped = Mapped { tenant: tenant.clone(), session };
         send_file(&stream, tenant.pool().arena().file()).await?;
         // Nothing more is said; any end of it ends the session.
         let mut rest = [0; 16];
         while matches!(stream.read(&mut rest).await, Ok(1..)) {}
-        tenant.end_session(session);
         Ok(())
+    }
+
+    /// A session whose process may have mapped the pool; dropped when its socket is closed, or cannot be.
+    struct Mapped {
+        tenant: Arc<Tenant>,
+        session: u64,
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            self.tenant.unmap_memory(self.session);
+        }
     }
 
     async fn send_file(stream: &UnixStream, file: BorrowedFd<'_>) -> io::Result<()> {

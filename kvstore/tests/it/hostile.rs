@@ -43,7 +43,7 @@ async fn malformed_calls_are_refused_with_a_reason() {
 async fn a_block_larger_than_the_store_can_hold_is_refused_with_what_to_do() {
     let store = TestStore::start().await;
     let mut spec = spec();
-    spec.block_bytes = 512 << 20;
+    spec.block_bytes = 16 << 20;
     let error = store.client("big").await.open(spec).await.unwrap_err().to_string();
     assert!(error.contains("start the store with more DRAM"), "{error}");
     store.stop().await;
@@ -116,6 +116,7 @@ async fn settings_that_make_no_sense_are_refused_before_anything_starts() {
     .await;
     check(|config| config.socket = Some("/nowhere/at/all.sock".into()), "bind socket /nowhere/at/all.sock")
         .await;
+    check(|config| config.socket = Some("/dev/null".into()), "something that is no socket").await;
 }
 
 #[tokio::test]
@@ -136,8 +137,8 @@ async fn the_admin_page_shows_the_counts() {
     assert!(get("/health").await.unwrap().starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics").await.unwrap();
     for line in [
-        format!("kelvin_store_shm_committed_bytes_total {}", 2 * BLOCK_BYTES),
-        "kelvin_store_copied_bytes_total 0".to_owned(),
+        format!("kelvin_store_shm_committed_bytes_total{{tenant=\"default\"}} {}", 2 * BLOCK_BYTES),
+        "kelvin_store_copied_bytes_total{tenant=\"default\"} 0".to_owned(),
         "kelvin_store_blocks{tenant=\"default\",model=\"m\"} 2".to_owned(),
         "kelvin_store_leases{tenant=\"default\",kind=\"read\"} 0".to_owned(),
     ] {

@@ -99,7 +99,7 @@ async fn a_client_that_dies_gives_everything_back_at_once() {
 }
 
 #[tokio::test]
-async fn a_damaged_block_is_found_by_its_reader() {
+async fn a_damaged_block_is_found_by_its_reader_and_dropped() {
     let store = TestStore::start().await;
     let namespace = store.client("one").await.open(spec()).await.unwrap();
     let hashes = namespace.hash_blocks(&[1; 4], b"");
@@ -115,5 +115,44 @@ async fn a_damaged_block_is_found_by_its_reader() {
     unsafe { *late ^= 1 };
     let mismatch = acquired.leases[0].verified().unwrap_err();
     assert_eq!(mismatch.hash, hashes[0]);
+    drop(acquired);
+    eventually("the damaged block is a miss", async || {
+        namespace.match_prefix(&hashes).await.unwrap().blocks == 0
+    })
+    .await;
+    assert_eq!(store.client("stats").await.stats().await.unwrap().damaged_blocks, 1);
+    store_run(&namespace, None, &hashes, 5).await;
+    let acquired = namespace.acquire(&hashes, Duration::ZERO).await.unwrap();
+    assert!(acquired.leases[0].verified().unwrap() == content(5));
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn memory_in_use_is_not_used_again_when_its_session_ends() {
+    // Room for two blocks.
+    let store = TestStore::start_with(|config| config.tenants[0].dram_bytes = 8 << 20).await;
+    let first = store.client("first").await.open(spec()).await.unwrap();
+    let hashes = first.hash_blocks(&[1; 8], b"");
+    store_run(&first, None, &hashes[..1], 1).await;
+    let held = first.acquire(&hashes[..1], Duration::ZERO).await.unwrap();
+    let mut reserved = first.reserve(Some(hashes[0]), &hashes[1..]).await.unwrap();
+    let Some(Reserved::Write(mut filling)) = reserved.pop() else { panic!("reserved") };
+    first.close().await;
+
+    // Both slots rest, whatever others ask for, while their former holder may be at them.
+    let second = store.client("second").await.open(spec()).await.unwrap();
+    let others = second.hash_blocks(&[2; 8], b"");
+    let got = second.reserve(None, &others).await.unwrap();
+    assert!(matches!(got[0], Reserved::NoSpace), "{got:?}");
+    let stats = store.client("stats").await.stats().await.unwrap();
+    assert_eq!((stats.sessions, stats.read_leases, stats.write_leases, stats.parked_slots), (1, 0, 0, 2));
+    filling.bytes_mut().fill(9);
+    assert!(held.leases[0].verified().unwrap() == content(1));
+
+    drop((held, filling, first));
+    eventually("the slots are free", async || {
+        matches!(second.reserve(None, &others[..1]).await.unwrap()[0], Reserved::Write(_))
+    })
+    .await;
     store.stop().await;
 }

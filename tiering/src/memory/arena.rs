@@ -34,6 +34,9 @@ pub enum MemoryError {
         /// The kernel's word.
         source: Errno,
     },
+    /// A memory file could be shrunk under a mapping.
+    #[error("memory file is not sealed against shrinking")]
+    NotSealed,
     /// A memory file is smaller than its owner said.
     #[error("memory file has {found} bytes where {expected} were announced")]
     TooSmall {
@@ -73,6 +76,11 @@ impl Arena {
     /// Maps a memory file that another process made.
     pub fn map(file: OwnedFd, bytes: u64) -> Result<Self, MemoryError> {
         let system = |action| move |source| MemoryError::System { action, bytes, source };
+        let seals =
+            rustix::fs::fcntl_get_seals(&file).map_err(system("read the seals of the memory file"))?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(MemoryError::NotSealed);
+        }
         let found = rustix::fs::fstat(&file).map_err(system("stat memory file"))?.st_size as u64;
         if found < bytes || bytes == 0 {
             return Err(MemoryError::TooSmall { expected: bytes, found });
@@ -160,6 +168,14 @@ mod tests {
     fn the_size_cannot_be_changed_by_a_holder_of_the_file() {
         let arena = Arena::create("test", 4096).unwrap();
         assert_eq!(rustix::fs::ftruncate(arena.file(), 0), Err(Errno::PERM));
+    }
+
+    #[test]
+    fn a_file_that_could_be_shrunk_is_not_mapped() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("test", flags).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        assert!(matches!(Arena::map(file, 4096), Err(MemoryError::NotSealed)));
     }
 
     #[test]

@@ -62,6 +62,12 @@ impl Slab {
         self.chunk_bytes
     }
 
+    /// Slots handed out of the chunk that this offset lies in, and the chunk's number.
+    pub(crate) fn chunk_at(&self, offset: u64) -> (u32, u32) {
+        let number = (offset / self.chunk_bytes) as u32;
+        (number, self.chunks[number as usize].as_ref().map_or(0, |chunk| chunk.used))
+    }
+
     pub(crate) fn allocate(&mut self, slot_bytes: u64) -> Option<SlotAddress> {
         if slot_bytes == 0 || slot_bytes > self.chunk_bytes {
             return None;

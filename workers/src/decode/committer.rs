@@ -85,7 +85,7 @@ impl Committer {
         for (block, reserved) in blocks.iter().zip(reserved) {
             match reserved {
                 Reserved::Write(mut lease) => {
-                    lease.bytes_mut().copy_from_slice(&block.bytes);
+                    lease.fill(&block.bytes);
                     filled.push(lease);
                 }
                 Reserved::AlreadyStored | Reserved::Filling => {}
