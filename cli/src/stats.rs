@@ -17,20 +17,25 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
     store: String,
 
+    /// Bearer token of the store [default: none]
+    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let stats = connect(&args.store).await?.stats().await.context("ask the store for its statistics")?;
+    let stats =
+        connect(&args.store, args.token).await?.stats().await.context("ask the store for its statistics")?;
     let text = if args.json { format!("{:#}\n", as_json(&stats)) } else { table(&args.store, &stats) };
     values::print(&text)
 }
 
 /// A client of a running store, for a person who wants to look inside.
-pub(crate) async fn connect(store: &str) -> anyhow::Result<Client> {
-    Client::connect(ClientOptions::new(store, "kelvin"))
+pub(crate) async fn connect(store: &str, token: Option<String>) -> anyhow::Result<Client> {
+    Client::connect(ClientOptions { token, ..ClientOptions::new(store, "kelvin") })
         .await
         .with_context(|| format!("no store answers at {store} (--store or KELVIN_STORE names another)"))
 }

@@ -31,6 +31,10 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE_DRAM", value_name = "SIZE", default_value_t = Size(1 << 30))]
     dram: Size,
 
+    /// Bearer token that clients must bring; better given by the variable than by the flag [default: none]
+    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
     /// A client that is silent for this long loses its session and every lease of it
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     session_ttl: Duration,
@@ -43,7 +47,7 @@ pub(crate) struct Args {
 /// Runs until a signal.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let drain = Shutdown::listen_and_exit()?;
-    let config = ServerConfig {
+    let mut config = ServerConfig {
         listen: args.listen,
         admin_listen: args.admin_listen,
         socket: args.socket,
@@ -51,6 +55,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         lease_ttl_max: args.lease_ttl_max,
         ..ServerConfig::new(args.dram.0)
     };
+    config.tenants[0].token = args.token;
     let ready = |at: Listening| {
         let facts = [
             ("listen", Some(at.grpc.to_string())),

@@ -52,6 +52,10 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
     store: String,
 
+    /// Bearer token of the store [default: none]
+    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
     /// The worker's name in logs and metrics [default: ROLE-PID]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -128,6 +132,7 @@ impl Args {
             model_name: self.model_name,
             listen: self.listen,
             store: self.store,
+            token: self.token,
             name: self.name.unwrap_or_else(|| format!("{}-{}", self.role.as_flag(), std::process::id())),
             threads: self.threads.unwrap_or_else(values::cores),
             context_tokens: self.context,

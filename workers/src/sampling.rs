@@ -53,9 +53,6 @@ impl SamplingPlan {
             }
         };
         let temperature = within("temperature", wire.temperature, 0.0, 2.0)?;
-        if temperature > 0.0 && wire.top_p == 0.0 {
-            return Err(Refusal::invalid("top_p must be above 0; 1 keeps all"));
-        }
         if wire.top_k > vocab_tokens {
             return Err(Refusal::invalid(format!("top_k must be at most {vocab_tokens}; 0 keeps all")));
         }

@@ -144,7 +144,8 @@ impl Plan {
         child.ready_timeout = START_TIME_MAX;
         let router = self.listen;
         child.probe =
-            Some(probe(move || async move { http_get(router, "/health").await.map(|_| ()) }.boxed()));
+            // Not /health, which is about the workers: a router without one is no reason to start it again.
+            Some(probe(move || async move { http_get(router, "/v1/models").await.map(|_| ()) }.boxed()));
         child
     }
 
@@ -180,8 +181,8 @@ fn health_probe(url: String) -> Probe {
     })
 }
 
-/// Patient, because a machine whose cores are all computing answers late: a process counts as stuck after
-/// half a minute without an answer.
+/// Patient, because a machine whose cores are all computing answers late: a process counts as stuck after three
+/// probes in a row, half a minute if it is silent.
 fn probe(
     ask: impl Fn() -> futures::future::BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
 ) -> Probe {

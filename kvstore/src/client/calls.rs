@@ -7,7 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use kelvin_kernels::Checksum;
-use kelvin_proto::kv::v1::{self, BlockStatus};
+use kelvin_proto::{
+    Reason, Refusal,
+    kv::v1::{self, BlockStatus},
+};
 
 use super::{
     Error,
@@ -108,8 +111,12 @@ async fn fetch(keeper: &Handle, session: &Session, leases: &mut [ReadLease]) -> 
     for lease in leases {
         let mut bytes = Vec::with_capacity(block_bytes);
         while bytes.len() < block_bytes {
-            let frame =
-                frames.message().await?.ok_or_else(|| Error::Protocol("a read ended early".into()))?;
+            // The call's own time ends with the head of its answer.
+            let next = tokio::time::timeout(client.options().call_timeout, frames.message()).await;
+            let stalled =
+                |_| Error::Refused(Refusal::new(Reason::Unavailable, "the store stalled in a read"));
+            let ended = || Error::Protocol("a read ended early".into());
+            let frame = next.map_err(stalled)??.ok_or_else(ended)?;
             let fits = frame.status() == BlockStatus::Leased
                 && frame.lease_id == lease.name.id
                 && frame.offset == bytes.len() as u64

@@ -38,7 +38,8 @@ impl Importer {
     pub(super) async fn run(self, start: oneshot::Receiver<()>, stop: CancellationToken) {
         let work = async {
             if start.await.is_err() {
-                return;
+                // Nothing to import; what is left to do is to notice that the client goes away.
+                std::future::pending::<()>().await;
             }
             self.import().await;
             let _ = self.commands.send(Command::ImportEnd { key: self.key }).await;

@@ -136,12 +136,16 @@ impl DecodeWorker {
             stop_import: Some(stop.clone().drop_guard()),
             sealed,
             finish,
-            _permit: Some(permit),
         };
         self.tasks.spawn(importer.run(start, stop));
-        self.tasks.spawn(committer.run(sealed_blocks, finished, output));
-        let GenerateJob { prompt, tokens_max, stop_tokens, plan, .. } = job;
-        let job = Job { key, prompt, tokens_max, stop_tokens, plan, pipes };
+        self.tasks.spawn(async move {
+            committer.run(sealed_blocks, finished, output).await;
+            // The place in the bounded queue: held until the last block is stored and the last message taken.
+            drop(permit);
+        });
+        let GenerateJob { prompt, tokens_max, stop_tokens, plan, wait_blocks, .. } = job;
+        let expected_tokens = wait_blocks.min(blocks) * block_tokens;
+        let job = Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, pipes };
         let gone = |_| Refusal::new(Reason::Internal, "the engine of this worker ended");
         self.commands.send(Command::Submit(Box::new(job))).await.map_err(gone)?;
         Ok(messages)

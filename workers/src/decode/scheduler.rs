@@ -71,8 +71,8 @@ pub(crate) struct Scheduler {
     waiting: VecDeque<Box<Job>>,
     free: Vec<u32>,
     cells_reserved: u32,
-    /// Whose prompt goes first in the next step.
-    turn: usize,
+    /// Whose prompt goes first in the next step, by key.
+    turn: Option<u64>,
     stopping: bool,
 }
 
@@ -95,7 +95,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             free: (0..slots).rev().collect(),
             cells_reserved: 0,
-            turn: 0,
+            turn: None,
             stopping: false,
         }
     }
@@ -286,7 +286,8 @@ impl Scheduler {
         let mut budget = self.chunk_tokens;
         let mut parts = Vec::with_capacity(count);
         let mut skipped = None;
-        for running in (0..count).map(|offset| (self.turn + offset) % count) {
+        let first = self.running.iter().position(|sequence| Some(sequence.key) == self.turn).unwrap_or(0);
+        for running in (0..count).map(|offset| (first + offset) % count) {
             let sequence = &self.running[running];
             if sequence.phase != Phase::Evaluating {
                 continue;
@@ -296,14 +297,14 @@ impl Scheduler {
             let tokens = next_chunk(sequence.evaluated, known, prompt, block_tokens, self.chunk_tokens);
             if sequence.evaluated < prompt {
                 if tokens > budget {
-                    skipped.get_or_insert(running);
+                    skipped.get_or_insert(sequence.key);
                     continue;
                 }
                 budget -= tokens;
             }
             parts.push(Part { running, tokens, logits: sequence.evaluated + tokens == known });
         }
-        self.turn = skipped.unwrap_or(0);
+        self.turn = skipped;
         parts
     }
 
@@ -311,7 +312,7 @@ impl Scheduler {
         let mut prompt_tokens = 0;
         for part in parts {
             let sequence = &mut self.running[part.running];
-            let tokens = sequence.pending_prompt_tokens().min(part.tokens);
+            let tokens = sequence.missing_prompt_tokens().min(part.tokens);
             if tokens > 0 {
                 sequence.usage.evaluated_tokens += tokens as u64;
                 sequence.usage.evaluate_us += elapsed.as_micros() as u64;
@@ -350,7 +351,7 @@ impl Scheduler {
 
     fn publish(&self) {
         let running = self.running.iter().map(Sequence::pending_prompt_tokens).sum::<usize>();
-        let waiting = self.waiting.iter().map(|job| job.prompt.len()).sum::<usize>();
+        let waiting = self.waiting.iter().map(|job| job.pending_prompt_tokens()).sum::<usize>();
         self.load.update(|load| {
             load.running = self.running.len() as u32;
             load.waiting = self.waiting.len() as u32;

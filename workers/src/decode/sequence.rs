@@ -14,7 +14,7 @@
 //!   engine holds all of its tokens.
 
 use kelvin_proto::{Refusal, worker::v1};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 use tonic::Status;
 
@@ -55,8 +55,6 @@ pub(crate) struct Pipes {
     pub(crate) sealed: mpsc::Sender<SealedBlock>,
     /// The end goes here; the last message follows the commit of the sealed blocks.
     pub(crate) finish: oneshot::Sender<Final>,
-    /// Place in the bounded queue, held for as long as the request is in the worker.
-    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A request that was checked.
@@ -65,6 +63,8 @@ pub(crate) struct Job {
     pub(crate) key: u64,
     /// Prompt; at least one token.
     pub(crate) prompt: Vec<u32>,
+    /// Leading prompt tokens that ought to come from the store.
+    pub(crate) expected_tokens: usize,
     /// Most tokens to generate; at least one.
     pub(crate) tokens_max: u32,
     /// Tokens that end the completion.
@@ -79,6 +79,11 @@ impl Job {
     /// Cells it can come to need.
     pub(crate) fn cells(&self) -> u32 {
         self.prompt.len() as u32 + self.tokens_max
+    }
+
+    /// Prompt tokens that this worker will have to evaluate, as far as it knows.
+    pub(crate) fn pending_prompt_tokens(&self) -> usize {
+        self.prompt.len().saturating_sub(self.expected_tokens)
     }
 
     /// Ends it before it began.
@@ -103,6 +108,7 @@ pub(crate) struct Sequence {
     pub(crate) phase: Phase,
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt_tokens: usize,
+    expected_tokens: usize,
     pub(crate) evaluated: usize,
     pub(crate) sealed_blocks: usize,
     pub(crate) cells: u32,
@@ -120,7 +126,7 @@ impl Sequence {
     /// Gives a job a slot and lets its import begin.
     pub(crate) fn begin(job: Job, id: u32) -> Self {
         let cells = job.cells();
-        let Job { key, prompt, tokens_max, stop_tokens, plan, mut pipes } = job;
+        let Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, mut pipes } = job;
         let importing = pipes.start_import.take().is_some_and(|start| start.send(()).is_ok());
         Self {
             key,
@@ -129,6 +135,7 @@ impl Sequence {
             prompt_tokens: prompt.len(),
             usage: v1::Usage { prompt_tokens: prompt.len() as u64, ..Default::default() },
             tokens: prompt,
+            expected_tokens,
             evaluated: 0,
             sealed_blocks: 0,
             cells,
@@ -153,8 +160,17 @@ impl Sequence {
     }
 
     /// Prompt tokens not yet in the engine.
-    pub(crate) fn pending_prompt_tokens(&self) -> usize {
+    pub(crate) fn missing_prompt_tokens(&self) -> usize {
         self.prompt_tokens.saturating_sub(self.evaluated)
+    }
+
+    /// Prompt tokens that this worker will have to evaluate, as far as it knows: while blocks come, not those
+    /// that ought to come.
+    pub(crate) fn pending_prompt_tokens(&self) -> usize {
+        match self.phase {
+            Phase::Importing => self.prompt_tokens.saturating_sub(self.evaluated.max(self.expected_tokens)),
+            Phase::Evaluating => self.missing_prompt_tokens(),
+        }
     }
 
     /// Chooses the next token from the logits behind the last known one. Returns the finish reason when this

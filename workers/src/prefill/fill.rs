@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kelvin_kvstore::{SequenceHash, WriteLease, client};
+use kelvin_kvstore::{Reserved, SequenceHash, WriteLease, client};
 use kelvin_proto::{Reason, Refusal, worker::v1};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,8 @@ pub(super) struct Fill<'a> {
     plan: Plan,
     /// Blocks in the engine.
     done: usize,
-    committing: Option<JoinHandle<Result<usize, client::Error>>>,
+    /// How many of the blocks that were sent are in the store, and how many were sent.
+    committing: Option<JoinHandle<Result<(usize, usize), client::Error>>>,
     /// Set when the store failed: there is nothing to fill any more.
     store_gone: bool,
     progress: v1::PrefillResponse,
@@ -159,14 +160,30 @@ impl<'a> Fill<'a> {
             }
             Ok(_) => {
                 let parent = self.done.checked_sub(1).map(|index| self.hashes[index]);
-                let reserved = namespace.reserve(parent, &hashes[..1]).await;
-                let slot = reserved.ok().and_then(|mut reserved| slot_of(reserved.pop()?));
-                // Still in the making after all that time: better twice than never.
-                let slot = slot.filter(|slot| !matches!(slot, Slot::Elsewhere)).unwrap_or(Slot::Unstored);
-                if matches!(slot, Slot::Ours(_)) {
-                    self.progress.reserved_blocks += 1;
+                let reserved = match namespace.reserve(parent, hashes).await {
+                    Ok(reserved) => reserved,
+                    Err(error) => {
+                        tracing::warn!(%error, "reserve blocks; ending early");
+                        self.store_gone = true;
+                        return;
+                    }
+                };
+                if matches!(reserved.first(), Some(Reserved::AlreadyStored)) {
+                    // It came just now: the next turn takes it.
+                    return;
                 }
-                self.plan.replace_front([slot]);
+                // What is still in the making after all that time is made here as well: better twice than never,
+                // and all of it at once, so that this wait was the last.
+                let slots: Vec<Slot> = reserved
+                    .into_iter()
+                    .map(|reserved| match reserved {
+                        Reserved::Write(lease) => Slot::Ours(lease),
+                        _ => Slot::Unstored,
+                    })
+                    .collect();
+                let ours = slots.iter().filter(|slot| matches!(slot, Slot::Ours(_))).count();
+                self.progress.reserved_blocks += ours as u32;
+                self.plan.replace_front(slots);
             }
             Err(error) => {
                 tracing::warn!(%error, "wait for blocks of another worker; ending early");
@@ -203,8 +220,9 @@ impl<'a> Fill<'a> {
         if !filled.is_empty() {
             let namespace = self.driver.namespace.clone();
             self.committing = Some(tokio::spawn(async move {
+                let sent = filled.len();
                 let statuses = namespace.commit(filled).await?;
-                Ok(statuses.into_iter().filter(|&status| is_present(status)).count())
+                Ok((statuses.into_iter().filter(|&status| is_present(status)).count(), sent))
             }));
         }
         self.advance(count);
@@ -216,7 +234,14 @@ impl<'a> Fill<'a> {
     async fn await_commit(&mut self) {
         let Some(committing) = self.committing.take() else { return };
         match committing.await {
-            Ok(Ok(blocks)) => self.progress.committed_blocks += blocks as u32,
+            Ok(Ok((present, sent))) => {
+                self.progress.committed_blocks += present as u32;
+                if present < sent {
+                    // What comes behind could not be found: the chain is broken, or the store a new one.
+                    tracing::warn!(present, sent, "blocks were not taken; ending early");
+                    self.store_gone = true;
+                }
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "commit blocks; ending early");
                 self.store_gone = true;

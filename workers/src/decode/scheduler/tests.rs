@@ -81,10 +81,17 @@ impl Rig {
             stop_import: Some(stop.clone().drop_guard()),
             sealed: sealed_sender,
             finish: finish_sender,
-            _permit: None,
         };
         let plan = SamplingPlan::check(None, None, tokens_max, crate::TOY_VOCAB_TOKENS).unwrap();
-        let job = Job { key, prompt: prompt.to_vec(), tokens_max, stop_tokens: Vec::new(), plan, pipes };
+        let job = Job {
+            key,
+            prompt: prompt.to_vec(),
+            expected_tokens: 0,
+            tokens_max,
+            stop_tokens: Vec::new(),
+            plan,
+            pipes,
+        };
         self.scheduler.handle(Command::Submit(Box::new(job)));
         Client { output, sealed, finish, start: import.then_some(start), stop }
     }
