@@ -39,6 +39,10 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_MODEL", value_name = "PATH|toy", value_parser = values::model)]
     model: Model,
 
+    /// Name under which the model is served [default: the GGUF's own name, lowercase with dashes]
+    #[arg(long, env = "KELVIN_MODEL_NAME", value_name = "NAME")]
+    model_name: Option<String>,
+
     /// Prefill workers; 0 lets the decode workers evaluate prompts themselves
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=64))]
     prefill: u32,

@@ -32,6 +32,7 @@ pub(super) struct Plan {
     program: PathBuf,
     log_format: LogFormat,
     pub(super) model: Model,
+    model_name: Option<String>,
     pub(super) listen: SocketAddr,
     pub(super) dram: Size,
     pub(super) threads: u32,
@@ -80,6 +81,7 @@ impl Plan {
             program: std::env::current_exe().context("find this executable")?,
             log_format,
             model: args.model.clone(),
+            model_name: args.model_name.clone(),
             listen,
             dram: args.dram,
             threads: args
@@ -113,6 +115,7 @@ impl Plan {
         let mut child = self.child("worker");
         child.name.clone_from(&worker.name);
         child.args.extend(self.model_flag());
+        child.args.extend(self.model_name.iter().flat_map(|name| flags([("--model-name", name.clone())])));
         child.args.extend(flags([
             ("--role", worker.role.as_flag().into()),
             ("--name", worker.name.clone()),
@@ -208,7 +211,18 @@ mod tests {
     // A channel wants a runtime, even one that never connects.
     #[tokio::test]
     async fn every_child_takes_its_flags() {
-        let plan = plan(&["--prefill", "2", "--decode", "3", "--listen", "127.0.0.1:0", "--dram", "64MiB"]);
+        let plan = plan(&[
+            "--prefill",
+            "2",
+            "--decode",
+            "3",
+            "--listen",
+            "127.0.0.1:0",
+            "--dram",
+            "64MiB",
+            "--model-name",
+            "m",
+        ]);
         let children = [vec![plan.store()], plan.workers(), vec![plan.router()]].concat();
         let names: Vec<_> = children.iter().map(|child| child.name.as_str()).collect();
         assert_eq!(names, ["store", "prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2", "router"]);
