@@ -7,8 +7,8 @@ BIN := $(CARGO_TARGET_DIR)/release
 
 DEFAULT_MODEL := $(KELVIN_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL ?= $(DEFAULT_MODEL)
-# The name that requests use; any other model brings its own.
-NAME := $(if $(filter $(MODEL),$(DEFAULT_MODEL)),--model-name smollm2-135m-instruct)
+# The default file calls itself after its training run; others are served under their own names.
+MODEL_NAME ?= $(if $(filter $(DEFAULT_MODEL),$(MODEL)),smollm2-135m-instruct)
 NEXTEST_PROFILE ?= default
 # More flags for `kelvin up`, e.g. make up UP='--decode 2 --dram 4GiB'
 UP ?=
@@ -24,7 +24,7 @@ help: ## this list
 	@echo "  MODEL=path.gguf serves another model (now: $(MODEL)); UP='--decode 2' adds flags to kelvin up"
 
 up: tools model build ## serve a model on http://127.0.0.1:8080 until Ctrl-C
-	@exec "$(BIN)/kelvin" up --model "$(MODEL)" $(NAME) $(UP)
+	@exec "$(BIN)/kelvin" up --model "$(MODEL)" $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)") $(UP)
 
 build: tools ## the binaries kelvin and kelvin-bench, release
 	$(CARGO) build $(FLAGS) -p kelvin-cli -p kelvin-bench

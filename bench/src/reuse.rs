@@ -1,5 +1,8 @@
-//! The headline: what a stored prefix saves. For each of some prefixes the first request is cold, the second
-//! one, with another question behind the same prefix, is warm; both in the same run, alone on the machine.
+//! The headline: what a stored prefix saves. For each of some prefixes the first request is cold; those behind
+//! it, with other questions behind the same prefix, are warm; all in the same run, alone on the machine.
+//!
+//! What a warm request still evaluates is its question, so the saving depends on how long that is: each
+//! length asked for is measured on every prefix.
 
 use anyhow::bail;
 
@@ -13,10 +16,11 @@ const COLD_SHARE_MAX: f64 = 0.2;
 pub(crate) struct Reuse {
     pub(crate) prefixes: usize,
     pub(crate) prefix_words: usize,
-    pub(crate) question_words: usize,
+    /// Lengths of the warm requests' questions; the cold request has the first.
+    pub(crate) question_words: Vec<usize>,
 }
 
-/// One prefix's two requests.
+/// A prefix's cold request and one of its warm ones.
 struct Pair {
     cold: Completed,
     warm: Completed,
@@ -26,17 +30,23 @@ impl Pair {
     fn ratio(&self) -> f64 {
         self.cold.first.as_secs_f64() / self.warm.first.as_secs_f64()
     }
+
+    /// Prompt tokens that the warm request did not find.
+    fn evaluated(&self) -> u64 {
+        self.warm.usage.prompt_tokens.saturating_sub(self.warm.usage.cached_tokens)
+    }
 }
 
 impl Reuse {
     /// Measures and reports. Fails when a request fails or when the prefixes were stored before.
     pub(crate) async fn run(&self, client: &Client, seed: u64, report: &mut Report) -> anyhow::Result<()> {
         let mut rng = rng(seed, Stream::Reuse);
-        let mut pairs = Vec::new();
+        let Some(&first_words) = self.question_words.first() else { return Ok(()) };
+        let mut by_length: Vec<Vec<Pair>> = self.question_words.iter().map(|_| Vec::new()).collect();
         for index in 0..self.prefixes {
             let prefix = words(&mut rng, self.prefix_words);
-            let mut ask = async || {
-                let question = question(&mut rng, self.question_words);
+            let mut ask = async |question_words: usize| {
+                let question = question(&mut rng, question_words);
                 let messages = [Message::new("system", prefix.clone()), Message::new("user", question)];
                 // Four tokens: the first is the one that counts.
                 client
@@ -44,8 +54,7 @@ impl Reuse {
                     .await
                     .map_err(|failure| anyhow::anyhow!("a request failed: {failure}"))
             };
-            let cold = ask().await?;
-            let warm = ask().await?;
+            let cold = ask(first_words).await?;
             let share = cold.usage.cached_tokens as f64 / cold.usage.prompt_tokens.max(1) as f64;
             if share > COLD_SHARE_MAX {
                 bail!(
@@ -55,19 +64,27 @@ impl Reuse {
                     cold.usage.prompt_tokens
                 );
             }
-            let pair = Pair { cold, warm };
-            eprintln!("prefix {} of {}: {}x", index + 1, self.prefixes, number(pair.ratio()));
-            pairs.push(pair);
+            let mut said = Vec::new();
+            for (pairs, &words) in by_length.iter_mut().zip(&self.question_words) {
+                let pair = Pair { cold: cold.clone(), warm: ask(words).await? };
+                said.push(format!("{}x", number(pair.ratio())));
+                pairs.push(pair);
+            }
+            eprintln!("prefix {} of {}: {}", index + 1, self.prefixes, said.join(", "));
         }
-        if !pairs.is_empty() {
-            tell(&mut pairs, report);
+        for (number, pairs) in by_length.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
+            tell(number, pairs, report);
         }
         Ok(())
     }
 }
 
-fn tell(pairs: &mut [Pair], report: &mut Report) {
-    report.line("\nprefix reuse: time to first token of the same prefix, first and second time");
+fn tell(length: usize, pairs: &[Pair], report: &mut Report) {
+    let evaluated = median(pairs.iter().map(|pair| pair.evaluated() as f64));
+    report.line(format!(
+        "\nprefix reuse: time to first token of the same prefix, first time and again, {} tokens left to evaluate",
+        number(evaluated)
+    ));
     report.line(format!(
         "  {:<8}{:>14}{:>10}{:>12}{:>12}{:>12}",
         "prefix", "prompt tokens", "cached", "cold ms", "warm ms", "cold/warm"
@@ -98,10 +115,11 @@ fn tell(pairs: &mut [Pair], report: &mut Report) {
         number(ratio),
         number(worst)
     ));
-    report.figure("reuse.cold_first_token_median", cold, "ms");
-    report.compared("reuse.warm_first_token_median", warm, "ms", cold, ratio);
-    report.compared("reuse.cached_tokens_median", cached, "tokens", prompt, cached / prompt);
-    report.figure("reuse.cold_to_warm_worst", worst, "x");
+    let name = |what: &str| format!("reuse.question_{length}.{what}");
+    report.figure(name("cold_first_token_median"), cold, "ms");
+    report.compared(name("warm_first_token_median"), warm, "ms", cold, ratio);
+    report.compared(name("cached_tokens_median"), cached, "tokens", prompt, cached / prompt);
+    report.figure(name("cold_to_warm_worst"), worst, "x");
 }
 
 /// Of at least one value.

@@ -87,9 +87,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS")]
     reuse_tokens: Option<u32>,
 
-    /// Tokens of the short question behind each, about [default: 8]
-    #[arg(long, value_name = "TOKENS")]
-    reuse_suffix_tokens: Option<u32>,
+    /// Tokens of the questions behind them, about; each length is measured on every prefix
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [8, 30])]
+    reuse_question_tokens: Vec<u32>,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -135,7 +135,7 @@ async fn measure(args: &Args, url: &str) -> anyhow::Result<()> {
     let reuse = Reuse {
         prefixes: args.reuse_prefixes.unwrap_or(if args.smoke { 3 } else { 8 }),
         prefix_words: in_words(args.size(args.reuse_tokens, 1000, 1000)),
-        question_words: in_words(args.size(args.reuse_suffix_tokens, 8, 8)),
+        question_words: args.reuse_question_tokens.iter().map(|&tokens| in_words(tokens as usize)).collect(),
     };
     reuse.run(&client, args.seed, &mut report).await?;
     let load = load(args, &client, suffix_words, &in_words, &mut report).await;

@@ -9,10 +9,6 @@ use tracing_subscriber::EnvFilter;
 /// The environment variable that filters logs.
 const FILTER: &str = "KELVIN_LOG";
 
-/// llama.cpp warns of cell counts above the trained context, which several sequences share on purpose.
-const QUIET: &str = "warn,llama-cpp-2=error";
-const NARRATOR: &str = "warn,kelvin=info,kelvin_planner=info";
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people
@@ -33,7 +29,10 @@ impl LogFormat {
 
 /// Starts logging. A `narrator` tells what it does even when it is not asked to.
 pub(crate) fn start(format: LogFormat, narrator: bool) -> anyhow::Result<()> {
-    let default = if narrator { NARRATOR } else { QUIET };
+    // llama.cpp warns about what is meant to be so: all sequences share one cache, larger than one context.
+    const QUIET: &str = "warn,llama-cpp-2=error,llama_cpp_2=error";
+    const NARRATE: &str = "warn,llama-cpp-2=error,llama_cpp_2=error,kelvin=info,kelvin_planner=info";
+    let default = if narrator { NARRATE } else { QUIET };
     let wanted = std::env::var(FILTER).unwrap_or_default();
     let filter = EnvFilter::try_new(if wanted.trim().is_empty() { default } else { &wanted })
         .with_context(|| format!("{FILTER} is {wanted:?}, which is no filter; try e.g. info"))?;

@@ -169,10 +169,11 @@ fn announce(plan: &Plan, model: &str, json: bool) {
             ("listen", Some(plan.listen.to_string())),
             ("model", Some(model.to_owned())),
             ("store", Some(plan.store_url())),
+            ("store_admin", Some(plan.store_admin_url())),
         ];
         return crate::ready::say("up", facts);
     }
-    let (listen, store) = (plan.listen, plan.store_url());
+    let (listen, store, admin) = (plan.listen, plan.store_url(), plan.store_admin_url());
     let body = serde_json::json!({
         "model": model,
         "messages": [{"role": "user", "content": "What is a cache?"}],
@@ -181,7 +182,7 @@ fn announce(plan: &Plan, model: &str, json: bool) {
     let text = format!(
         "\nServing {model}\n\n  \
          OpenAI API    http://{listen}/v1\n  \
-         metrics       http://{listen}/metrics\n  \
+         metrics       http://{listen}/metrics  {admin}/metrics\n  \
          KV API        {store}  (gRPC; try: kelvin stats --store {store})\n\n\
          Try:\n\n  \
          curl -s http://{listen}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n\n\

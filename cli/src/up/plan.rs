@@ -39,6 +39,7 @@ pub(super) struct Plan {
     context_tokens: u32,
     socket: PathBuf,
     store: SocketAddr,
+    store_admin: SocketAddr,
     workers: Vec<Worker>,
 }
 
@@ -61,7 +62,7 @@ impl Plan {
         }
         let mut ports = Ports::new(args.listen)?;
         let mut internal = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.take()?)));
-        let store = internal()?;
+        let (store, store_admin) = (internal()?, internal()?);
         let roles = [(Role::Prefill, args.prefill), (Role::Decode, args.decode)];
         let mut workers = Vec::new();
         for (role, count) in roles {
@@ -90,6 +91,7 @@ impl Plan {
             context_tokens: args.context,
             socket,
             store,
+            store_admin,
             workers,
         })
     }
@@ -98,9 +100,14 @@ impl Plan {
         url(self.store)
     }
 
+    pub(super) fn store_admin_url(&self) -> String {
+        url(self.store_admin)
+    }
+
     pub(super) fn store(&self) -> Child {
         let mut child = self.child("store");
         child.args.extend(flags([("--listen", self.store.to_string()), ("--dram", self.dram.0.to_string())]));
+        child.args.extend(flags([("--admin-listen", self.store_admin.to_string())]));
         child.args.extend([OsString::from("--socket"), self.socket.clone().into()]);
         child.ready_timeout = START_TIME_MAX;
         child.probe = Some(health_probe(self.store_url()));
@@ -211,18 +218,7 @@ mod tests {
     // A channel wants a runtime, even one that never connects.
     #[tokio::test]
     async fn every_child_takes_its_flags() {
-        let plan = plan(&[
-            "--prefill",
-            "2",
-            "--decode",
-            "3",
-            "--listen",
-            "127.0.0.1:0",
-            "--dram",
-            "64MiB",
-            "--model-name",
-            "m",
-        ]);
+        let plan = plan(&["--prefill", "2", "--decode", "3", "--listen", "127.0.0.1:0", "--dram", "64MiB"]);
         let children = [vec![plan.store()], plan.workers(), vec![plan.router()]].concat();
         let names: Vec<_> = children.iter().map(|child| child.name.as_str()).collect();
         assert_eq!(names, ["store", "prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2", "router"]);

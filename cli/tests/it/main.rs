@@ -1,6 +1,7 @@
 //! The binary from outside, and the rules of the house.
 
 mod cluster;
+mod harness;
 mod help;
 mod licences;
 mod tidy;

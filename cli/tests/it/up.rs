@@ -4,28 +4,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::cluster::{Cluster, closed, entries, runs, signal, until};
+use super::harness::{Cluster, Traces, entries, runs, signal, until};
 use super::run;
 
-/// Everything of a cluster that must be gone after it.
-struct Traces {
-    processes: Vec<u32>,
-    ports: Vec<u16>,
-}
-
-impl Traces {
-    fn of(cluster: &Cluster) -> Traces {
-        let traces = Traces {
-            processes: cluster.children().into_iter().collect(),
-            ports: cluster.ports().into_iter().collect(),
-        };
-        assert_eq!((traces.processes.len(), traces.ports.len()), (4, 4), "store, two workers, router");
-        traces
-    }
-
-    fn gone(&self) -> bool {
-        !self.processes.iter().any(|pid| runs(*pid)) && self.ports.iter().all(|port| closed(*port))
-    }
+/// Of a whole cluster, with one worker of each role.
+fn traces(cluster: &Cluster) -> Traces {
+    let traces = Traces::of(cluster);
+    assert_eq!(traces.processes.len(), 4, "store, two workers, router");
+    assert_eq!(traces.ports.len(), 5, "one each, and the store's metrics");
+    traces
 }
 
 #[tokio::test]
@@ -33,7 +20,7 @@ async fn cluster_serves_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), &[], &[]);
     assert_eq!(cluster.ready["model"], "toy");
-    let traces = Traces::of(&cluster);
+    let traces = traces(&cluster);
     assert_eq!(entries(&cluster.run_dir).len(), 1);
 
     let prompt = "What is a cache? ".repeat(20);
@@ -64,8 +51,10 @@ async fn cluster_restarts_a_child_that_was_killed() {
     for name in ["decode-0", "prefill-0", "store", "router"] {
         let pid = cluster.child(name);
         signal(pid, Signal::KILL);
-        until("four children again", || !cluster.children().contains(&pid) && cluster.children().len() == 4)
-            .await;
+        until("four children again", async || {
+            !cluster.children().contains(&pid) && cluster.children().len() == 4
+        })
+        .await;
         let answer = cluster.chat_until_answered(&format!("Is {name} back? ").repeat(10)).await;
         assert_eq!(answer["usage"]["completion_tokens"], 8, "{name}");
     }
@@ -86,10 +75,10 @@ async fn cluster_restarts_a_child_that_was_killed() {
 async fn cluster_goes_with_its_supervisor() {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), &[], &[]);
-    let traces = Traces::of(&cluster);
+    let traces = traces(&cluster);
     cluster.signal(Signal::KILL);
     assert!(!cluster.wait().0.success());
-    until("no child runs", || traces.gone()).await;
+    until("no child runs", async || traces.gone()).await;
 
     // Nobody was left to remove its directory; the next cluster does.
     let stale = entries(dir.path());
@@ -105,7 +94,7 @@ async fn cluster_goes_with_its_supervisor() {
 async fn cluster_does_not_wait_after_a_second_signal() {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), &[], &[("KELVIN_TOY_STEP_TIME", "200ms")]);
-    let traces = Traces::of(&cluster);
+    let traces = traces(&cluster);
     // An answer of minutes: no drain ends by itself while it goes on.
     let body = serde_json::json!({"model": "toy", "prompt": "Go on.", "max_tokens": 2000, "stream": true});
     let request = reqwest::Client::new().post(cluster.url("/v1/completions")).json(&body);

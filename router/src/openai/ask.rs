@@ -328,5 +328,4 @@ fn prompt(prompt: Option<Prompt>, vocab_tokens: u32) -> Result<Input, ApiError> 
 }
 
 #[cfg(test)]
-#[path = "ask_tests.rs"]
 mod tests;

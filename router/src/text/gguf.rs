@@ -133,5 +133,4 @@ fn backend() -> &'static LlamaBackend {
 }
 
 #[cfg(test)]
-#[path = "gguf_tests.rs"]
 mod tests;

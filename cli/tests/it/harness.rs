@@ -1,4 +1,4 @@
-//! A cluster of the toy model: `kelvin up`, a client, and a look at what is left.
+//! A cluster of real processes: `kelvin up`, a client, and a look at what is left.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use kelvin_kvstore::{Client, ClientOptions};
+use kelvin_proto::kv::v1::StatsResponse;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -28,8 +30,12 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts one with the toy model on free ports; returns when it is ready.
     pub(crate) fn start(run_dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> Cluster {
-        let mut command =
-            kelvin(&["up", "--model", "toy", "--json", "--listen", "127.0.0.1:0", "--dram", "64MiB"]);
+        Cluster::serve("toy", run_dir, flags, env)
+    }
+
+    /// As `start`, with any model.
+    pub(crate) fn serve(model: &str, run_dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> Cluster {
+        let mut command = kelvin(&["up", "--model", model, "--json", "--listen", "127.0.0.1:0"]);
         command.args(["--run-dir".as_ref(), run_dir.as_os_str()]).args(flags).envs(env.iter().copied());
         // Should this test be killed, the cluster goes too.
         command.env(kelvin_planner::SUPERVISOR_PID, std::process::id().to_string());
@@ -52,6 +58,31 @@ impl Cluster {
 
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.ready["listen"].as_str().unwrap())
+    }
+
+    /// The model's public name.
+    pub(crate) fn model(&self) -> &str {
+        self.ready["model"].as_str().unwrap()
+    }
+
+    /// Where the store serves the KV API.
+    pub(crate) fn store(&self) -> &str {
+        self.ready["store"].as_str().unwrap()
+    }
+
+    pub(crate) async fn stats(&self) -> StatsResponse {
+        let options = ClientOptions::new(self.store(), "test");
+        Client::connect(options).await.unwrap().stats().await.unwrap()
+    }
+
+    /// Stops it in order; nothing may be left.
+    pub(crate) fn stop(mut self) {
+        let traces = Traces::of(&self);
+        self.signal(Signal::TERM);
+        let (status, stderr) = self.wait();
+        assert!(status.success(), "{stderr}");
+        assert!(traces.gone());
+        assert!(entries(&self.run_dir).is_empty());
     }
 
     /// The process of a child, by its place in the cluster: `store`, `prefill-0`, `router`.
@@ -108,6 +139,25 @@ impl Cluster {
     }
 }
 
+/// Everything of a cluster that must be gone after it.
+pub(crate) struct Traces {
+    pub(crate) processes: Vec<u32>,
+    pub(crate) ports: Vec<u16>,
+}
+
+impl Traces {
+    pub(crate) fn of(cluster: &Cluster) -> Traces {
+        Traces {
+            processes: cluster.children().into_iter().collect(),
+            ports: cluster.ports().into_iter().collect(),
+        }
+    }
+
+    pub(crate) fn gone(&self) -> bool {
+        !self.processes.iter().any(|pid| runs(*pid)) && self.ports.iter().all(|port| closed(*port))
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         let _ = self.up.kill();
@@ -120,9 +170,9 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 }
 
 /// Waits until something holds.
-pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !holds() {
+    while !holds().await {
         assert!(Instant::now() < deadline, "it never came: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -2,15 +2,15 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::super::{ChatMessage, ModelSource, TextStream, Vocabulary, defuse::defuse};
 use super::*;
+use crate::text::{ChatMessage, ModelSource, TextStream, Vocabulary, defuse};
 
 fn vocabulary() -> Vocabulary {
     let path = std::env::var_os("KELVIN_TEST_MODEL").map(PathBuf::from).unwrap_or_else(|| {
         let home = std::env::var_os("HOME").expect("HOME is set");
         PathBuf::from(home).join(".cache/kelvin/models/SmolLM2-135M-Instruct.Q4_1.gguf")
     });
-    Vocabulary::load(&ModelSource::Gguf(path)).expect("the test model is there (make model)")
+    Vocabulary::load(&ModelSource::Gguf(path)).expect("the test model is there")
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {

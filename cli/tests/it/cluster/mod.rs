@@ -1,0 +1,7 @@
+//! Whole clusters under load, under faults, and with a real model.
+
+mod chaos;
+mod client;
+mod fingerprint;
+mod pressure;
+mod real_model;
