@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "R", value_parser = rate)]
     rate: Option<f64>,
 
-    /// Conversations of the load [default: 32, smoke: 6]
+    /// Conversations of the load; 0 leaves that part out [default: 32, smoke: 6]
     #[arg(long, value_name = "N")]
     conversations: Option<usize>,
 
@@ -126,37 +126,55 @@ async fn measure_or_stop(args: &Args, url: &str) -> anyhow::Result<Option<()>> {
 
 async fn measure(args: &Args, url: &str) -> anyhow::Result<()> {
     let client = Client::connect(url).await?;
-    let size = |given: Option<u32>, full: u32, smoke: u32| {
-        given.unwrap_or(if args.smoke { smoke } else { full }) as usize
-    };
     let tokens_per_word =
         tokens_per_word(&client, args.seed).await.context("measure the tokens of a word")?;
     let in_words = |tokens: usize| ((tokens as f64 / tokens_per_word) as usize).max(1);
     let mut report = Report::new("serve", args.seed, &format!("{} at {url}", client.model));
 
-    let suffix_words = in_words(size(args.suffix_tokens, 30, 30));
+    let suffix_words = in_words(args.size(args.suffix_tokens, 30, 30));
     let reuse = Reuse {
         prefixes: args.reuse_prefixes.unwrap_or(if args.smoke { 3 } else { 8 }),
-        prefix_words: in_words(size(args.reuse_tokens, 1000, 1000)),
+        prefix_words: in_words(args.size(args.reuse_tokens, 1000, 1000)),
         question_words: args.reuse_question_tokens.iter().map(|&tokens| in_words(tokens as usize)).collect(),
     };
     reuse.run(&client, args.seed, &mut report).await?;
+    let load = load(args, &client, suffix_words, &in_words, &mut report).await;
+    report.finish(args.json.as_deref())?;
+    let Some(Loaded { recorder, .. }) = load else { return Ok(()) };
+    let errors = recorder.errors_total();
+    if errors == recorder.requests || (args.smoke && errors > 0) {
+        bail!("{errors} of {} requests failed", recorder.requests);
+    }
+    Ok(())
+}
+
+/// None when no load is wanted.
+async fn load(
+    args: &Args,
+    client: &Client,
+    suffix_words: usize,
+    in_words: &impl Fn(usize) -> usize,
+    report: &mut Report,
+) -> Option<Loaded> {
+    let count = args.conversations.unwrap_or(if args.smoke { 6 } else { 32 });
+    if count == 0 {
+        return None;
+    }
 
     let shape = Shape {
-        prefixes: size(args.prefixes, 4, 2),
-        prefix_words: in_words(size(args.prefix_tokens, 500, 200)),
+        prefixes: args.size(args.prefixes, 4, 2),
+        prefix_words: in_words(args.size(args.prefix_tokens, 500, 200)),
         suffix_words,
-        turns: size(args.turns, 2, 2),
+        turns: args.size(args.turns, 2, 2),
     };
-    let count = args.conversations.unwrap_or(if args.smoke { 6 } else { 32 });
     let how = match args.rate {
         Some(rate) => Loop::Open { rate },
-        None => Loop::Closed { clients: size(args.clients, 4, 2) },
+        None => Loop::Closed { clients: args.size(args.clients, 4, 2) },
     };
     let conversations = shape.conversations(&mut rng(args.seed, Stream::Load), count);
     let tokens_max = args.output_tokens.unwrap_or(if args.smoke { 8 } else { 32 });
     let mut arrivals = rng(args.seed, Stream::Arrivals);
-    let loaded = load::run(&client, conversations, tokens_max, how, &mut arrivals).await;
+    let loaded = load::run(client, conversations, tokens_max, how, &mut arrivals).await;
     let title = match how {
         Loop::Closed { clients } => format!("closed loop, {clients} clients"),
         Loop::Open { rate } => format!("open loop, {rate} conversations a second"),
@@ -165,14 +183,15 @@ async fn measure(args: &Args, url: &str) -> anyhow::Result<()> {
         "\n{title}: {count} conversations of {} turns, {} prefixes",
         shape.turns, shape.prefixes
     ));
-    tell(&loaded, &mut report);
-    report.finish(args.json.as_deref())?;
+    tell(&loaded, report);
+    Some(loaded)
+}
 
-    let errors = loaded.recorder.errors_total();
-    if errors == loaded.recorder.requests || (args.smoke && errors > 0) {
-        bail!("{errors} of {} requests failed", loaded.recorder.requests);
+impl Args {
+    /// A number that was given, or the default of this size of run.
+    fn size(&self, given: Option<u32>, full: u32, smoke: u32) -> usize {
+        given.unwrap_or(if self.smoke { smoke } else { full }) as usize
     }
-    Ok(())
 }
 
 fn tell(loaded: &Loaded, report: &mut Report) {
