@@ -176,7 +176,10 @@ fn announce(plan: &Plan, model: &str, json: bool) {
     let (listen, store, admin) = (plan.listen, plan.store_url(), plan.store_admin_url());
     let body = serde_json::json!({
         "model": model,
-        "messages": [{"role": "user", "content": "What is a cache?"}],
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
         "max_tokens": 64,
     });
     let text = format!(

@@ -34,10 +34,13 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// What cargo knows of the workspace, without asking a registry.
+/// What cargo knows of the workspace, without asking a registry: of this platform, since the crates of others were
+/// never fetched.
 fn metadata(dependencies: bool) -> cargo_metadata::Metadata {
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut command = cargo_metadata::MetadataCommand::new();
-    command.current_dir(root()).other_options(vec!["--offline".into()]);
+    let options = ["--offline", "--filter-platform", &platform];
+    command.current_dir(root()).other_options(options.map(str::to_owned));
     if !dependencies {
         command.no_deps();
     }
