@@ -99,18 +99,14 @@ impl Generation {
 
     /// The next step. After [`Step::End`] or a failure nothing more may be asked.
     pub(crate) async fn next(&mut self) -> Result<Step, Failure> {
-        loop {
-            if let Some(finish) = self.end.take() {
-                return Ok(Step::End(finish));
-            }
-            let message = match self.first.take() {
-                Some(first) => first,
-                None => self.message().await.inspect_err(|failure| self.failed(failure))?,
-            };
-            if let Some(step) = self.step(message).inspect_err(|failure| self.failed(failure))? {
-                return Ok(step);
-            }
+        if let Some(finish) = self.end.take() {
+            return Ok(Step::End(finish));
         }
+        let message = match self.first.take() {
+            Some(first) => first,
+            None => self.message().await.inspect_err(|failure| self.failed(failure))?,
+        };
+        self.step(message).inspect_err(|failure| self.failed(failure))
     }
 
     async fn message(&mut self) -> Result<GenerateResponse, Failure> {
@@ -134,8 +130,8 @@ impl Generation {
         }
     }
 
-    /// What a message means; `None` if it is empty.
-    fn step(&mut self, message: GenerateResponse) -> Result<Option<Step>, Failure> {
+    /// What a message means.
+    fn step(&mut self, message: GenerateResponse) -> Result<Step, Failure> {
         let finish = message.finish();
         let broken = |what| Failure::Protocol { worker: self.worker.name(), what };
         if message.tokens.iter().any(|token| token.token >= self.vocab_tokens) {
@@ -153,10 +149,11 @@ impl Generation {
             self.usage = message.usage;
         }
         if message.tokens.is_empty() {
-            return Ok(self.end.take().map(Step::End));
+            // Who may say nothing may do so for ever.
+            return self.end.take().map(Step::End).ok_or_else(|| broken("a message without a token"));
         }
         self.generated_tokens += message.tokens.len() as u64;
-        Ok(Some(Step::Tokens(message.tokens)))
+        Ok(Step::Tokens(message.tokens))
     }
 
     fn failed(&self, failure: &Failure) {
