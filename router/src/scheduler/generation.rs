@@ -39,6 +39,14 @@ pub(crate) enum Step {
     End(Finish),
 }
 
+/// What is wrong with an empty message.
+pub(super) const NOTHING: &str = "a message without a token that is not the last one";
+
+/// Whether a message says nothing at all: who may send one may do so for ever.
+pub(super) fn is_empty(message: &GenerateResponse) -> bool {
+    message.tokens.is_empty() && message.usage.is_none() && message.finish() == FinishReason::Unspecified
+}
+
 /// A decode worker's open stream with its first message.
 pub(super) struct Opened {
     pub(super) worker: Arc<Worker>,
@@ -134,6 +142,9 @@ impl Generation {
     fn step(&mut self, message: GenerateResponse) -> Result<Step, Failure> {
         let finish = message.finish();
         let broken = |what| Failure::Protocol { worker: self.worker.name(), what };
+        if is_empty(&message) {
+            return Err(broken(NOTHING));
+        }
         if message.tokens.iter().any(|token| token.token >= self.vocab_tokens) {
             return Err(broken("a token that is not in the vocabulary"));
         }
@@ -149,8 +160,7 @@ impl Generation {
             self.usage = message.usage;
         }
         if message.tokens.is_empty() {
-            // Who may say nothing may do so for ever.
-            return self.end.take().map(Step::End).ok_or_else(|| broken("a message without a token"));
+            return self.end.take().map(Step::End).ok_or_else(|| broken(NOTHING));
         }
         self.generated_tokens += message.tokens.len() as u64;
         Ok(Step::Tokens(message.tokens))
