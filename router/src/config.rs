@@ -12,6 +12,8 @@ pub struct RouterConfig {
     pub listen: SocketAddr,
     /// Store to ask for prefixes, e.g. `http://127.0.0.1:7440`; without one nothing is known to be cached.
     pub store: Option<String>,
+    /// Bearer token for the store, if it wants one.
+    pub token: Option<String>,
     /// Workers, e.g. `http://127.0.0.1:7450`; what each of them is, it says itself.
     pub workers: Vec<String>,
     /// Vocabulary and chat template; must be those of the workers' model.
@@ -51,6 +53,7 @@ impl Default for RouterConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             store: None,
+            token: None,
             workers: Vec::new(),
             model: ModelSource::Toy,
             tokens_max_default: 1024,

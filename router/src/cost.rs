@@ -188,7 +188,7 @@ fn local_us(shape: &Shape, decode: &WorkerFacts) -> f64 {
     wait_us(decode)
         + evaluate_us(decode, shape.uncached)
         + shape.matched_blocks * import_us(decode)
-        + f64::from(decode.streams + 1) * evaluate_us(decode, beyond_chunk)
+        + (f64::from(decode.streams) + 1.0) * evaluate_us(decode, beyond_chunk)
         + company_us(decode)
 }
 

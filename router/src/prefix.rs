@@ -42,6 +42,8 @@ pub(crate) struct Found {
 /// The router's side of the store.
 pub(crate) struct Prefixes {
     configured: bool,
+    /// Bearer token for it.
+    token: Option<String>,
     find_timeout: Duration,
     metrics: Arc<Metrics>,
     namespace: RwLock<Option<Namespace>>,
@@ -50,10 +52,16 @@ pub(crate) struct Prefixes {
 }
 
 impl Prefixes {
-    /// `configured` says whether there is to be a store at all.
-    pub(crate) fn new(configured: bool, find_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+    /// `configured` says whether there is to be a store at all, and `token` what it wants to hear.
+    pub(crate) fn new(
+        configured: bool,
+        token: Option<String>,
+        find_timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             configured,
+            token,
             find_timeout,
             metrics,
             namespace: RwLock::new(None),
@@ -144,7 +152,7 @@ impl Prefixes {
         let mut said = String::new();
         loop {
             if let Some(definition) = fleet.definition() {
-                match handshake(endpoint, definition).await {
+                match handshake(endpoint, self.token.clone(), definition).await {
                     Ok(open) => {
                         self.note(None);
                         return open;
@@ -164,9 +172,13 @@ impl Prefixes {
     }
 }
 
-async fn handshake(endpoint: &str, definition: &Definition) -> Result<(Client, Namespace), Error> {
+async fn handshake(
+    endpoint: &str,
+    token: Option<String>,
+    definition: &Definition,
+) -> Result<(Client, Namespace), Error> {
     // No payload is read or written here.
-    let options = ClientOptions { shared_memory: false, ..ClientOptions::new(endpoint, "router") };
+    let options = ClientOptions { token, shared_memory: false, ..ClientOptions::new(endpoint, "router") };
     let client = Client::connect(options).await?;
     let namespace = client.open(definition.spec.clone()).await?;
     Ok((client, namespace))

@@ -65,7 +65,12 @@ pub async fn serve(
     let ending = CancellationToken::new();
     let gone = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
-    let prefixes = Arc::new(Prefixes::new(config.store.is_some(), config.store_timeout, metrics.clone()));
+    let prefixes = Arc::new(Prefixes::new(
+        config.store.is_some(),
+        config.token.clone(),
+        config.store_timeout,
+        metrics.clone(),
+    ));
     let scheduler = Arc::new(Scheduler {
         fleet: fleet.clone(),
         prefixes: prefixes.clone(),

@@ -118,6 +118,22 @@ fn rates_that_make_no_sense_count_as_unmeasured() {
 }
 
 #[test]
+fn the_largest_numbers_are_only_dear() {
+    let full = WorkerFacts {
+        streams: u32::MAX,
+        slots: u32::MAX,
+        pending_tokens: u64::MAX,
+        chunk_tokens: u32::MAX,
+        ..decode(0)
+    };
+    check(request(1_012, 0), &[full, decode(1)], 1, Place::Local);
+    let crowded = WorkerFacts { slots: 0, chunk_tokens: 0, ..full };
+    check(request(u64::MAX, 0), &[crowded], 0, Place::Local);
+    let prefill = WorkerFacts { streams: u32::MAX, pending_tokens: u64::MAX, ..prefill(2) };
+    check(request(1_012, 0), &[decode(1), prefill], 1, Place::Local);
+}
+
+#[test]
 fn a_policy_rules_ways_out() {
     let decide_by = |policy, prompt, workers: &[WorkerFacts]| {
         decide(&request(prompt, 0), workers, policy, &mut SmallRng::seed_from_u64(1)).unwrap().prefill

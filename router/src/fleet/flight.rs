@@ -47,6 +47,10 @@ impl Flight {
         Self { worker: worker.clone(), number }
     }
 
+    pub(crate) fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
     /// The prompt is evaluated.
     pub(crate) fn evaluated(&self) {
         if let Some(call) = self.worker.flights().calls.get_mut(&self.number) {

@@ -1,6 +1,6 @@
 //! A checked request: what is asked for, in the scheduler's words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kelvin_proto::worker::v1::Sampling;
 use serde_json::Value;
@@ -16,6 +16,8 @@ const STOPS_MAX: usize = 4;
 const TOP_LOGPROBS_MAX: u32 = 20;
 /// Bytes of a stop string: as much text may be held back.
 const STOP_BYTES_MAX: usize = 1024;
+/// As many as a worker takes.
+const LOGIT_BIASES_MAX: usize = 1024;
 
 /// Which of the two routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,9 +134,12 @@ fn sampling(body: &RequestBody, vocab_tokens: u32) -> Result<Sampling, ApiError>
     };
     let top_k = match body.top_k.unwrap_or(0) {
         -1 => 0,
-        top_k => u32::try_from(top_k).map_err(|_| {
-            ApiError::param("top_k", format!("`top_k` is {top_k}, but must be -1 (all), 0 (all) or a count."))
-        })?,
+        top_k if top_k < 0 => {
+            let message = format!("`top_k` is {top_k}, but must be -1 (all), 0 (all) or a count.");
+            return Err(ApiError::param("top_k", message));
+        }
+        // More tokens than there are is all of them.
+        top_k => u32::try_from(top_k).unwrap_or(u32::MAX).min(vocab_tokens),
     };
     Ok(Sampling {
         temperature: within("temperature", body.temperature, 1.0, 0.0, 2.0)?,
@@ -150,6 +155,13 @@ fn sampling(body: &RequestBody, vocab_tokens: u32) -> Result<Sampling, ApiError>
 }
 
 fn logit_bias(body: &RequestBody, vocab_tokens: u32) -> Result<HashMap<u32, f32>, ApiError> {
+    let count = body.logit_bias.as_ref().map_or(0, BTreeMap::len);
+    if count > LOGIT_BIASES_MAX {
+        return Err(ApiError::param(
+            "logit_bias",
+            format!("`logit_bias` has {count} entries, but at most {LOGIT_BIASES_MAX} are allowed."),
+        ));
+    }
     let biases = body.logit_bias.iter().flatten();
     let checked = biases.map(|(key, &bias)| {
         let token = key.parse::<u32>().ok().filter(|&token| token < vocab_tokens);

@@ -39,6 +39,14 @@ pub(crate) enum Step {
     End(Finish),
 }
 
+/// What is wrong with an empty message.
+pub(super) const NOTHING: &str = "a message without a token that is not the last one";
+
+/// Whether a message says nothing at all: who may send one may do so for ever.
+pub(super) fn is_empty(message: &GenerateResponse) -> bool {
+    message.tokens.is_empty() && message.usage.is_none() && message.finish() == FinishReason::Unspecified
+}
+
 /// A decode worker's open stream with its first message.
 pub(super) struct Opened {
     pub(super) worker: Arc<Worker>,
@@ -99,18 +107,14 @@ impl Generation {
 
     /// The next step. After [`Step::End`] or a failure nothing more may be asked.
     pub(crate) async fn next(&mut self) -> Result<Step, Failure> {
-        loop {
-            if let Some(finish) = self.end.take() {
-                return Ok(Step::End(finish));
-            }
-            let message = match self.first.take() {
-                Some(first) => first,
-                None => self.message().await.inspect_err(|failure| self.failed(failure))?,
-            };
-            if let Some(step) = self.step(message).inspect_err(|failure| self.failed(failure))? {
-                return Ok(step);
-            }
+        if let Some(finish) = self.end.take() {
+            return Ok(Step::End(finish));
         }
+        let message = match self.first.take() {
+            Some(first) => first,
+            None => self.message().await.inspect_err(|failure| self.failed(failure))?,
+        };
+        self.step(message).inspect_err(|failure| self.failed(failure))
     }
 
     async fn message(&mut self) -> Result<GenerateResponse, Failure> {
@@ -134,10 +138,13 @@ impl Generation {
         }
     }
 
-    /// What a message means; `None` if it is empty.
-    fn step(&mut self, message: GenerateResponse) -> Result<Option<Step>, Failure> {
+    /// What a message means.
+    fn step(&mut self, message: GenerateResponse) -> Result<Step, Failure> {
         let finish = message.finish();
         let broken = |what| Failure::Protocol { worker: self.worker.name(), what };
+        if is_empty(&message) {
+            return Err(broken(NOTHING));
+        }
         if message.tokens.iter().any(|token| token.token >= self.vocab_tokens) {
             return Err(broken("a token that is not in the vocabulary"));
         }
@@ -153,10 +160,10 @@ impl Generation {
             self.usage = message.usage;
         }
         if message.tokens.is_empty() {
-            return Ok(self.end.take().map(Step::End));
+            return self.end.take().map(Step::End).ok_or_else(|| broken(NOTHING));
         }
         self.generated_tokens += message.tokens.len() as u64;
-        Ok(Some(Step::Tokens(message.tokens)))
+        Ok(Step::Tokens(message.tokens))
     }
 
     fn failed(&self, failure: &Failure) {

@@ -5,6 +5,9 @@
 //! tokens ─► store: match ─► decide ─┬─ local ──────────────────────────────┐
 //!                                   └─ remote: Prefill, first answer ──────┴─► Generate ─► tokens
 //! ```
+//! The call to the decode worker counts there from the decision on, through the wait for the prefill, so
+//! that requests at once do not all see the same idle worker.
+//!
 //! Everything but the decode worker can fail without failing the request. A store that does not answer
 //! in time counts as an empty one; a prefill worker that fails, before or after its first answer, leaves
 //! the prompt to the decode worker, which evaluates what it cannot import. If the decode worker fails
@@ -38,7 +41,7 @@ use crate::{
     metrics::Metrics,
     prefix::{Found, Prefixes},
 };
-use generation::Opened;
+use generation::{NOTHING, Opened, is_empty};
 use prefill::Prefill;
 
 /// Decode workers a request is handed to, at most.
@@ -104,15 +107,19 @@ impl Scheduler {
         let mut prefill: Option<Prefill> = None;
         let mut failed: Option<Failure> = None;
         for attempt in 1..=ATTEMPTS {
-            let Some(mut decision) = self.decide(&facts, &excluded) else { break };
+            let Some((mut decision, mut flight)) = self.decide(&facts, &found, &excluded) else { break };
             if prefill.is_none() {
+                let decided = decision.prefill;
                 prefill = self.prefill(&mut decision, &job, &facts).await;
+                if decision.prefill != decided {
+                    flight = self.flight(&decision, &facts, &found);
+                }
             }
             let place = if prefill.is_some() { decision.prefill } else { Place::Local };
             if attempt == 1 {
                 self.metrics.decision(place);
             }
-            match self.open(&job, &facts, &found, decision.decode, prefill.is_some()).await {
+            match self.open(&job, flight, wait_blocks(&facts, &found, prefill.is_some())).await {
                 Ok(opened) => {
                     let took = job.arrived.elapsed();
                     self.metrics.first_token(place, took);
@@ -134,11 +141,27 @@ impl Scheduler {
         Err(failed.unwrap_or(Failure::NoWorker))
     }
 
-    fn decide(&self, request: &RequestFacts, excluded: &[usize]) -> Option<Decision> {
+    /// Who serves, already counted at the decode worker.
+    fn decide(
+        &self,
+        request: &RequestFacts,
+        found: &Found,
+        excluded: &[usize],
+    ) -> Option<(Decision, Flight)> {
+        // Held until the decision counts: the next one must see it.
+        let mut rng = self.rng.lock();
         let workers = self.fleet.facts(excluded);
-        let decision = decide(request, &workers, self.policy, &mut *self.rng.lock()).ok()?;
+        let decision = decide(request, &workers, self.policy, &mut *rng).ok()?;
+        let flight = self.flight(&decision, request, found);
         tracing::debug!(?request, ?decision, "decided");
-        Some(decision)
+        Some((decision, flight))
+    }
+
+    /// Counts the call to the decode worker with what it will have to evaluate.
+    fn flight(&self, decision: &Decision, request: &RequestFacts, found: &Found) -> Flight {
+        let wait_blocks = wait_blocks(request, found, decision.prefill != Place::Local);
+        let pending = request.prompt_tokens.saturating_sub(wait_blocks * request.block_tokens);
+        Flight::begin(self.fleet.worker(decision.decode), pending)
     }
 
     /// Opens the prefill that was decided, if any; one that fails leaves a local decision.
@@ -158,21 +181,8 @@ impl Scheduler {
     }
 
     /// Opens a decode worker's stream and waits for its first message.
-    async fn open(
-        &self,
-        job: &Job,
-        facts: &RequestFacts,
-        found: &Found,
-        decode: usize,
-        remote: bool,
-    ) -> Result<Opened, Failure> {
-        let worker = self.fleet.worker(decode);
-        // At least one prompt token is left for decode, so the last whole block may not count.
-        let blocks = (facts.prompt_tokens - 1) / facts.block_tokens;
-        let known = (found.matched_tokens + found.filling_tokens) / facts.block_tokens;
-        let wait_blocks = if remote { blocks } else { known.min(blocks) };
-        let flight =
-            Flight::begin(worker, facts.prompt_tokens.saturating_sub(wait_blocks * facts.block_tokens));
+    async fn open(&self, job: &Job, flight: Flight, wait_blocks: u64) -> Result<Opened, Failure> {
+        let worker = flight.worker().clone();
         let request = GenerateRequest {
             request_id: job.request_id.clone(),
             model: job.model.clone(),
@@ -193,9 +203,12 @@ impl Scheduler {
         };
         let name = || worker.name();
         let failure = match timeout(self.timeouts.first_token, opening).await {
+            Ok(Ok((_, Some(first)))) if is_empty(&first) => {
+                Failure::Protocol { worker: name(), what: NOTHING }
+            }
             Ok(Ok((stream, Some(first)))) => {
                 flight.evaluated();
-                return Ok(Opened { worker: worker.clone(), flight, stream, first });
+                return Ok(Opened { worker, flight, stream, first });
             }
             Ok(Ok((_, None))) => {
                 Failure::Lost { worker: name(), why: "its stream ended before the first message".into() }
@@ -208,4 +221,12 @@ impl Scheduler {
         }
         Err(failure)
     }
+}
+
+/// Blocks of a prompt that the decode worker is to wait for.
+fn wait_blocks(request: &RequestFacts, found: &Found, remote: bool) -> u64 {
+    // At least one prompt token is left for decode, so the last whole block may not count.
+    let blocks = request.prompt_tokens.saturating_sub(1) / request.block_tokens;
+    let known = found.matched_tokens.saturating_add(found.filling_tokens) / request.block_tokens;
+    if remote { blocks } else { known.min(blocks) }
 }

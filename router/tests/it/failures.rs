@@ -5,7 +5,7 @@ use std::time::Duration;
 use kelvin_proto::Reason;
 use serde_json::Value;
 
-use crate::harness::{Act, Events, Setup, TestRouter, TestWorker, chat_body, error_of, until};
+use crate::harness::{Act, Events, NOTHING, Setup, TestRouter, TestWorker, chat_body, error_of, until};
 
 fn tokens(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
@@ -19,7 +19,11 @@ fn streamed() -> Value {
 
 /// Text before the failure, and the error event that must be the last.
 async fn broken_stream(router: &TestRouter) -> (String, Value) {
-    let (text, last) = Events::of(router.chat(&streamed()).await).text().await;
+    broken(Events::of(router.chat(&streamed()).await)).await
+}
+
+async fn broken(events: Events) -> (String, Value) {
+    let (text, last) = events.text().await;
     let event: Value = serde_json::from_str(&last).expect("an error event, not [DONE]");
     for key in ["message", "type", "param", "code"] {
         assert!(event["error"].as_object().expect("an error").contains_key(key));
@@ -30,10 +34,16 @@ async fn broken_stream(router: &TestRouter) -> (String, Value) {
 #[tokio::test]
 async fn a_worker_that_dies_mid_stream_leaves_an_error_event() {
     let worker = TestWorker::start(Setup::decode("d"));
-    worker.on_generate(Act::SayAndDie(tokens("half an ans")));
+    worker.on_generate(Act::SayAndHang(tokens("half an ans")));
     let router = TestRouter::start(&[&worker]).await;
-    let (text, error) = broken_stream(&router).await;
-    assert_eq!((text.as_str(), error["code"].as_str()), ("half an ans", Some("worker_lost")));
+    let mut events = Events::of(router.chat(&streamed()).await);
+    let mut text = String::new();
+    while text != "half an ans" {
+        text.push_str(&events.first_text().await);
+    }
+    worker.kill();
+    let (rest, error) = broken(events).await;
+    assert_eq!((rest.as_str(), error["code"].as_str()), ("", Some("worker_lost")));
     router.health_until(|health| health["workers"][0]["state"] == "lost").await;
     assert_eq!(router.metric("kelvin_router_errors_total{kind=\"worker_lost\"}").await, Some(1.0));
     let (status, _) = error_of(router.chat(&chat_body("hi")).await).await;
@@ -43,26 +53,29 @@ async fn a_worker_that_dies_mid_stream_leaves_an_error_event() {
 #[tokio::test]
 async fn a_worker_that_dies_mid_answer_is_502() {
     let worker = TestWorker::start(Setup::decode("d"));
-    worker.on_generate(Act::SayAndDie(tokens("half")));
+    worker.on_generate(Act::SayAndHang(tokens("half")));
     let router = TestRouter::start(&[&worker]).await;
-    let (status, error) = error_of(router.chat(&chat_body("hi")).await).await;
+    let body = chat_body("hi");
+    let first_token = "kelvin_router_time_to_first_token_seconds_count{prefill=\"local\"}";
+    let begun = until(|| async { router.metric(first_token).await.filter(|&count| count == 1.0) });
+    let (response, _) = tokio::join!(router.chat(&body), async {
+        begun.await;
+        worker.kill();
+    });
+    let (status, error) = error_of(response).await;
     assert_eq!((status, error["code"].as_str()), (502, Some("worker_lost")));
 }
 
 #[tokio::test]
 async fn the_others_go_on_when_one_dies() {
     let [first, second] = ["d1", "d2"].map(|name| TestWorker::start(Setup::decode(name)));
-    first.on_generate(Act::SayAndDie(tokens("half")));
+    first.on_generate(Act::Die);
     let router = TestRouter::start(&[&first, &second]).await;
-    let mut died = 0;
     for _ in 0..8 {
         let (text, last) = Events::of(router.chat(&streamed()).await).text().await;
-        match last.as_str() {
-            "[DONE]" => assert_eq!(text, "hello"),
-            _ => died += 1,
-        }
+        assert_eq!((text.as_str(), last.as_str()), ("hello", "[DONE]"));
     }
-    assert!(died <= 1, "a lost worker gets no more requests");
+    assert!(first.generates().len() <= 1, "a lost worker gets no more requests");
 }
 
 #[tokio::test]
@@ -89,8 +102,8 @@ async fn a_worker_that_falls_silent_is_given_up() {
     let worker = TestWorker::start(Setup::decode("d"));
     worker.on_generate(Act::SayAndHang(tokens("half"))).on_generate(Act::SayAndHang(vec![]));
     let router = TestRouter::configured(&[&worker], |config| {
-        config.token_timeout = Duration::from_millis(200);
-        config.first_token_timeout = Duration::from_millis(200);
+        config.token_timeout = Duration::from_secs(1);
+        config.first_token_timeout = Duration::from_secs(1);
     })
     .await;
     let (text, error) = broken_stream(&router).await;
@@ -105,8 +118,9 @@ async fn before_the_first_token_another_worker_gets_the_request() {
     for act in [
         Act::Refuse(Reason::Exhausted),
         Act::Refuse(Reason::Unavailable),
-        Act::SayAndDie(vec![]),
+        Act::Die,
         Act::SayAndEnd(vec![]),
+        Act::SayAndHang(vec![NOTHING]),
         Act::SayAndFail(vec![], Reason::EngineFailed),
     ] {
         // The worse one looks better, so that it is asked first.
@@ -155,4 +169,15 @@ async fn tokens_that_do_not_exist_are_not_shown() {
     let router = TestRouter::start(&[&worker]).await;
     let (text, error) = broken_stream(&router).await;
     assert_eq!((text.as_str(), error["code"].as_str()), ("h", Some("worker_protocol")));
+}
+
+#[tokio::test]
+async fn a_worker_that_says_nothing_in_many_words_is_given_up() {
+    let worker = TestWorker::start(Setup::decode("d"));
+    worker.on_generate(Act::SayAndHang(vec![104, NOTHING])).on_generate(Act::SayAndHang(vec![NOTHING]));
+    let router = TestRouter::start(&[&worker]).await;
+    let (text, error) = broken_stream(&router).await;
+    assert_eq!((text.as_str(), error["code"].as_str()), ("h", Some("worker_protocol")));
+    let (status, error) = error_of(router.chat(&streamed()).await).await;
+    assert_eq!((status, error["code"].as_str()), (502, Some("worker_protocol")));
 }

@@ -21,9 +21,13 @@ struct TestStore {
 
 impl TestStore {
     async fn start(listen: SocketAddr) -> Self {
+        Self::configured(ServerConfig { listen, ..ServerConfig::new(1 << 20) }).await
+    }
+
+    async fn configured(config: ServerConfig) -> Self {
         let stop = CancellationToken::new();
         let (send, listening) = oneshot::channel();
-        let config = ServerConfig { listen, drain: Duration::ZERO, ..ServerConfig::new(1 << 20) };
+        let config = ServerConfig { drain: Duration::ZERO, ..config };
         let ready = move |listening: kelvin_kvstore::server::Listening| {
             send.send(listening.grpc).expect("the test waits");
         };
@@ -163,4 +167,18 @@ async fn a_store_that_comes_late_is_found() {
     let _namespace = store.fill(&prompt(), 24).await;
     connected(&router).await;
     assert_eq!(cached(&router).await, 384);
+}
+
+#[tokio::test]
+async fn a_store_that_wants_a_token_gets_it() {
+    let decode = TestWorker::start(Setup::decode("d"));
+    let mut config = ServerConfig::new(1 << 20);
+    config.tenants[0].token = Some("secret".into());
+    let store = TestStore::configured(config).await;
+    let router = TestRouter::configured(&[&decode], |config| {
+        config.store = Some(store.endpoint());
+        config.token = Some("secret".into());
+    })
+    .await;
+    connected(&router).await;
 }

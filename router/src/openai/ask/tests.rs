@@ -76,6 +76,26 @@ fn values_out_of_range_are_named() {
 }
 
 #[test]
+fn a_top_k_above_the_vocabulary_is_all_of_it_and_top_p_may_be_zero() {
+    for (top_k, expected) in [("257", 257), ("259", 258), ("9223372036854775807", 258)] {
+        let sampling = chat(&format!(r#","top_k":{top_k},"top_p":0"#)).unwrap().sampling;
+        assert_eq!((sampling.top_k, sampling.top_p), (expected, 0.0));
+    }
+}
+
+#[test]
+fn more_biases_than_a_worker_takes_are_refused() {
+    let biased = |count: u32| {
+        let entries: Vec<_> = (0..count).map(|token| format!(r#""{token}":1"#)).collect();
+        let body = format!(r#"{{"model":"toy","prompt":"x","logit_bias":{{{}}}}}"#, entries.join(","));
+        let parsed = parse::<RequestBody>(body.as_bytes()).unwrap();
+        Ask::new(Kind::Text, parsed, 49_152).map_err(|error| error.to_json())
+    };
+    assert_eq!(biased(1_024).unwrap().sampling.logit_bias.len(), 1_024);
+    refused(biased(1_025), "logit_bias", "1025 entries, but at most 1024");
+}
+
+#[test]
 fn wrong_types_are_named() {
     refused(chat(r#","temperature":"hot""#), "temperature", "invalid type: string");
     refused(chat(r#","max_tokens":-1"#), "max_tokens", "-1");

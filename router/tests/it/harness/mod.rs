@@ -6,4 +6,4 @@ mod worker;
 
 pub(crate) use client::{Events, chat_body, error_of};
 pub(crate) use router::{TestRouter, until};
-pub(crate) use worker::{Act, Setup, TestWorker, fingerprint};
+pub(crate) use worker::{Act, NOTHING, Setup, TestWorker, fingerprint};

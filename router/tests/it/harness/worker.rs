@@ -12,7 +12,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    time::Duration,
 };
 
 use futures::{Stream, StreamExt, stream};
@@ -27,7 +26,11 @@ use kelvin_proto::{
 };
 use parking_lot::Mutex;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
+
+/// In place of a token: a message without one.
+pub(crate) const NOTHING: u32 = u32::MAX;
 
 /// What a call does.
 #[derive(Debug, Clone)]
@@ -36,8 +39,10 @@ pub(crate) enum Act {
     Say { tokens: Vec<u32>, imported: u64 },
     /// Sends these tokens and then nothing, until it is cancelled.
     SayAndHang(Vec<u32>),
-    /// Sends these tokens and dies, with all its connections.
-    SayAndDie(Vec<u32>),
+    /// Sends what the text says once it is told to.
+    SayOnce(CancellationToken, &'static str),
+    /// Dies before it says anything, with all its connections.
+    Die,
     /// Sends these tokens and ends the stream without a last message.
     SayAndEnd(Vec<u32>),
     /// Sends these tokens and then an error.
@@ -247,6 +252,9 @@ impl WorkerService for Service {
             other => (other, false),
         };
         let step = move |token| {
+            if token == NOTHING {
+                return GenerateResponse::default();
+            }
             let top =
                 (0..alternatives.unwrap_or(0)).map(|rank| TokenLogprob { token: 97 + rank, logprob: -1.0 });
             let logprob = alternatives.map(|_| -0.25);
@@ -289,11 +297,16 @@ impl Service {
         last: impl Fn(u64) -> T + Send + 'static,
     ) -> Result<Response<Answers<T>>, Status> {
         let fail = |reason| Status::from(Refusal::new(reason, "as scripted"));
+        let told = match &act {
+            Act::SayOnce(told, _) => Some(told.clone()),
+            _ => None,
+        };
         let (tokens, then) = match act {
             Act::Refuse(reason) => return Err(fail(reason)),
             Act::Say { tokens, imported } => (tokens, Then::Last(imported)),
             Act::SayAndHang(tokens) => (tokens, Then::Hang),
-            Act::SayAndDie(tokens) => (tokens, Then::Die(self.suicide.clone())),
+            Act::SayOnce(_, text) => (bytes(text), Then::Last(0)),
+            Act::Die => (vec![], Then::Die(self.suicide.clone())),
             Act::SayAndEnd(tokens) => (tokens, Then::End),
             Act::SayAndFail(tokens, reason) => (tokens, Then::Fail(fail(reason))),
         };
@@ -309,14 +322,21 @@ impl Service {
                 Then::Fail(status) => Some(Err(status)),
                 Then::Hang => std::future::pending().await,
                 Then::Die(suicide) => {
-                    // The tokens get onto the wire first.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
                     let _ = suicide.send(());
                     std::future::pending().await
                 }
             }
         });
-        let all = steps.chain(end.filter_map(|end| async { end }));
+        let gate = stream::once(async move {
+            if let Some(told) = told {
+                told.cancelled().await;
+            }
+            None
+        });
+        let all = gate
+            .filter_map(|none| async move { none })
+            .chain(steps)
+            .chain(end.filter_map(|end| async { end }));
         let watched = stream::unfold((Box::pin(all), watch), |(mut all, watch)| async {
             let item = all.next().await;
             item.map(|item| (item, (all, watch)))
