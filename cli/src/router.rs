@@ -21,6 +21,10 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE", value_name = "URL", value_parser = values::endpoint)]
     store: Option<String>,
 
+    /// Bearer token of the store [default: none]
+    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
     /// A worker; give one flag for each
     #[arg(long = "worker", env = "KELVIN_WORKERS", value_name = "URL", required = true, value_delimiter = ',', value_parser = values::endpoint)]
     workers: Vec<String>,
@@ -51,6 +55,7 @@ impl Args {
         RouterConfig {
             listen: self.listen,
             store: self.store,
+            token: self.token,
             workers: self.workers,
             model: match self.model {
                 Model::Toy => ModelSource::Toy,
