@@ -26,7 +26,7 @@ pub struct RouterConfig {
     pub connections_max: usize,
     /// Most bytes of a request's body.
     pub body_bytes_max: usize,
-    /// Most time for a request's head, and then for its body.
+    /// Most time for a request's head, and then for its body; and for a new connection to bring one.
     pub read_timeout: Duration,
     /// Most time a client may take to make room for the next part of a stream.
     pub client_timeout: Duration,

@@ -6,8 +6,10 @@
 //! [`END_GRACE`] more the connections that are still open, because nobody reads from them, are dropped.
 
 use std::{
+    future::pending,
     hash::{BuildHasher, RandomState},
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,6 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
 
 use crate::{
     config::{Error, Listening, RouterConfig},
@@ -37,6 +40,8 @@ use crate::{
 
 /// Time for a client to read its last event.
 const END_GRACE: Duration = Duration::from_secs(2);
+/// A client of HTTP/2 that does not answer a ping within this time, sent as often, is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Pause after a failed accept, which is a lack of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -106,8 +111,7 @@ pub async fn serve(
     let app = App::new(scheduler, vocabulary, template, limits, entropy(), now_s);
     let connections = TaskTracker::new();
     ready(Listening { http });
-    let service = TowerToHyperService::new(app.router());
-    accept(&config, listener, service, &connections, &shutdown, &gone).await;
+    accept(&config, listener, app.router(), &connections, &shutdown, &gone).await;
 
     connections.close();
     if timeout(config.drain_grace, connections.wait()).await.is_err() {
@@ -142,12 +146,36 @@ fn template(vocabulary: &Vocabulary) -> Option<ChatTemplate> {
     }
 }
 
-type Service = TowerToHyperService<axum::Router>;
+/// The routes, as one connection has them.
+#[derive(Clone)]
+struct Routes {
+    router: axum::Router,
+    /// Cancelled by the connection's first request.
+    heard: CancellationToken,
+}
+
+impl<R> Service<R> for Routes
+where
+    axum::Router: Service<R>,
+{
+    type Response = <axum::Router as Service<R>>::Response;
+    type Error = <axum::Router as Service<R>>::Error;
+    type Future = <axum::Router as Service<R>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.router.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        self.heard.cancel();
+        self.router.call(request)
+    }
+}
 
 async fn accept(
     config: &RouterConfig,
     listener: TcpListener,
-    service: Service,
+    router: axum::Router,
     connections: &TaskTracker,
     shutdown: &CancellationToken,
     gone: &CancellationToken,
@@ -171,7 +199,7 @@ async fn accept(
                 continue;
             }
         };
-        let connection = connection(stream, service.clone(), config.read_timeout, shutdown.clone());
+        let connection = connection(stream, router.clone(), config.read_timeout, shutdown.clone());
         let gone = gone.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -186,7 +214,7 @@ async fn accept(
 /// Serves one connection to its end; after `shutdown` to the end of the answer under way.
 async fn connection(
     stream: TcpStream,
-    service: Service,
+    router: axum::Router,
     read_timeout: Duration,
     shutdown: CancellationToken,
 ) {
@@ -194,11 +222,18 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout);
-    builder.http2().timer(TokioTimer::new());
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+    let heard = CancellationToken::new();
+    let service = TowerToHyperService::new(Routes { router, heard: heard.clone() });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        // The builder reads the protocol's version without a limit of time.
+        () = silence(&heard, read_timeout) => {
+            tracing::debug!("a connection brought no request");
+            return;
+        }
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -206,6 +241,13 @@ async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(error, "a connection broke");
+    }
+}
+
+/// Ends when nothing is heard within `patience`; never if something is.
+async fn silence(heard: &CancellationToken, patience: Duration) {
+    if timeout(patience, heard.cancelled()).await.is_ok() {
+        pending::<()>().await;
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     fleet::Model,
     scheduler::Job,
-    text::{ChatMessage, Defused, defuse},
+    text::{ChatMessage, ChatTemplate, Defused, TokenizeError, Vocabulary, defuse},
 };
 
 /// `POST /v1/chat/completions`.
@@ -52,15 +52,17 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
     let arrived = Instant::now();
     let (head, body) = request.into_parts();
     body::expect_json(&head.headers)?;
+    // The semaphore is never closed.
+    let place = app.bodies.acquire().await;
     let bytes = body::read(body, app.limits.body_bytes_max, app.limits.read_timeout).await?;
     let ask = Ask::new(kind, body::parse::<RequestBody>(&bytes)?, app.vocabulary.len())?;
-    drop(bytes);
+    drop((bytes, place));
     let model = app.scheduler.fleet.model().ok_or(crate::scheduler::Failure::NoWorker)?;
     if ask.model != model.name {
         return Err(ApiError::unknown_model(&ask.model));
     }
     let admitted = app.admit()?;
-    let tokens = prompt(app, kind, ask.input, model.context_tokens_max).await?;
+    let (tokens, admitted) = prompt(app, kind, ask.input, model.context_tokens_max, admitted).await?;
     let tokens_max = budget(app, kind, &model, tokens.len(), ask.tokens_max)?;
     let end_tokens = app.vocabulary.end_tokens();
     let job = Job {
@@ -129,40 +131,82 @@ impl App {
 }
 
 /// Tokens of the prompt. Rendering and tokenizing take up to a second for the longest bodies, so they
-/// run beside the runtime's own threads.
-async fn prompt(app: &App, kind: Kind, input: Input, context_tokens_max: u32) -> Result<Vec<u32>, ApiError> {
-    let text = match input {
-        Input::Tokens(tokens) => return Ok(tokens),
-        Input::Text(text) => Defused::plain(text),
-        Input::Messages(messages) => render(app, messages)?,
+/// run beside the runtime's own threads; they keep the request's place even if the client leaves, which
+/// bounds how many run.
+async fn prompt(
+    app: &App,
+    kind: Kind,
+    input: Input,
+    context_tokens_max: u32,
+    admitted: Admitted,
+) -> Result<(Vec<u32>, Admitted), ApiError> {
+    let bytes = match &input {
+        Input::Tokens(_) => 0,
+        Input::Text(text) => text.len(),
+        Input::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
     };
+    let (vocabulary, template) = (app.vocabulary.clone(), app.template.clone());
     // So long a text cannot fit whatever its tokens are.
-    let bytes_max = app.vocabulary.token_bytes_max().saturating_mul(context_tokens_max as usize);
-    if text.bytes() > bytes_max {
-        let message = format!(
-            "This model's maximum context length is {context_tokens_max} tokens. However, your {} have more.",
-            kind.prompt_param()
-        );
-        return Err(ApiError::too_long(kind.prompt_param(), message));
-    }
-    let vocabulary = app.vocabulary.clone();
-    let tokens = tokio::task::spawn_blocking(move || vocabulary.tokenize(&text)).await.map_err(|error| {
+    let bytes_max = vocabulary.token_bytes_max().saturating_mul(context_tokens_max as usize);
+    let fits = move |bytes: usize| match bytes > bytes_max {
+        true => Err(too_many_bytes(kind, context_tokens_max)),
+        false => Ok(()),
+    };
+    fits(bytes)?;
+    let work = move || -> Result<_, ApiError> {
+        let text = match input {
+            Input::Tokens(tokens) => return Ok((tokens, admitted)),
+            Input::Text(text) => Defused::plain(text),
+            Input::Messages(messages) => {
+                let template = template.as_deref().ok_or_else(ApiError::no_template)?;
+                render(&vocabulary, template, messages)?
+            }
+        };
+        fits(text.bytes())?;
+        let tokens = vocabulary.tokenize(&text).map_err(|error| untokenized(kind, &error))?;
+        Ok((tokens, admitted))
+    };
+    let (tokens, admitted) = tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "tokenize a prompt");
         ApiError::internal()
-    })?;
+    })??;
     if tokens.is_empty() {
         return Err(ApiError::param(kind.prompt_param(), format!("`{}` is empty.", kind.prompt_param())));
     }
-    Ok(tokens)
+    Ok((tokens, admitted))
 }
 
-fn render(app: &App, mut messages: Vec<ChatMessage>) -> Result<Defused, ApiError> {
-    let template = app
-        .template
-        .as_ref()
-        .ok_or_else(|| ApiError::bad_request("This model has no chat template; use /v1/completions."))?;
+fn too_many_bytes(kind: Kind, context_tokens_max: u32) -> ApiError {
+    let message = format!(
+        "This model's maximum context length is {context_tokens_max} tokens. However, your {} have more.",
+        kind.prompt_param()
+    );
+    ApiError::too_long(kind.prompt_param(), message)
+}
+
+fn untokenized(kind: Kind, error: &TokenizeError) -> ApiError {
+    match error {
+        TokenizeError::Run { chars, chars_max } => ApiError::param(
+            kind.prompt_param(),
+            format!(
+                "`{}` has a line of {chars} characters, but at most {chars_max} are allowed.",
+                kind.prompt_param()
+            ),
+        ),
+        TokenizeError::Thread(_) | TokenizeError::Died => {
+            tracing::error!(?error, "tokenize a prompt");
+            ApiError::internal()
+        }
+    }
+}
+
+fn render(
+    vocabulary: &Vocabulary,
+    template: &ChatTemplate,
+    mut messages: Vec<ChatMessage>,
+) -> Result<Defused, ApiError> {
     for message in &mut messages {
-        message.content = defuse(&message.content, app.vocabulary.control_texts());
+        message.content = defuse(&message.content, vocabulary.control_texts());
     }
     match template.render(&messages) {
         Ok(text) => Ok(Defused::from_rendered(&text)),

@@ -52,6 +52,11 @@ impl ApiError {
         Self { param: Some(param.into()), ..Self::bad_request(message) }
     }
 
+    /// 400: chat with a model that has no template for it.
+    pub(crate) fn no_template() -> Self {
+        Self::bad_request("This model has no chat template; use /v1/completions.")
+    }
+
     /// 400: what this version does not do.
     pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { code: Some("unsupported_parameter"), ..Self::param(param, message) }

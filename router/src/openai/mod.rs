@@ -7,6 +7,12 @@
 //!
 //! A stream's head is sent with its first token: until then a failure is a status code, after it an
 //! event in the stream (see `sse`).
+//!
+//! # Limits
+//! A request is admitted when its body is read: only then is it known to be one. So that connections alone
+//! cannot fill the memory, 64 bodies are read at once, each within its limits of bytes and of time, which
+//! makes 256 MiB with the default limits; more of them wait. Behind them are the requests in work, as many
+//! as are admitted.
 
 mod ask;
 mod body;
@@ -38,6 +44,9 @@ use crate::{
 };
 use error::ApiError;
 
+/// Bodies being read and parsed at once.
+const BODIES_MAX: usize = 64;
+
 /// Limits of requests; see [`RouterConfig`](crate::RouterConfig).
 pub(crate) struct Limits {
     pub(crate) body_bytes_max: usize,
@@ -51,10 +60,12 @@ pub(crate) struct Limits {
 pub(crate) struct App {
     scheduler: Arc<Scheduler>,
     vocabulary: Arc<Vocabulary>,
-    template: Option<ChatTemplate>,
+    template: Option<Arc<ChatTemplate>>,
     metrics: Arc<Metrics>,
     limits: Limits,
     admission: Arc<Semaphore>,
+    /// Places for bodies that are being read.
+    bodies: Semaphore,
     ids: trace::Ids,
     started_s: u64,
 }
@@ -73,8 +84,9 @@ impl App {
             metrics: scheduler.metrics.clone(),
             scheduler,
             vocabulary,
-            template,
+            template: template.map(Arc::new),
             admission: Arc::new(Semaphore::new(limits.requests_max)),
+            bodies: Semaphore::new(BODIES_MAX),
             limits,
             ids: trace::Ids::new(seed),
             started_s,

@@ -17,7 +17,10 @@ use llama_cpp_2::{
     token_type::LlamaTokenAttr,
 };
 
-use super::{ChatTemplate, Defused, TemplateError, VocabularyError};
+use super::{
+    ChatTemplate, Defused, TemplateError, TokenizeError, VocabularyError,
+    stack::{longest_run, with_stack},
+};
 
 /// A GGUF file's tokens.
 pub(crate) struct GgufVocabulary {
@@ -78,7 +81,13 @@ impl GgufVocabulary {
         self.token_bytes_max
     }
 
-    pub(super) fn tokenize(&self, text: &Defused) -> Vec<u32> {
+    pub(super) fn tokenize(&self, text: &Defused) -> Result<Vec<u32>, TokenizeError> {
+        let run_chars = text.runs().iter().map(|run| longest_run(run)).max().unwrap_or(0);
+        with_stack(run_chars, || self.tokenize_here(text))
+    }
+
+    /// Tokenizes on this thread's stack.
+    fn tokenize_here(&self, text: &Defused) -> Vec<u32> {
         let vocab = self.model.vocab();
         let mut tokens = Vec::new();
         for (index, run) in text.runs().iter().enumerate() {

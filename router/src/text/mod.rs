@@ -10,10 +10,12 @@
 //! content that spells a control token is broken by [`defuse`] first, so that users cannot forge a turn
 //! through it. A prompt of `/v1/completions` is taken as it is, control tokens included: whoever calls it
 //! writes the whole prompt. User-defined tokens that are not control tokens are always parsed.
+//! A line of more than 524,288 characters is refused (see [`stack`]).
 
 mod defuse;
 mod detokenizer;
 mod gguf;
+mod stack;
 mod stops;
 mod stream;
 mod template;
@@ -41,6 +43,25 @@ pub struct VocabularyError {
     pub path: PathBuf,
     /// What is wrong with it.
     pub message: String,
+}
+
+/// A text cannot be tokenized.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokenizeError {
+    /// It is the text.
+    #[error("a line has {chars} characters, but at most {chars_max} are allowed")]
+    Run {
+        /// Of the longest line, with the white space behind it.
+        chars: usize,
+        /// The limit.
+        chars_max: usize,
+    },
+    /// There is no thread for it.
+    #[error("start a thread to tokenize")]
+    Thread(#[source] std::io::Error),
+    /// The tokenizer panicked.
+    #[error("the tokenizer died")]
+    Died,
 }
 
 /// Tokens of the toy engine: the bytes, then these two.
@@ -73,10 +94,11 @@ impl Vocabulary {
     }
 
     /// Tokens of a text as a whole prompt: with the begin token where the model wants one, and special
-    /// tokens parsed. Takes about a microsecond a token.
-    pub(crate) fn tokenize(&self, text: &Defused) -> Vec<u32> {
+    /// tokens parsed. Blocks for about a microsecond a token, and longer for texts with a very long line, which
+    /// take turns.
+    pub(crate) fn tokenize(&self, text: &Defused) -> Result<Vec<u32>, TokenizeError> {
         match self {
-            Self::Toy => text.joined().bytes().map(u32::from).collect(),
+            Self::Toy => Ok(text.joined().bytes().map(u32::from).collect()),
             Self::Gguf(gguf) => gguf.tokenize(text),
         }
     }
@@ -149,7 +171,7 @@ mod tests {
     #[test]
     fn the_toy_speaks_bytes() {
         let toy = Vocabulary::Toy;
-        assert_eq!(toy.tokenize(&Defused::plain("né")), [110, 0xc3, 0xa9]);
+        assert_eq!(toy.tokenize(&Defused::plain("né")).unwrap(), [110, 0xc3, 0xa9]);
         assert_eq!(toy.piece(0xc3), [0xc3]);
         assert!(toy.piece(TOY_END).is_empty());
         assert_eq!(toy.display(TOY_END), b"<|end|>");

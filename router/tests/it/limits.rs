@@ -45,6 +45,10 @@ async fn a_head_or_a_body_that_does_not_come_is_given_up() {
         TestRouter::configured(&[&worker], |config| config.read_timeout = Duration::from_millis(300)).await;
     let address = router.base.strip_prefix("http://").unwrap().to_owned();
     for (sent, expected) in [
+        // Nothing at all, and what may become HTTP/2.
+        ("", None),
+        ("PRI * HT", None),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
         ("POST /v1/completions HTTP/1.1\r\nHost: x\r\n", None),
         (
             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
@@ -53,11 +57,33 @@ async fn a_head_or_a_body_that_does_not_come_is_given_up() {
     ] {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         stream.write_all(sent.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
         match expected {
             Some(status) => assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}"),
             None => assert!(!answer.contains("200 OK"), "{answer}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn more_slow_bodies_than_are_read_at_once_only_delay_the_others() {
+    let worker = TestWorker::start(Setup::decode("d"));
+    let router =
+        TestRouter::configured(&[&worker], |config| config.read_timeout = Duration::from_millis(300)).await;
+    let address = router.base.strip_prefix("http://").unwrap().to_owned();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let mut slow = Vec::new();
+    for _ in 0..70 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    assert_eq!(router.chat(&chat_body("hi")).await.status(), 200);
+    for mut stream in slow {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
 }
