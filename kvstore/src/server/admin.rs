@@ -101,15 +101,15 @@ impl StoreCollector {
     fn tenants(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let tenants: Vec<_> =
             self.0.tenants().map(|tenant| (tenant, tenant.usage(), tenant.survey())).collect();
-        let mut gauge =
-            |name: &str, help: &str, unit: Option<&Unit>, values: Vec<([(&str, String); 2], u64)>| {
-                let mut family =
-                    encoder.encode_descriptor(name, help, unit, ConstGauge::new(0i64).metric_type())?;
-                for (labels, value) in values {
-                    ConstGauge::new(value as i64).encode(family.encode_family(&labels)?)?;
-                }
-                fmt::Result::Ok(())
-            };
+        type Values = Vec<([(&'static str, String); 2], u64)>;
+        let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, values: Values| {
+            let mut family =
+                encoder.encode_descriptor(name, help, unit, ConstGauge::new(0i64).metric_type())?;
+            for (labels, value) in values {
+                ConstGauge::new(value as i64).encode(family.encode_family(&labels)?)?;
+            }
+            fmt::Result::Ok(())
+        };
         let tier = |tenant: &str| [("tenant", tenant.to_owned()), ("tier", "dram".to_owned())];
         let kind = |tenant: &str, kind: &str| [("tenant", tenant.to_owned()), ("kind", kind.to_owned())];
         let model = |tenant: &str, model: &str| [("tenant", tenant.to_owned()), ("model", model.to_owned())];
@@ -153,17 +153,17 @@ impl StoreCollector {
             None,
             per_model(&|namespace| namespace.index.len() as u64),
         )?;
-        gauge(
-            "kelvin_store_match_blocks",
-            "Blocks asked for by Match since the start",
-            None,
-            per_model(&|namespace| namespace.match_blocks.get()),
-        )?;
-        gauge(
-            "kelvin_store_hit_blocks",
-            "Blocks found by Match since the start",
-            None,
-            per_model(&|namespace| namespace.hit_blocks.get()),
-        )
+        let mut counter = |name: &str, help: &str, values: Values| {
+            let kind = ConstCounter::new(0u64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (labels, value) in values {
+                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
+            fmt::Result::Ok(())
+        };
+        let asked = per_model(&|namespace| namespace.match_blocks.get());
+        counter("kelvin_store_match_blocks", "Blocks asked for by Match", asked)?;
+        let found = per_model(&|namespace| namespace.hit_blocks.get());
+        counter("kelvin_store_hit_blocks", "Blocks found by Match", found)
     }
 }

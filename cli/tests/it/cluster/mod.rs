@@ -2,6 +2,7 @@
 
 mod chaos;
 mod client;
+mod deploy;
 mod fingerprint;
 mod pressure;
 mod real_model;

@@ -1,0 +1,30 @@
+//! The rules in `deploy` name metrics that a running cluster has.
+
+use std::collections::BTreeSet;
+
+use crate::{harness::Cluster, root};
+
+/// Words that can be metric names.
+fn metrics(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("kelvin_router_") || word.starts_with("kelvin_store_")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_name_metrics_that_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Cluster::start(dir.path(), &[], &[]);
+    // A histogram shows itself once something was measured.
+    up.chat("Is everything measured?").await.unwrap();
+    let admin = up.ready["store_admin"].as_str().unwrap();
+    let mut shown = String::new();
+    for url in [up.url("/metrics"), format!("{admin}/metrics")] {
+        shown.push_str(&reqwest::get(url).await.unwrap().text().await.unwrap());
+    }
+    let rules = std::fs::read_to_string(root().join("deploy/prometheus/kelvin.rules.yml")).unwrap();
+    let (named, shown) = (metrics(&rules), metrics(&shown));
+    assert!(named.len() >= 8, "{named:?}");
+    let missing: Vec<_> = named.difference(&shown).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    up.stop();
+}
