@@ -181,6 +181,7 @@ fn announce(plan: &Plan, model: &str, json: bool) {
             {"role": "user", "content": "What is the capital of France?"},
         ],
         "max_tokens": 64,
+        "temperature": 0,
     });
     let text = format!(
         "\nServing {model}\n\n  \
