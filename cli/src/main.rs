@@ -9,6 +9,7 @@ mod router;
 mod shutdown;
 mod stats;
 mod store;
+mod store_at;
 mod up;
 mod values;
 mod watch;

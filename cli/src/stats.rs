@@ -4,22 +4,17 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::Context;
-use kelvin_kvstore::{Client, ClientOptions};
 use kelvin_proto::kv::v1::{NamespaceStats, StatsResponse, TierStats};
 use serde_json::{Value, json};
 
+use crate::store_at::StoreAt;
 use crate::values::{self, Size};
 
 /// Show what a running store holds and has done
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The store
-    #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
-    store: String,
-
-    /// Bearer token of the store [default: none]
-    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    store: StoreAt,
 
     /// Print JSON instead of a table
     #[arg(long)]
@@ -27,17 +22,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let stats =
-        connect(&args.store, args.token).await?.stats().await.context("ask the store for its statistics")?;
-    let text = if args.json { format!("{:#}\n", as_json(&stats)) } else { table(&args.store, &stats) };
+    let stats = args.store.connect().await?.stats().await.context("ask the store for its statistics")?;
+    let text = if args.json { format!("{:#}\n", as_json(&stats)) } else { table(&args.store.url, &stats) };
     values::print(&text)
-}
-
-/// A client of a running store, for a person who wants to look inside.
-pub(crate) async fn connect(store: &str, token: Option<String>) -> anyhow::Result<Client> {
-    Client::connect(ClientOptions { token, ..ClientOptions::new(store, "kelvin") })
-        .await
-        .with_context(|| format!("no store answers at {store} (--store or KELVIN_STORE names another)"))
 }
 
 /// A share, in percent; of nothing, it is a dash.

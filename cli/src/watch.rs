@@ -10,19 +10,14 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::shutdown::Shutdown;
-use crate::stats::connect;
+use crate::store_at::StoreAt;
 use crate::values;
 
 /// Print a running store's block events: the present blocks first, then live, until Ctrl-C
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The store
-    #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
-    store: String,
-
-    /// Bearer token of the store [default: none]
-    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    store: StoreAt,
 
     /// Whose blocks: a namespace's id, as "kelvin stats" shows it [default: the only one]
     #[arg(long, value_name = "ID")]
@@ -37,7 +32,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = Shutdown::listen_and_exit()?;
     let reader_left = reader_left()?;
-    let client = connect(&args.store, args.token).await?;
+    let client = args.store.connect().await?;
     let stats = client.stats().await.context("ask the store for its namespaces")?;
     let namespace = choose(&stats.namespaces, args.namespace)?;
     let mut events = client.watch(namespace, 0, 0).await.context("watch the store")?;

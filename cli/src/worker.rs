@@ -9,6 +9,7 @@ use kelvin_workers::{Listening, ModelSource, ToyOptions, WorkerConfig};
 
 use crate::ready;
 use crate::shutdown::Shutdown;
+use crate::store_at::StoreAt;
 use crate::values::{self, Model};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -48,13 +49,8 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_WORKER_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:0", value_parser = values::loopback)]
     listen: SocketAddr,
 
-    /// The store
-    #[arg(long, env = "KELVIN_STORE", value_name = "URL", default_value = "http://127.0.0.1:7440", value_parser = values::endpoint)]
-    store: String,
-
-    /// Bearer token of the store [default: none]
-    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    store: StoreAt,
 
     /// The worker's name in logs and metrics [default: ROLE-PID]
     #[arg(long, value_name = "NAME")]
@@ -131,8 +127,8 @@ impl Args {
         WorkerConfig {
             model_name: self.model_name,
             listen: self.listen,
-            store: self.store,
-            token: self.token,
+            store: self.store.url,
+            token: self.store.token,
             name: self.name.unwrap_or_else(|| format!("{}-{}", self.role.as_flag(), std::process::id())),
             threads: self.threads.unwrap_or_else(values::cores),
             context_tokens: self.context,

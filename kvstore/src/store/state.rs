@@ -26,8 +26,15 @@ pub(super) struct Session {
     pub(super) maps_memory: bool,
     pub(super) leases: HashSet<LeaseId>,
     /// Of expired leases, while the process may still be at it.
-    pub(super) quarantine: HashMap<LeaseId, Right>,
+    pub(super) quarantine: HashMap<LeaseId, Resting>,
     pub(super) expires_at: Duration,
+}
+
+/// What an expired lease held.
+pub(super) struct Resting {
+    pub(super) right: Right,
+    /// When it is free, should its session still live.
+    pub(super) until: Duration,
 }
 
 pub(super) enum Entry {

@@ -11,9 +11,11 @@
 //!
 //! # Shared memory
 //! A process that mapped the pool can touch a slot whatever its leases say: they may have expired, or its
-//! session ended, while it was busy. So what such a session held is *quarantined* (session alive) or *parked*
-//! (session ended), its slots not used again, until its socket closes, which the process's end does at
-//! the latest. The keys are free for others at once.
+//! session ended, while it was busy. So its slots are not used again at once, though their keys are free for
+//! others. What a session held that ended is *parked* until its socket closes, which the process's end does at
+//! the latest: a process that does not renew may hang anywhere. What a live session let expire is
+//! *quarantined* for the longest time of a lease: it renews, so it mostly never heard of that lease, the answer
+//! that granted it being lost.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,7 +30,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     Clock, Counters, Namespace,
     lease::Right,
-    state::{Session, State},
+    state::{Resting, Session, State},
 };
 use crate::{NamespaceKey, SequenceHash};
 
@@ -208,7 +210,7 @@ impl Tenant {
 
     fn end(&self, state: &mut State, id: SessionId, how: &str) {
         let Some(session) = state.sessions.remove(&id) else { return };
-        let mut held: Vec<Right> = session.quarantine.into_values().collect();
+        let mut held: Vec<Right> = session.quarantine.into_values().map(|resting| resting.right).collect();
         for &lease in &session.leases {
             let Some(lease) = state.leases.remove(lease, id) else { continue };
             if let Right::Write(Some(block)) = &lease.right {
@@ -240,6 +242,9 @@ impl Tenant {
         for id in over {
             self.end(state, id, "expired");
         }
+        for session in state.sessions.values_mut() {
+            session.quarantine.retain(|_, resting| resting.until > now);
+        }
         while let Some((id, lease)) = state.leases.pop_expired(now) {
             self.counters.leases_expired.add(1);
             if let Right::Write(Some(block)) = &lease.right {
@@ -250,7 +255,8 @@ impl Tenant {
             session.leases.remove(&id);
             session.namespace.changed.notify_waiters();
             if session.maps_memory {
-                session.quarantine.insert(id, lease.right);
+                let until = now + self.limits.lease_ttl_max;
+                session.quarantine.insert(id, Resting { right: lease.right, until });
                 if session.quarantine.len() > QUARANTINE_MAX {
                     self.end(state, lease.session, "ended: it lets its leases expire");
                 }

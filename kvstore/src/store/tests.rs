@@ -442,3 +442,25 @@ fn a_size_without_a_block_gets_a_whole_chunk_of_another() {
     assert_eq!(bench.reserve(large, None, &[1])[0].status, Reserved);
     assert_eq!(bench.tenant().counters().evictions.get(), 1024);
 }
+
+#[test]
+fn what_a_live_session_lets_expire_rests_for_a_while_only() {
+    let bench = bench(8);
+    let session = bench.open_mapped();
+    bench.store(session, None, &[1]);
+    bench.acquire(session, &[1]);
+    bench.reserve(session, Some(1), &[2]);
+    let parked = |bench: &Bench| bench.tenant().survey().parked_slots;
+    let wait = |seconds| {
+        for _ in 0..seconds {
+            bench.clock.advance(Duration::from_secs(1));
+            bench.tenant().renew(session, &[], false, TTL).unwrap();
+        }
+    };
+    wait(6);
+    assert_eq!((bench.leases(), parked(&bench)), ((0, 0), 2));
+    wait(60);
+    assert_eq!((bench.leases(), parked(&bench)), ((0, 0), 0));
+    assert_eq!(bench.tenant().usage().places, 1, "the stored block alone");
+    assert!(bench.tenant().namespace_of(session).is_ok());
+}

@@ -238,7 +238,8 @@ impl Tenant {
     /// A commit on a reservation that expired: nothing is stored, but the answer says what became of it.
     fn commit_late(&self, session: SessionId, lease: LeaseId, checksum: Checksum) -> BlockStatus {
         let state = self.lock();
-        let late = state.sessions.get(&session).and_then(|session| match session.quarantine.get(&lease)? {
+        let late = state.sessions.get(&session).and_then(|session| session.quarantine.get(&lease));
+        let late = late.and_then(|resting| match &resting.right {
             Right::Write(block) => block.as_ref(),
             Right::Read(_) => None,
         });
