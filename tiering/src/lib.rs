@@ -6,6 +6,7 @@
 mod device;
 mod dram;
 mod memory;
+pub mod mover;
 mod policy;
 pub mod testing;
 
