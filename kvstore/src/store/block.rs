@@ -46,6 +46,12 @@ pub(crate) struct CompleteBlock {
 }
 
 impl CompleteBlock {
+    /// A block whose bytes were checked on their way into the slot.
+    #[allow(dead_code, reason = "for colder tiers")]
+    pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
+        Self { block, checksum }
+    }
+
     pub(crate) fn key(&self) -> BlockKey {
         self.block.key
     }
@@ -65,7 +71,8 @@ struct Sealed {
     checksum: Checksum,
 }
 
-/// A sealed block. The store keeps one clone, each read lease another.
+/// A sealed block. The store keeps one clone, each read lease another; as long as there is any beside the
+/// store's, it is not evicted.
 #[derive(Debug, Clone)]
 pub(crate) struct ImmutableBlock(Arc<Sealed>);
 

@@ -92,13 +92,18 @@ impl State {
         }
     }
 
-    /// Whether `parent` hangs together with the start of its sequence, or with what is sealed. A chain that
-    /// was broken by an abort does not; without this check two reservations could be each other's parents.
-    pub(super) fn is_rooted(&self, key: BlockKey, parent: Option<SequenceHash>) -> bool {
+    /// Whether `parent` hangs together with the start of its sequence, or with what is held in any tier. A
+    /// chain that was broken by an abort does not; without this check two reservations could be each other's parents.
+    pub(super) fn is_rooted(
+        &self,
+        namespace: &Namespace,
+        key: BlockKey,
+        parent: Option<SequenceHash>,
+    ) -> bool {
         let mut parent = parent;
         while let Some(hash) = parent {
             match self.blocks.get(&BlockKey { hash, ..key }) {
-                None => return false,
+                None => return namespace.index.contains(hash),
                 Some(Entry::Sealed(_)) => return true,
                 Some(Entry::Filling { parent: above }) => parent = *above,
             }
@@ -148,8 +153,12 @@ impl State {
         }
     }
 
-    /// Whether a sealed block may go now.
-    fn may_evict(
+    /// Whether a block is sealed and may go now.
+    pub(super) fn may_evict(&self, key: &BlockKey) -> bool {
+        Self::is_free(key, &self.blocks, &self.filling_children)
+    }
+
+    fn is_free(
         key: &BlockKey,
         blocks: &HashMap<BlockKey, Entry>,
         filling_children: &HashMap<BlockKey, u32>,
@@ -161,7 +170,7 @@ impl State {
     /// The block that goes next to make room for one of the same slot size.
     pub(super) fn victim(&mut self, slot_bytes: u64) -> Option<BlockKey> {
         let State { blocks, filling_children, policies, .. } = self;
-        policies.get_mut(&slot_bytes)?.victim(&mut |key| Self::may_evict(key, blocks, filling_children))
+        policies.get_mut(&slot_bytes)?.victim(&mut |key| Self::is_free(key, blocks, filling_children))
     }
 
     /// Sealed blocks of other slot sizes that may go.
@@ -170,10 +179,7 @@ impl State {
         slot_bytes: u64,
     ) -> impl Iterator<Item = (BlockKey, &ImmutableBlock)> {
         self.blocks.iter().filter_map(move |(key, entry)| match entry {
-            Entry::Sealed(block)
-                if block.slot().slot_bytes() != slot_bytes
-                    && Self::may_evict(key, &self.blocks, &self.filling_children) =>
-            {
+            Entry::Sealed(block) if block.slot().slot_bytes() != slot_bytes && self.may_evict(key) => {
                 Some((*key, block))
             }
             _ => None,

@@ -141,7 +141,7 @@ impl Tenant {
             let refused = match state.blocks.get(&key) {
                 Some(Entry::Sealed(_)) => Some(BlockStatus::AlreadyStored),
                 Some(Entry::Filling { .. }) => Some(BlockStatus::Filling),
-                None if !rooted && !state.is_rooted(key, parent) => Some(BlockStatus::NoParent),
+                None if !rooted && !state.is_rooted(&namespace, key, parent) => Some(BlockStatus::NoParent),
                 None if room == 0 => Some(BlockStatus::LeaseLimit),
                 None => None,
             };
