@@ -7,7 +7,7 @@ use std::{
 };
 
 use kelvin_proto::{Reason, Refusal};
-use kelvin_tiering::{Policy, TailFirstLru};
+use kelvin_tiering::{Policy, TailFirstLru, Weight};
 
 use super::{
     ImmutableBlock, LeaseId, Namespace, SessionId,
@@ -125,7 +125,7 @@ impl State {
     /// Enters a sealed block.
     pub(super) fn insert_sealed(&mut self, key: BlockKey, block: ImmutableBlock) {
         let parent = block.parent().map(|hash| BlockKey { hash, ..key });
-        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent);
+        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent, Weight::default());
         self.blocks.insert(key, Entry::Sealed(block));
     }
 
