@@ -22,6 +22,7 @@ mod state;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod tiers;
 mod verbs;
 
 pub(crate) use block::{ImmutableBlock, MutableBlock};

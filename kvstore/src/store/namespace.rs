@@ -6,12 +6,16 @@ use tokio::sync::Notify;
 use super::{counters::Counter, events::EventLog};
 use crate::{
     NamespaceKey, SequenceHash,
+    catalog::NamespaceId,
     index::{RadixIndex, TierSet},
 };
 
 /// Blocks of one tenant, model, layout, dtype, block size and shard.
 pub(crate) struct Namespace {
+    /// The first bytes of `persistent`, as clients know it.
     pub(crate) id: u64,
+    /// The same after every start of a store with the same secret, and on every node.
+    pub(crate) persistent: NamespaceId,
     pub(crate) spec: NamespaceSpec,
     pub(crate) key: NamespaceKey,
     pub(crate) index: RadixIndex<TierSet>,
@@ -23,9 +27,11 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    pub(crate) fn new(id: u64, spec: NamespaceSpec, key: NamespaceKey) -> Self {
+    pub(crate) fn new(persistent: NamespaceId, spec: NamespaceSpec, key: NamespaceKey) -> Self {
+        let id = u64::from_le_bytes(persistent[..8].try_into().expect("8 of 16 bytes"));
         Self {
             id,
+            persistent,
             spec,
             key,
             index: RadixIndex::new(),

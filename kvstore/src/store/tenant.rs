@@ -31,8 +31,9 @@ use super::{
     Clock, Counters, Namespace,
     lease::Right,
     state::{Resting, Session, State},
+    tiers::Below,
 };
-use crate::{NamespaceKey, SequenceHash};
+use crate::{NamespaceKey, SequenceHash, catalog::namespace_id};
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
@@ -74,6 +75,8 @@ pub(crate) struct Tenant {
     pub(super) counters: Counters,
     pub(super) clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    /// What it offers to, and has of, the tiers below DRAM.
+    pub(super) below: Below,
 }
 
 impl Tenant {
@@ -84,7 +87,7 @@ impl Tenant {
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { name, secret, pool, limits, counters: Counters::default(), clock, state: Mutex::default() }
+        Self { name, secret, pool, limits, counters: Counters::default(), clock, state: Mutex::default(), below: Below::default() }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -161,7 +164,7 @@ impl Tenant {
             }
         }
         let key = NamespaceKey::derive(&self.secret, &self.name, &spec.canonical());
-        let id = u64::from_le_bytes(crate::random::bytes());
+        let persistent = namespace_id(&self.secret, &self.name, &spec);
         tracing::info!(
             tenant = self.name,
             model = spec.model,
@@ -169,9 +172,20 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(id, spec, key));
-        state.namespaces.insert(id, namespace.clone());
+        let namespace = Arc::new(Namespace::new(persistent, spec, key));
+        state.namespaces.insert(namespace.id, namespace.clone());
+        self.below.opened(&self.name, &namespace);
         Ok(namespace)
+    }
+
+    /// A namespace of an earlier start.
+    pub(super) fn restore_namespace(&self, spec: NamespaceSpec) -> Result<Arc<Namespace>, Refusal> {
+        self.namespace_for(&mut self.lock(), spec)
+    }
+
+    /// All namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.lock().namespaces.values().cloned().collect()
     }
 
     /// A namespace by its id.

@@ -1,52 +1,75 @@
 //! How long a transfer will take, learnt from those that were.
 //!
-//! Model: `time = latency + bytes / rate`, both as exponentially weighted means of what was seen. Small
-//! transfers tell the latency, large ones the rate; a transfer's time is split between the two in the
-//! proportion in which the model expected them, so that both converge without a fit.
+//! Model: `time = latency + bytes / rate`, fitted by least squares over what was seen, older transfers counting
+//! for less. It begins with two made-up transfers that say what such a tier usually does; they fade like others.
 
 use std::time::Duration;
 
-/// Weight of a new sample.
-const WEIGHT: f64 = 1.0 / 16.0;
+/// What a transfer counts for when the next one comes.
+const FADE: f64 = 1.0 - 1.0 / 64.0;
+/// Bytes of the larger made-up transfer.
+const GUESS_BYTES: u64 = 1 << 20;
 
 /// A running estimate of a tier's speed in one direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    latency_us: f64,
-    us_per_byte: f64,
+    /// Weighted sums over transfers: their weight, bytes, microseconds, bytes squared, bytes by microseconds.
+    weight: f64,
+    bytes: f64,
+    us: f64,
+    bytes_bytes: f64,
+    bytes_us: f64,
     samples: u64,
 }
 
 impl Rate {
     /// Begins with what such a tier usually does.
     pub fn new(latency: Duration, bytes_per_second: u64) -> Self {
-        let us_per_byte = 1e6 / bytes_per_second.max(1) as f64;
-        Self { latency_us: latency.as_micros() as f64, us_per_byte, samples: 0 }
+        let mut rate = Self { weight: 0.0, bytes: 0.0, us: 0.0, bytes_bytes: 0.0, bytes_us: 0.0, samples: 0 };
+        let transfer_us = GUESS_BYTES as f64 * 1e6 / bytes_per_second.max(1) as f64;
+        let latency_us = latency.as_secs_f64() * 1e6;
+        rate.add(0.0, latency_us);
+        rate.add(GUESS_BYTES as f64, latency_us + transfer_us);
+        rate
+    }
+
+    fn add(&mut self, bytes: f64, us: f64) {
+        self.weight += 1.0;
+        self.bytes += bytes;
+        self.us += us;
+        self.bytes_bytes += bytes * bytes;
+        self.bytes_us += bytes * us;
     }
 
     /// Notes a transfer.
     pub fn note(&mut self, bytes: u64, took: Duration) {
-        let took_us = took.as_secs_f64() * 1e6;
-        let expected_latency = self.latency_us.max(0.1);
-        let expected_transfer = (self.us_per_byte * bytes as f64).max(0.1);
-        let share = expected_latency / (expected_latency + expected_transfer);
-        // The first samples count for more: the beginning is a guess.
-        let weight = WEIGHT.max(1.0 / (self.samples + 1) as f64);
-        self.latency_us += weight * (took_us * share - self.latency_us);
-        if bytes > 0 {
-            self.us_per_byte += weight * (took_us * (1.0 - share) / bytes as f64 - self.us_per_byte);
+        for sum in [&mut self.weight, &mut self.bytes, &mut self.us, &mut self.bytes_bytes, &mut self.bytes_us] {
+            *sum *= FADE;
         }
+        self.add(bytes as f64, took.as_secs_f64() * 1e6);
         self.samples += 1;
+    }
+
+    /// Latency in microseconds, and microseconds a byte.
+    fn fit(&self) -> (f64, f64) {
+        let (mean_bytes, mean_us) = (self.bytes / self.weight, self.us / self.weight);
+        let variance = self.bytes_bytes / self.weight - mean_bytes * mean_bytes;
+        let covariance = self.bytes_us / self.weight - mean_bytes * mean_us;
+        // All of one size say nothing about the slope; and no transfer takes less time for more bytes.
+        let slope_max = if mean_bytes > 0.0 { mean_us / mean_bytes } else { 0.0 };
+        let slope = if variance > 1.0 { (covariance / variance).clamp(0.0, slope_max) } else { slope_max };
+        (mean_us - slope * mean_bytes, slope)
     }
 
     /// Time that a transfer of so many bytes is expected to take.
     pub fn expect(&self, bytes: u64) -> Duration {
-        Duration::from_secs_f64((self.latency_us + self.us_per_byte * bytes as f64).max(0.0) / 1e6)
+        let (latency_us, us_per_byte) = self.fit();
+        Duration::from_secs_f64((latency_us + us_per_byte * bytes as f64).max(0.0) / 1e6)
     }
 
     /// Bytes a second, without the latency.
     pub fn bytes_per_second(&self) -> u64 {
-        (1e6 / self.us_per_byte.max(1e-9)) as u64
+        (1e6 / self.fit().1.max(1e-9)) as u64
     }
 
     /// Transfers it has seen.
@@ -69,14 +92,14 @@ mod tests {
         }
         for bytes in [524_288u64, 2 << 20] {
             let (expected, real) = (rate.expect(bytes).as_secs_f64(), took(bytes).as_secs_f64());
-            assert!((0.6..1.6).contains(&(expected / real)), "{bytes}: {expected} for {real}");
+            assert!((0.95..1.05).contains(&(expected / real)), "{bytes}: {expected} for {real}");
         }
     }
 
     #[test]
     fn the_guess_holds_until_something_was_seen() {
         let rate = Rate::new(Duration::from_millis(2), 1_000_000);
-        assert_eq!(rate.expect(1_000_000), Duration::from_millis(1002));
+        assert!(rate.expect(1_000_000).abs_diff(Duration::from_millis(1002)) < Duration::from_micros(10));
         assert_eq!(rate.samples(), 0);
     }
 

@@ -19,8 +19,10 @@
 //! # Locking
 //! Tenant, then a tier's table, then a namespace's index or event log. No lock is held across I/O.
 
+mod attach;
 mod cascade;
 mod flash;
+mod life;
 mod nvme;
 mod object;
 mod offload;
@@ -40,6 +42,8 @@ use std::{
 use kelvin_tiering::{PackInfo, Tier, Why, mover::Flights, mover::Sightings};
 use parking_lot::Mutex;
 
+pub(crate) use attach::Below;
+pub(crate) use life::TierTasks;
 pub(crate) use open::{OpenError, StartReport};
 pub(crate) use report::{TierCounts, TierReport};
 
@@ -135,6 +139,11 @@ impl Tiers {
         let nvme = self.nvme.as_ref().is_some_and(|nvme| nvme.drop_copy(key, Why::Policy));
         let object = self.object.as_ref().is_some_and(|object| object.drop_copy(key, Why::Policy));
         nvme || object
+    }
+
+    /// Whether the object tier, if there is one, takes requests at the moment.
+    pub(super) fn object_answers(&self) -> bool {
+        self.object.as_ref().is_none_or(Objects::answers)
     }
 
     /// What each tier has and did.

@@ -31,7 +31,9 @@ use kelvin_tiering::{
 use parking_lot::Mutex;
 
 use super::{
-    LoadFailure, unix_ms_of,
+    LoadFailure,
+    attach::BlockBytes,
+    unix_ms_of,
     flash::Flash,
     report::{TierCounters, TierReport},
 };
@@ -82,15 +84,6 @@ pub(crate) struct Nvme {
     clock: Arc<dyn Clock>,
     table: Mutex<Table>,
     pub(super) counters: TierCounters,
-}
-
-/// The bytes of a block that stays sealed as long as this lives.
-struct BlockBytes(ImmutableBlock);
-
-impl AsRef<[u8]> for BlockBytes {
-    fn as_ref(&self) -> &[u8] {
-        self.0.slot().bytes()
-    }
 }
 
 impl Nvme {
@@ -225,7 +218,7 @@ impl Nvme {
                 expires_at: block.expires_at(),
             };
             self.insert(key, copy, attributes);
-            let (parent, tick) = (block.parent(), namespace.last_tick());
+            let (parent, tick) = (block.parent(), self.clock.now().as_millis() as u64);
             if namespace.index.insert(parent, key.hash, Tier::Nvme as u32, tick).is_err() {
                 self.take(&key);
                 continue;

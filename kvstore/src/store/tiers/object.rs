@@ -201,8 +201,7 @@ impl Objects {
             if self.contains(&key) {
                 continue;
             }
-            let tick = namespace.last_tick();
-            if namespace.index.insert(parent, hash, Tier::Object as u32, tick).is_err() {
+            if namespace.index.insert(parent, hash, Tier::Object as u32, self.tick()).is_err() {
                 continue;
             }
             let copy = ObjectCopy {
@@ -239,18 +238,25 @@ impl Objects {
         shown as usize
     }
 
+    /// The clock for the index.
+    fn tick(&self) -> u64 {
+        self.clock.now().as_millis() as u64
+    }
+
     /// Whether a pack is known.
     pub(super) fn knows(&self, pack: &PackId) -> bool {
         self.table.lock().packs.contains_key(pack)
     }
 
+    /// The known packs of a namespace.
+    pub(super) fn packs_of(&self, namespace: &Namespace) -> HashSet<PackId> {
+        let table = self.table.lock();
+        let of_namespace = table.packs.iter().filter(|(_, pack)| pack.namespace.id == namespace.id);
+        of_namespace.map(|(id, _)| *id).collect()
+    }
+
     /// Forgets packs of a namespace that are not in the bucket any more.
-    pub(super) fn forget_packs_but(&self, namespace: &Arc<Namespace>, there: &HashSet<PackId>) {
-        let gone: HashSet<PackId> = {
-            let table = self.table.lock();
-            let of_namespace = table.packs.iter().filter(|(_, pack)| pack.namespace.id == namespace.id);
-            of_namespace.map(|(id, _)| *id).filter(|id| !there.contains(id)).collect()
-        };
+    pub(super) fn forget_packs(&self, namespace: &Namespace, gone: &HashSet<PackId>) {
         if gone.is_empty() {
             return;
         }
@@ -265,7 +271,7 @@ impl Objects {
             self.drop_copy(&key, Why::Policy);
         }
         for id in gone {
-            self.table.lock().packs.remove(&id);
+            self.table.lock().packs.remove(id);
             if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.to_bytes()) {
                 tracing::warn!(%error, "the catalog could not forget a pack");
             }
@@ -470,6 +476,11 @@ impl Objects {
         found
     }
 
+    /// Whether requests are made at the moment, or the breaker is open.
+    pub(super) fn answers(&self) -> bool {
+        !self.packs.stats().breaker_open
+    }
+
     /// Packs, their bytes, and those of live blocks.
     pub(super) fn survey(&self) -> (u64, u64, u64) {
         let table = self.table.lock();
@@ -486,7 +497,7 @@ impl Objects {
             blocks,
             quarantined: 0,
             lane: self.lane.stats(),
-            healthy: !self.packs.stats().breaker_open,
+            healthy: self.answers(),
             counts: self.counters.snapshot(),
         }
     }

@@ -17,7 +17,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use kelvin_tiering::Tier;
 use tokio_util::sync::CancellationToken;
 
-use super::{Tiers, nvme::Outgoing, object::Packing};
+use super::{Tiers, attach::BlockBytes, nvme::Outgoing, object::Packing};
 use crate::store::{BlockKey, ImmutableBlock, Namespace, Tenant};
 
 /// How often the task looks, should nobody wake it.
@@ -28,6 +28,8 @@ const FILL_PERCENT: u64 = 70;
 const WINDOW_PERCENT: u64 = 20;
 /// Blocks looked at, at most.
 const WINDOW_BLOCKS_MAX: usize = 8192;
+/// Blocks of one batch in eager mode.
+const FRESH_BATCH: usize = 256;
 /// Bytes of one batch to NVMe.
 const BATCH_BYTES: u64 = 64 << 20;
 /// Bytes of one pack.
@@ -48,7 +50,7 @@ pub(crate) async fn run(tenant: Arc<Tenant>, tiers: Arc<Tiers>, stop: Cancellati
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tenant.offload_wanted.notified() => {}
+            () = tenant.below.offload_wanted.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         while tenant.offload_once(&tiers, Wanted::Upcoming).await > 0 {
@@ -113,7 +115,7 @@ impl Tenant {
                     key,
                     parent: block.parent(),
                     checksum: block.checksum(),
-                    bytes: block.into_bytes(),
+                    bytes: BlockBytes(block),
                 });
                 if object.store(&namespace, packing.collect()).await {
                     copied += count;
@@ -129,7 +131,7 @@ impl Tenant {
         let wants = |key: &BlockKey| !has(key) && tiers.admits(key);
         let candidates = match wanted {
             Wanted::All => self.sealed_keys(),
-            Wanted::Upcoming if tiers.eager => self.take_fresh(),
+            Wanted::Upcoming if tiers.eager && self.below.has_fresh() => self.below.take_fresh(FRESH_BATCH),
             Wanted::Upcoming => {
                 let usage = self.usage();
                 if usage.used_bytes * 100 < usage.capacity_bytes * FILL_PERCENT {
@@ -141,11 +143,8 @@ impl Tenant {
         };
         let mut chains = Chains::default();
         for key in candidates {
-            if chains.bytes >= bytes_max {
-                if wanted == Wanted::Upcoming && tiers.eager {
-                    self.put_back_fresh(key);
-                    continue;
-                }
+            // Fresh ones were taken for good: all of them go.
+            if chains.bytes >= bytes_max && !(tiers.eager && wanted == Wanted::Upcoming) {
                 break;
             }
             if !wants(&key) {

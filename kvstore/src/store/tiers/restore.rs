@@ -170,6 +170,8 @@ impl Objects {
 
     /// Enters the packs of the bucket that are not known; how many blocks that are.
     async fn discover(&self, namespace: &Arc<Namespace>) -> usize {
+        // Before the listing: a pack that is written meanwhile is in neither, and stays.
+        let known = self.packs_of(namespace);
         let listed = match self.packs().list(namespace.persistent).await {
             Ok(listed) => listed,
             Err(error) => {
@@ -178,7 +180,7 @@ impl Objects {
             }
         };
         let there: HashSet<PackId> = listed.iter().copied().collect();
-        self.forget_packs_but(namespace, &there);
+        self.forget_packs(namespace, &known.difference(&there).copied().collect());
         let mut found = Vec::new();
         for pack in listed.into_iter().filter(|pack| !self.knows(pack)) {
             match self.packs().footer(namespace.persistent, pack).await {
