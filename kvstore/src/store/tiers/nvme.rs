@@ -128,7 +128,7 @@ impl Nvme {
 
     /// The copies that go next, for the tier below.
     pub(super) fn upcoming(&self, count: usize) -> Vec<BlockKey> {
-        self.table.lock().order.upcoming(count)
+        self.table.lock().order.upcoming(count, &mut |_| true)
     }
 
     /// Writes copies, parents before children, and enters those that arrived. Returns how many.
