@@ -12,4 +12,6 @@ pub mod testing;
 pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
-pub use policy::{Policy, TailFirstLru};
+pub use policy::{
+    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+};
