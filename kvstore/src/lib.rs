@@ -22,6 +22,6 @@ pub use client::{
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{
-    Entry, HolderSet, InsertError, Inserted, PassThrough, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet,
-    WorkerSet,
+    Entry, HolderSet, InsertError, Inserted, Loaded, PassThrough, RUN_BLOCKS_MAX, RadixIndex, Subtree,
+    TierSet, WorkerSet,
 };
