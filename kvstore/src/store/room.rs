@@ -9,7 +9,8 @@ use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
     block::CompleteBlock,
     events::{Event, EventKind},
-    state::{Entry, State},
+    state::State,
+    table::Found,
     tenant::BlockKey,
 };
 use crate::SequenceHash;
@@ -35,7 +36,7 @@ impl Tenant {
         while let Some(block) = ready.pop() {
             let (key, parent) = (block.key(), block.parent());
             if let Some(above) = parent.map(|hash| BlockKey { hash, ..key })
-                && matches!(state.blocks.get(&above), Some(Entry::Filling { .. }))
+                && self.table.is_filling(&above)
             {
                 state.orphans.entry(above).or_default().push(block);
                 continue;
@@ -47,7 +48,7 @@ impl Tenant {
             state.release_parent(key, parent);
             ready.extend(state.orphans.remove(&key).unwrap_or_default());
         }
-        state.blocks.contains_key(&first)
+        !self.table.with(&first, |found| matches!(found, Found::Missing))
     }
 
     /// Enters a sealed block: in the index (as held in DRAM), among the tenant's blocks, in the order of
@@ -63,7 +64,7 @@ impl Tenant {
             return Err(block);
         }
         let block = block.register();
-        state.insert_sealed(key, block.clone());
+        state.insert_sealed(block.clone());
         let (kind, hash) = (EventKind::Stored, key.hash);
         namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
         Ok(block)
@@ -72,10 +73,7 @@ impl Tenant {
     /// The sealed block, which cannot be evicted as long as the returned clone lives.
     #[allow(dead_code, reason = "for colder tiers")]
     pub(crate) fn sealed(&self, key: BlockKey) -> Option<ImmutableBlock> {
-        match self.lock().blocks.get(&key)? {
-            Entry::Sealed(block) => Some(block.clone()),
-            Entry::Filling { .. } => None,
-        }
+        self.table.sealed(&key)
     }
 
     /// Publishes a block that was read back from a colder tier into `slot` and found to have `checksum`. Gives
@@ -95,11 +93,13 @@ impl Tenant {
     ) -> ImmutableBlock {
         let block = CompleteBlock::verified(MutableBlock { key, parent, slot }, checksum);
         let mut state = self.lock();
-        match state.blocks.get(&key) {
-            Some(Entry::Sealed(present)) => present.clone(),
-            Some(Entry::Filling { .. }) => block.register(),
-            None => self.publish(&mut state, namespace, block).unwrap_or_else(CompleteBlock::register),
+        if let Some(present) = self.table.sealed(&key) {
+            return present;
         }
+        if self.table.is_filling(&key) {
+            return block.register();
+        }
+        self.publish(&mut state, namespace, block).unwrap_or_else(CompleteBlock::register)
     }
 
     /// A slot. Should none be free, the least recently used blocks of the same slot size make room; only when
@@ -121,17 +121,18 @@ impl Tenant {
     /// Empties the chunk of another slot size that costs the fewest blocks. Looks at every block, which is
     /// rare enough: the chunk then has room for many.
     fn evict_chunk(&self, state: &mut State, slot_bytes: u64) -> bool {
+        let evictable = state.evictable(|block| {
+            let other = block.slot().slot_bytes() != slot_bytes;
+            other.then(|| (self.pool.chunk_of(block.slot()), block.key()))
+        });
         let mut chunks: HashMap<u32, (u32, Vec<BlockKey>)> = HashMap::new();
-        for (key, block) in state.evictable_others(slot_bytes) {
-            let (chunk, used) = self.pool.chunk_of(block.slot());
+        for ((chunk, used), key) in evictable {
             chunks.entry(chunk).or_insert((used, Vec::new())).1.push(key);
         }
         let whole = chunks.into_values().filter(|(used, keys)| *used as usize == keys.len());
         let Some((_, keys)) = whole.min_by_key(|(used, _)| *used) else { return false };
-        for key in keys {
-            self.evict(state, key, Removal::Room);
-        }
-        true
+        // One of them may have been leased since: then this was in vain.
+        keys.into_iter().filter(|&key| self.evict(state, key, Removal::Room).is_some()).count() > 0
     }
 
     /// Takes a sealed block that nobody has leased out of DRAM: out of the index (as held in DRAM), the
@@ -139,17 +140,24 @@ impl Tenant {
     /// dropped. `None`, and nothing changes, when the block is not sealed, is leased, or stands before one that
     /// is being filled.
     pub(super) fn evict(&self, state: &mut State, key: BlockKey, why: Removal) -> Option<ImmutableBlock> {
-        if !state.may_evict(&key) {
+        if state.is_awaited(&key) {
             return None;
         }
-        let block = self.withdraw(state, key, why)?;
+        let block = self.withdraw(state, key, false, why)?;
         self.counters.evictions.add(1);
         Some(block)
     }
 
-    /// Takes a sealed block away from everyone who does not hold it already.
-    fn withdraw(&self, state: &mut State, key: BlockKey, why: Removal) -> Option<ImmutableBlock> {
-        let block = state.remove_sealed(key)?;
+    /// Takes a sealed block away from everyone who does not hold it already; with `leased` even when someone
+    /// does.
+    fn withdraw(
+        &self,
+        state: &mut State,
+        key: BlockKey,
+        leased: bool,
+        why: Removal,
+    ) -> Option<ImmutableBlock> {
+        let block = state.remove_sealed(key, leased)?;
         tracing::trace!(block = %key.hash, ?why, "block leaves DRAM");
         if let Some(namespace) = state.namespaces.get(&key.namespace) {
             namespace.index.remove(key.hash, DRAM);
@@ -171,8 +179,8 @@ impl Tenant {
             tracing::error!(block = %key.hash, expected = %block.checksum(), %found, "damaged block dropped");
             self.counters.damaged_blocks.add(1);
             let mut state = self.lock();
-            if matches!(state.blocks.get(&key), Some(Entry::Sealed(present)) if present.is_same(&block)) {
-                self.withdraw(&mut state, key, Removal::Damaged);
+            if self.table.sealed(&key).is_some_and(|present| present.is_same(&block)) {
+                self.withdraw(&mut state, key, true, Removal::Damaged);
             }
         }
     }
