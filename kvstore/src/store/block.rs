@@ -26,6 +26,10 @@ pub(crate) struct MutableBlock {
     pub(crate) key: BlockKey,
     pub(crate) parent: Option<SequenceHash>,
     pub(crate) slot: DramSlot,
+    /// Higher ones stay longer, in every tier.
+    pub(crate) priority: u8,
+    /// When it goes before all others, by the store's clock.
+    pub(crate) expires_at: Option<Duration>,
 }
 
 impl MutableBlock {

@@ -1,5 +1,7 @@
 //! What equal-shaped blocks share: the hash key, the radix index, the event log.
 
+use std::sync::Arc;
+
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
@@ -7,6 +9,7 @@ use super::{counters::Counter, events::EventLog};
 use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
+    insight::Explainer,
     index::{RadixIndex, TierSet},
 };
 
@@ -20,6 +23,8 @@ pub(crate) struct Namespace {
     pub(crate) key: NamespaceKey,
     pub(crate) index: RadixIndex<TierSet>,
     pub(crate) events: EventLog,
+    /// What became of blocks that are gone; the tenant's.
+    pub(crate) explain: Arc<Explainer>,
     /// Wakes those who wait for a block being filled, at every commit and abort.
     pub(crate) changed: Notify,
     pub(crate) match_blocks: Counter,
@@ -27,7 +32,12 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    pub(crate) fn new(persistent: NamespaceId, spec: NamespaceSpec, key: NamespaceKey) -> Self {
+    pub(crate) fn new(
+        persistent: NamespaceId,
+        spec: NamespaceSpec,
+        key: NamespaceKey,
+        explain: Arc<Explainer>,
+    ) -> Self {
         let id = u64::from_le_bytes(persistent[..8].try_into().expect("8 of 16 bytes"));
         Self {
             id,
@@ -36,6 +46,7 @@ impl Namespace {
             key,
             index: RadixIndex::new(),
             events: EventLog::new(),
+            explain,
             changed: Notify::new(),
             match_blocks: Counter::default(),
             hit_blocks: Counter::default(),

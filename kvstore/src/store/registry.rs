@@ -78,6 +78,10 @@ impl Store {
         self.tenants.iter().map(|(_, tenant)| tenant)
     }
 
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
     pub(crate) fn incarnation(&self) -> u64 {
         self.incarnation
     }

@@ -40,13 +40,15 @@ use super::{
     touches::{RUN_KEYS_MAX, Touches},
     verbs::forget_reservation,
 };
-use crate::{NamespaceKey, SequenceHash, catalog::namespace_id};
+use crate::{NamespaceKey, SequenceHash, catalog::namespace_id, insight::Explainer};
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
 const NAMESPACES_MAX: usize = 1024;
 /// Expired leases a session may leave in quarantine before it is ended.
 const QUARANTINE_MAX: usize = 64;
+/// Blocks that are gone of which it is known why: a mebibyte.
+const EXPLAINED_MAX: usize = 1 << 16;
 /// Leases a session may hold.
 pub(crate) const LEASES_MAX: u32 = 16_384;
 
@@ -94,6 +96,8 @@ pub(crate) struct Tenant {
     due: AtomicU64,
     /// The structural lock.
     state: Mutex<State>,
+    /// What became of blocks that are gone.
+    pub(super) explain: Arc<Explainer>,
     /// What it offers to, and has of, the tiers below DRAM.
     pub(super) below: Below,
 }
@@ -120,6 +124,7 @@ impl Tenant {
             sessions: RwLock::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            explain: Arc::new(Explainer::new(EXPLAINED_MAX)),
             below: Below::default(),
         }
     }
@@ -200,7 +205,7 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(persistent, spec, key));
+        let namespace = Arc::new(Namespace::new(persistent, spec, key, self.explain.clone()));
         state.namespaces.insert(namespace.id, namespace.clone());
         self.below.opened(&self.name, &namespace);
         Ok(namespace)

@@ -111,7 +111,8 @@ impl Tenant {
                 found.truncate(reachable);
             }
         }
-        namespace.count_match(hashes.len(), &found);
+        namespace.match_blocks.add(hashes.len() as u64);
+        namespace.hit_blocks.add(found.len() as u64);
         found
     }
 

@@ -1,6 +1,6 @@
 //! The device under the NVMe tier: the real one, or in tests the real one with faults on demand.
 
-use kelvin_tiering::{Device, DeviceError, NvmeAddress, NvmeDevice, NvmeSlot, Tier, Usage};
+use kelvin_tiering::{Device, DeviceError, DeviceHealth, NvmeAddress, NvmeDevice, NvmeSlot, Tier, Usage};
 #[cfg(test)]
 use kelvin_tiering::testing::Faulty;
 
@@ -31,7 +31,7 @@ impl Flash {
 
     /// Whether every file of it works.
     pub(super) fn is_healthy(&self) -> bool {
-        self.nvme().files().iter().all(|file| file.is_healthy())
+        self.nvme().files().iter().all(|file| file.health == DeviceHealth::Healthy)
     }
 
     /// The device itself.

@@ -44,13 +44,14 @@ use parking_lot::Mutex;
 
 pub(crate) use attach::Below;
 pub(crate) use life::TierTasks;
-pub(crate) use open::{OpenError, StartReport};
+pub(crate) use open::OpenError;
 pub(crate) use report::{TierCounts, TierReport};
 
-use super::{BlockKey, Tenant};
+use super::BlockKey;
 use crate::{
     SequenceHash,
     catalog::{Catalog, PackEntryRecord, PackRecord},
+    insight::Reason,
 };
 use nvme::Nvme;
 use object::Objects;
@@ -180,6 +181,15 @@ impl Tiers {
     }
 }
 
+/// Why a copy went, as it is explained to people.
+fn reason_of(why: Why) -> Reason {
+    match why {
+        Why::Expired => Reason::Expired,
+        Why::Quota => Reason::Quota,
+        Why::Policy => Reason::Evicted,
+    }
+}
+
 /// A pack as the catalog keeps it.
 fn pack_record(info: &PackInfo) -> PackRecord {
     let entries = info.entries.iter().map(|entry| PackEntryRecord {
@@ -189,7 +199,7 @@ fn pack_record(info: &PackInfo) -> PackRecord {
         bytes: entry.bytes,
         checksum: entry.checksum,
     });
-    PackRecord { id: info.id.to_bytes(), namespace: info.namespace, bytes: info.bytes, entries: entries.collect() }
+    PackRecord { id: info.id.0, namespace: info.namespace, bytes: info.bytes, entries: entries.collect() }
 }
 
 /// Milliseconds since 1970 of a moment on the store's clock, which says `now` now.

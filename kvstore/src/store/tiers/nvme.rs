@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 use super::{
     LoadFailure,
     attach::BlockBytes,
+    reason_of,
     unix_ms_of,
     flash::Flash,
     report::{TierCounters, TierReport},
@@ -40,6 +41,7 @@ use super::{
 use crate::{
     SequenceHash,
     catalog::{Catalog, Record},
+    insight::Reason,
     store::{
         BlockKey, Clock, ImmutableBlock, Namespace,
         events::{Event, EventKind},
@@ -269,7 +271,7 @@ impl Nvme {
             parent: copy.parent,
             tier: Tier::Nvme,
         });
-        namespace.note_gone(key.hash, why, Tier::Nvme);
+        namespace.explain.note(key.hash, reason_of(why), Some(Tier::Nvme), self.clock.now());
         true
     }
 
@@ -337,7 +339,7 @@ impl Nvme {
         if self.copy(key).is_some_and(|present| Arc::ptr_eq(&present.slot, &copy.slot)) {
             self.drop_copy(key, Why::Policy);
         }
-        copy.namespace.note_quarantined(key.hash, Tier::Nvme);
+        copy.namespace.explain.note(key.hash, Reason::Quarantined, Some(Tier::Nvme), self.clock.now());
     }
 
     /// Makes everything entered so far survive a power failure.

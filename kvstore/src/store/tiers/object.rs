@@ -18,20 +18,21 @@ use std::{
 
 use kelvin_kernels::Checksum;
 use kelvin_tiering::{
-    Attributes, DramSlot, Order, PackEntry, PackId, PackInfo, PackStore, ReadFailure, Tier, Weight, Why,
+    Attributes, BreakerState, DramSlot, Order, PackEntry, PackId, PackInfo, PackStore, ReadFailure, Tier, Weight, Why,
     mover::Lane,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    LoadFailure,
+    LoadFailure, reason_of,
     scrub::Verified,
     report::{TierCounters, TierReport},
 };
 use crate::{
     SequenceHash,
     catalog::Catalog,
+    insight::Reason,
     store::{
         BlockKey, Clock, Namespace,
         events::{Event, EventKind},
@@ -272,7 +273,7 @@ impl Objects {
         }
         for id in gone {
             self.table.lock().packs.remove(id);
-            if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.to_bytes()) {
+            if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.0) {
                 tracing::warn!(%error, "the catalog could not forget a pack");
             }
         }
@@ -317,7 +318,7 @@ impl Objects {
             parent: copy.parent,
             tier: Tier::Object,
         });
-        namespace.note_gone(key.hash, why, Tier::Object);
+        namespace.explain.note(key.hash, reason_of(why), Some(Tier::Object), self.clock.now());
         true
     }
 
@@ -363,7 +364,7 @@ impl Objects {
                 tracing::error!(block = %key.hash, pack = %copy.pack, "damaged block in a pack dropped");
                 self.counters.damaged.add(1);
                 self.drop_copy(key, Why::Policy);
-                copy.namespace.note_quarantined(key.hash, Tier::Object);
+                copy.namespace.explain.note(key.hash, Reason::Quarantined, Some(Tier::Object), self.clock.now());
                 LoadFailure::Damaged
             }
             ReadFailure::Missing => {
@@ -399,7 +400,7 @@ impl Objects {
             match self.packs.delete(namespace.persistent, id).await {
                 Ok(()) => {
                     self.table.lock().packs.remove(&id);
-                    if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.to_bytes()) {
+                    if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.0) {
                         tracing::warn!(%error, "the catalog could not forget a pack");
                         self.counters.errors.add(1);
                     }
@@ -478,7 +479,7 @@ impl Objects {
 
     /// Whether requests are made at the moment, or the breaker is open.
     pub(super) fn answers(&self) -> bool {
-        !self.packs.stats().breaker_open
+        self.packs.stats().read_breaker != BreakerState::Open
     }
 
     /// Packs, their bytes, and those of live blocks.

@@ -23,6 +23,7 @@ use kelvin_tiering::{
 use super::{LoadFailure, Tiers, nvme::NvmeCopy, object::ObjectCopy};
 use crate::{
     SequenceHash,
+    insight::Reason,
     store::{BlockKey, ImmutableBlock, Namespace, Tenant},
 };
 
@@ -153,7 +154,7 @@ impl Tenant {
                         // tier's. One that is only out of reach is still there.
                         if failure.may_pass() {
                             given_up.insert(key);
-                            namespace.note_too_late(key.hash, tier);
+                            namespace.explain.note(key.hash, Reason::TooLate, Some(tier), self.clock.now());
                         }
                     }
                 }

@@ -50,7 +50,7 @@ impl Tiers {
         let (Some(data), true) = (&options.data, options.any()) else { return Ok(None) };
         let (catalog, opened) = Catalog::open(Path::new(data))?;
         let catalog = Arc::new(catalog);
-        let policy = |tier| options.policies.get(&tier).copied().unwrap_or_default();
+        let policy = |tier| policy_of(options, tier);
         let mut files_absent = 0;
         let nvme = match options.nvme.is_empty() {
             true => None,
@@ -68,10 +68,9 @@ impl Tiers {
             None => None,
             Some(space) => {
                 let packs = PackStore::open(&ObjectOptions {
-                    url: space.url.clone(),
                     endpoint: space.endpoint.clone(),
                     allow_http: space.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")),
-                    ..ObjectOptions::default()
+                    ..ObjectOptions::new(&space.url)
                 })?;
                 if let Err(error) = packs.check().await {
                     if !error.is_retryable() {
@@ -130,6 +129,12 @@ impl Tiers {
         let blocks = if bytes == 0 { 1 << 20 } else { (bytes / BLOCK_BYTES_GUESS).max(1) as usize };
         Objects::new(packs, catalog, lane, bytes, Order::new(policy, blocks), clock)
     }
+}
+
+/// The policy of a tier.
+fn policy_of(options: &TierOptions, tier: Tier) -> PolicyKind {
+    let named = options.policies.get(&tier).and_then(|kind| kind.name().parse().ok());
+    named.unwrap_or(PolicyKind::Lru)
 }
 
 fn nvme_options(options: &TierOptions) -> NvmeOptions {

@@ -196,13 +196,13 @@ impl Objects {
 fn pack_info(record: PackRecord) -> PackInfo {
     let entries = record.entries.into_iter().map(|entry| PackEntry {
         hash: entry.hash.to_bytes(),
-        parent: entry.parent.map(SequenceHash::to_bytes),
+        parent: entry.parent.map(|parent| parent.to_bytes()),
         offset: entry.offset,
         bytes: entry.bytes,
         checksum: Checksum(entry.checksum.0),
     });
     PackInfo {
-        id: PackId::from_bytes(record.id),
+        id: PackId(record.id),
         namespace: record.namespace,
         bytes: record.bytes,
         entries: entries.collect(),
