@@ -6,10 +6,16 @@
 mod device;
 mod dram;
 mod memory;
+mod object;
 mod policy;
 pub mod testing;
 
 pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
+pub use object::{
+    BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
+    PACK_BYTES_MAX, PACK_ENTRIES_MAX, PackEntry, PackError, PackId, PackIdError, PackInfo, PackStore,
+    ReadFailure,
+};
 pub use policy::{Policy, TailFirstLru};
