@@ -5,6 +5,8 @@
 
 mod client;
 mod cluster;
+mod counting;
+mod index;
 mod load;
 mod machine;
 mod prompts;
@@ -27,6 +29,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
+    Index(index::Args),
     Serve(serve::Args),
 }
 
@@ -54,6 +57,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.workload {
+            Workload::Index(args) => index::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
         }
     })

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use kelvin_tiering::{Policy, TailFirstLru};
+use kelvin_tiering::{Policy, TailFirstLru, Weight};
 
 use super::{
     ImmutableBlock, Namespace, SessionId,
@@ -98,7 +98,7 @@ impl State {
         self.settle();
         let key = block.key();
         let parent = block.parent().map(|hash| BlockKey { hash, ..key });
-        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent);
+        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent, Weight::default());
         self.table.seal(block);
     }
 

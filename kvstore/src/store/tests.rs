@@ -24,11 +24,17 @@ struct Bench {
 fn bench(blocks: u64) -> Bench {
     let clock = Arc::new(ManualClock::default());
     let options = StoreOptions {
-        tenants: vec![TenantOptions { name: "a".into(), token: None, dram_bytes: blocks * BLOCK_BYTES }],
+        tenants: vec![TenantOptions {
+            name: "a".into(),
+            token: None,
+            dram_bytes: blocks * BLOCK_BYTES,
+            operator: true,
+        }],
         secret: [1; 32],
         incarnation: 1,
         session_ttl: Duration::from_secs(10),
         lease_ttl_max: Duration::from_secs(60),
+        tiers: TierOptions::default(),
     };
     Bench { store: Store::new(options, clock.clone()).unwrap(), clock }
 }
@@ -338,6 +344,7 @@ fn tokens_choose_the_tenant() {
         name: name.into(),
         token: token.map(str::to_owned),
         dram_bytes: 1 << 16,
+        operator: false,
     };
     let options = StoreOptions {
         tenants: vec![tenant("a", Some("ta")), tenant("b", Some("tb"))],
@@ -345,6 +352,7 @@ fn tokens_choose_the_tenant() {
         incarnation: 1,
         session_ttl: TTL,
         lease_ttl_max: TTL,
+        tiers: TierOptions::default(),
     };
     let store = Store::new(options, clock).unwrap();
     assert_eq!(store.tenant(Some("tb")).unwrap().name(), "b");
