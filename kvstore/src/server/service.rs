@@ -53,7 +53,7 @@ impl Service {
     /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
     async fn acquire_waiting(
         &self,
-        tenant: &Tenant,
+        tenant: &Arc<Tenant>,
         session: u64,
         hashes: &[SequenceHash],
         wait: Duration,
@@ -65,6 +65,11 @@ impl Service {
             // Registered before the look, so that a commit between look and wait is not missed.
             let mut changed = std::pin::pin!(namespace.changed.notified());
             changed.as_mut().enable();
+            // What has to come from a colder tier is held until it is leased.
+            let _onboarded = match tenant.cold_prefix(&namespace, hashes) {
+                Some(blocks) => tenant.onboard(&namespace, &hashes[..blocks]).await,
+                None => Vec::new(),
+            };
             let blocks = tenant.acquire(session, hashes, ttl)?;
             let filling = blocks.first().is_some_and(|block| block.status == v1::BlockStatus::Filling);
             if !filling || wait.is_zero() {
@@ -126,16 +131,17 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let hashes = convert::prefix(message.prefix, &namespace)?;
-        let blocks = tenant.longest_prefix(&namespace, &hashes);
+        let found = tenant.match_prefix(&namespace, &hashes);
+        let blocks = found.len();
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
-            tiers: vec![v1::Tier::Dram.into(); blocks],
+            tiers: found.iter().map(|holders| convert::hottest(*holders).into()).collect(),
             restorable_tokens: (1..=blocks as u64).map(|block| block * block_tokens).collect(),
             filling_blocks: filling as u32,
-            loads: Vec::new(),
+            loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
         }))
     }
 

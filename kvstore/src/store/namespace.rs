@@ -24,7 +24,7 @@ pub(crate) struct Namespace {
     pub(crate) index: RadixIndex<TierSet>,
     pub(crate) events: EventLog,
     /// What became of blocks that are gone; the tenant's.
-    pub(crate) explain: Arc<Explainer>,
+    pub(crate) gone: Arc<Explainer>,
     /// Wakes those who wait for a block being filled, at every commit and abort.
     pub(crate) changed: Notify,
     pub(crate) match_blocks: Counter,
@@ -36,7 +36,7 @@ impl Namespace {
         persistent: NamespaceId,
         spec: NamespaceSpec,
         key: NamespaceKey,
-        explain: Arc<Explainer>,
+        gone: Arc<Explainer>,
     ) -> Self {
         let id = u64::from_le_bytes(persistent[..8].try_into().expect("8 of 16 bytes"));
         Self {
@@ -46,7 +46,7 @@ impl Namespace {
             key,
             index: RadixIndex::new(),
             events: EventLog::new(),
-            explain,
+            gone,
             changed: Notify::new(),
             match_blocks: Counter::default(),
             hit_blocks: Counter::default(),

@@ -7,7 +7,7 @@ use kelvin_tiering::{Device, DramSlot, Tier, Why};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
-    block::CompleteBlock,
+    block::{CompleteBlock, Keep},
     events::{Event, EventKind},
     state::State,
     table::Found,
@@ -59,6 +59,7 @@ impl Tenant {
                 state.forget_filling(key, parent);
                 continue;
             }
+            self.below.committed(key);
             state.release_parent(key, parent);
             ready.extend(state.orphans.remove(&key).unwrap_or_default());
         }
@@ -105,7 +106,7 @@ impl Tenant {
         slot: DramSlot,
         checksum: Checksum,
     ) -> ImmutableBlock {
-        let block = CompleteBlock::verified(MutableBlock { key, parent, slot }, checksum);
+        let block = CompleteBlock::verified(MutableBlock { key, parent, slot, keep: Keep::default() }, checksum);
         let mut state = self.lock();
         if let Some(present) = self.table.sealed(&key) {
             return present;

@@ -168,6 +168,12 @@ impl State {
         orders.get_mut(&slot_bytes)?.victim(now, &mut may_go)
     }
 
+    /// Blocks that go next, of the next `blocks` of each slot size.
+    pub(super) fn upcoming(&mut self, blocks: usize) -> Vec<BlockKey> {
+        self.settle();
+        self.orders.values().flat_map(|order| order.upcoming(blocks, &mut |_| true)).collect()
+    }
+
     /// What `look` gives for each sealed block that may go.
     pub(super) fn evictable<T>(&self, mut look: impl FnMut(&ImmutableBlock) -> Option<T>) -> Vec<T> {
         self.table.unleased(|block| if self.is_awaited(&block.key()) { None } else { look(block) })

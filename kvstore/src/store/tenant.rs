@@ -97,7 +97,7 @@ pub(crate) struct Tenant {
     /// The structural lock.
     state: Mutex<State>,
     /// What became of blocks that are gone.
-    pub(super) explain: Arc<Explainer>,
+    pub(super) gone: Arc<Explainer>,
     /// What it offers to, and has of, the tiers below DRAM.
     pub(super) below: Below,
 }
@@ -125,7 +125,7 @@ impl Tenant {
             sessions: RwLock::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
-            explain: Arc::new(Explainer::new(EXPLAINED_MAX)),
+            gone: Arc::new(Explainer::new(EXPLAINED_MAX)),
             below: Below::default(),
         }
     }
@@ -206,7 +206,7 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(persistent, spec, key, self.explain.clone()));
+        let namespace = Arc::new(Namespace::new(persistent, spec, key, self.gone.clone()));
         state.namespaces.insert(namespace.id, namespace.clone());
         self.below.opened(&self.name, &namespace);
         Ok(namespace)

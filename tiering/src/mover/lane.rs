@@ -173,8 +173,13 @@ impl Lane {
             let (waiter, permit) = {
                 let mut line = self.0.lock();
                 let Some((kind, waiter)) = line.next() else { return };
-                let permit =
-                    Permit { lane: self.clone(), kind, bytes: waiter.bytes, began: Instant::now(), done: false };
+                let permit = Permit {
+                    lane: self.clone(),
+                    kind,
+                    bytes: waiter.bytes,
+                    began: Instant::now(),
+                    done: false,
+                };
                 (waiter, permit)
             };
             // Sent without the lock: a waiter that went away hands the permit back, which takes it.

@@ -43,7 +43,9 @@ impl Rate {
 
     /// Notes a transfer.
     pub fn note(&mut self, bytes: u64, took: Duration) {
-        for sum in [&mut self.weight, &mut self.bytes, &mut self.us, &mut self.bytes_bytes, &mut self.bytes_us] {
+        for sum in
+            [&mut self.weight, &mut self.bytes, &mut self.us, &mut self.bytes_bytes, &mut self.bytes_us]
+        {
             *sum *= FADE;
         }
         self.add(bytes as f64, took.as_secs_f64() * 1e6);

@@ -90,7 +90,8 @@ mod tests {
     fn forgets_with_time() {
         let mut sightings = Sightings::new(1);
         (0..4).for_each(|_| drop(sightings.note(1)));
-        (0..sightings.period * 4).for_each(|n| drop(sightings.note(n.wrapping_mul(0xa076_1d64_78bd_642f) | 2)));
+        (0..sightings.period * 4)
+            .for_each(|n| drop(sightings.note(n.wrapping_mul(0xa076_1d64_78bd_642f) | 2)));
         assert!(sightings.counters.iter().any(|pair| *pair != 0xff), "counters don't saturate for good");
     }
 }

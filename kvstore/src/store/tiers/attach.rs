@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use kelvin_tiering::{DramSlot, Tier};
@@ -98,6 +99,16 @@ impl Tenant {
         self.allocate(&mut state, bytes)
     }
 
+    /// The blocks that DRAM drops next.
+    pub(super) fn upcoming(&self, blocks: usize) -> Vec<BlockKey> {
+        self.lock().upcoming(blocks)
+    }
+
+    /// Every block in DRAM.
+    pub(super) fn sealed_keys(&self) -> Vec<BlockKey> {
+        self.table.each_sealed(|block| Some(block.key()))
+    }
+
     /// Tiers of each block of the longest prefix that can be had now.
     pub(crate) fn match_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> Vec<TierSet> {
         let mut found = namespace.index.longest_prefix(hashes, Some(self.tick()));
@@ -114,6 +125,19 @@ impl Tenant {
         namespace.match_blocks.add(hashes.len() as u64);
         namespace.hit_blocks.add(found.len() as u64);
         found
+    }
+
+    /// For each tier that a matched prefix has to be brought from: its blocks, and the expected time.
+    pub(crate) fn load_estimates(&self, found: &[TierSet], block_bytes: u64) -> Vec<(Tier, u64, Duration)> {
+        let hottest = |holders: &TierSet| {
+            [Tier::Dram, Tier::Nvme, Tier::Object].into_iter().find(|tier| holders.contains(*tier as u32))
+        };
+        let estimate = |tier: Tier| {
+            let blocks = found.iter().filter(|holders| hottest(holders) == Some(tier)).count() as u64;
+            let expected = self.tiers()?.expect_load(tier, blocks * block_bytes)?;
+            (blocks > 0).then_some((tier, blocks, expected))
+        };
+        [Tier::Nvme, Tier::Object].into_iter().filter_map(estimate).collect()
     }
 
     /// How many of `hashes` have to be brought to DRAM before the prefix can be leased; with them, its length.

@@ -45,6 +45,7 @@ use crate::{
     store::{
         BlockKey, Clock, ImmutableBlock, Namespace,
         events::{Event, EventKind},
+        table::Keyed,
     },
 };
 
@@ -73,8 +74,8 @@ pub(super) struct NvmeCopy {
 }
 
 struct Table {
-    copies: HashMap<BlockKey, NvmeCopy>,
-    order: Order<BlockKey>,
+    copies: HashMap<BlockKey, NvmeCopy, Keyed>,
+    order: Order<BlockKey, Keyed>,
     quarantine: Vec<Arc<NvmeSlot>>,
 }
 
@@ -93,10 +94,10 @@ impl Nvme {
         device: Flash,
         catalog: Arc<Catalog>,
         lane: Lane,
-        order: Order<BlockKey>,
+        order: Order<BlockKey, Keyed>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let table = Table { copies: HashMap::new(), order, quarantine: Vec::new() };
+        let table = Table { copies: HashMap::default(), order, quarantine: Vec::new() };
         Self { device, catalog, lane, clock, table: Mutex::new(table), counters: TierCounters::default() }
     }
 
@@ -271,7 +272,7 @@ impl Nvme {
             parent: copy.parent,
             tier: Tier::Nvme,
         });
-        namespace.explain.note(key.hash, reason_of(why), Some(Tier::Nvme), self.clock.now());
+        namespace.gone.note(key.hash, reason_of(why), Some(Tier::Nvme), self.clock.now());
         true
     }
 
@@ -339,7 +340,7 @@ impl Nvme {
         if self.copy(key).is_some_and(|present| Arc::ptr_eq(&present.slot, &copy.slot)) {
             self.drop_copy(key, Why::Policy);
         }
-        copy.namespace.explain.note(key.hash, Reason::Quarantined, Some(Tier::Nvme), self.clock.now());
+        copy.namespace.gone.note(key.hash, Reason::Quarantined, Some(Tier::Nvme), self.clock.now());
     }
 
     /// Makes everything entered so far survive a power failure.

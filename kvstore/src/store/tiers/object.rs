@@ -36,6 +36,7 @@ use crate::{
     store::{
         BlockKey, Clock, Namespace,
         events::{Event, EventKind},
+        table::Keyed,
     },
 };
 
@@ -75,9 +76,9 @@ struct Pack {
 }
 
 struct Table {
-    copies: HashMap<BlockKey, ObjectCopy>,
+    copies: HashMap<BlockKey, ObjectCopy, Keyed>,
     packs: HashMap<PackId, Pack>,
-    order: Order<BlockKey>,
+    order: Order<BlockKey, Keyed>,
     bytes: u64,
 }
 
@@ -108,10 +109,10 @@ impl Objects {
         catalog: Arc<Catalog>,
         lane: Lane,
         capacity_bytes: u64,
-        order: Order<BlockKey>,
+        order: Order<BlockKey, Keyed>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let table = Table { copies: HashMap::new(), packs: HashMap::new(), order, bytes: 0 };
+        let table = Table { copies: HashMap::default(), packs: HashMap::new(), order, bytes: 0 };
         let counters = TierCounters::default();
         Self { packs, catalog, lane, clock, capacity_bytes, table: Mutex::new(table), counters, discover_wanted: Notify::new() }
     }
@@ -318,7 +319,7 @@ impl Objects {
             parent: copy.parent,
             tier: Tier::Object,
         });
-        namespace.explain.note(key.hash, reason_of(why), Some(Tier::Object), self.clock.now());
+        namespace.gone.note(key.hash, reason_of(why), Some(Tier::Object), self.clock.now());
         true
     }
 
@@ -364,7 +365,7 @@ impl Objects {
                 tracing::error!(block = %key.hash, pack = %copy.pack, "damaged block in a pack dropped");
                 self.counters.damaged.add(1);
                 self.drop_copy(key, Why::Policy);
-                copy.namespace.explain.note(key.hash, Reason::Quarantined, Some(Tier::Object), self.clock.now());
+                copy.namespace.gone.note(key.hash, Reason::Quarantined, Some(Tier::Object), self.clock.now());
                 LoadFailure::Damaged
             }
             ReadFailure::Missing => {

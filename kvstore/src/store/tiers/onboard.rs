@@ -154,7 +154,7 @@ impl Tenant {
                         // tier's. One that is only out of reach is still there.
                         if failure.may_pass() {
                             given_up.insert(key);
-                            namespace.explain.note(key.hash, Reason::TooLate, Some(tier), self.clock.now());
+                            namespace.gone.note(key.hash, Reason::TooLate, Some(tier), self.clock.now());
                         }
                     }
                 }

@@ -58,9 +58,6 @@ impl Tiers {
                 let device = NvmeDevice::open(&nvme_options(options))?;
                 let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
                 files_absent = catalog.set_files(&uuids)?.absent;
-                for probe in device.probe().await {
-                    tracing::info!("{probe}");
-                }
                 Some(Self::nvme_tier(Flash::Nvme(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
             }
         };

@@ -20,7 +20,6 @@ use super::{
     on_clock,
 };
 use crate::{
-    SequenceHash,
     catalog::{CatalogError, NamespaceId, PackRecord, Record},
     store::{BlockKey, Namespace},
 };
@@ -57,7 +56,7 @@ impl Tiers {
             let stats = self.catalog.load(LOAD_THREADS, |records| {
                 restored.nvme_blocks += nvme.restore(namespaces, records, now, &mut useless);
             })?;
-            restored.lost = useless.len() as u64 + stats.dropped();
+            restored.lost = useless.len() as u64 + stats.undecodable + stats.absent;
             for some in useless.chunks(4096) {
                 self.catalog.remove(some)?;
             }
