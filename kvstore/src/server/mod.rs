@@ -108,7 +108,8 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     config.check()?;
     let store = Arc::new(open_store(&config)?);
-    let tiers = store.start_tiers(&config.tiers).await.map_err(|error| ServeError::Config(error.to_string()))?;
+    let tiers =
+        store.start_tiers(&config.tiers).await.map_err(|error| ServeError::Config(error.to_string()))?;
 
     let listener = bind(config.listen).await?;
     let admin = match config.admin_listen {

@@ -9,8 +9,8 @@ use super::{counters::Counter, events::EventLog};
 use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
-    insight::Explainer,
     index::{RadixIndex, TierSet},
+    insight::Explainer,
 };
 
 /// Blocks of one tenant, model, layout, dtype, block size and shard.

@@ -106,7 +106,8 @@ impl Tenant {
         slot: DramSlot,
         checksum: Checksum,
     ) -> ImmutableBlock {
-        let block = CompleteBlock::verified(MutableBlock { key, parent, slot, keep: Keep::default() }, checksum);
+        let block =
+            CompleteBlock::verified(MutableBlock { key, parent, slot, keep: Keep::default() }, checksum);
         let mut state = self.lock();
         if let Some(present) = self.table.sealed(&key) {
             return present;

@@ -9,8 +9,8 @@ use kelvin_kernels::Checksum;
 use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
-    BlockKey, ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant, block::Keep,
-    lease::Right, session::Session, state::State, table::Found,
+    BlockKey, ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant, block::Keep, lease::Right,
+    session::Session, state::State, table::Found,
 };
 use crate::SequenceHash;
 
@@ -183,7 +183,12 @@ impl Tenant {
                 bytes: slot.len(),
             });
             self.table.fill(key, parent);
-            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot, keep: Keep::default() })))));
+            rights.push(Some(Right::Write(Some(Box::new(MutableBlock {
+                key,
+                parent,
+                slot,
+                keep: Keep::default(),
+            })))));
             (parent, rooted) = (Some(hash), true);
         }
         let mut held = session.hold().expect("a session ends under the structural lock");

@@ -36,8 +36,11 @@ impl Below {
     pub(in crate::store) fn opened(&self, tenant: &str, namespace: &Namespace) {
         let Some(tiers) = self.tiers.get() else { return };
         tiers.apply_quotas(namespace);
-        let record =
-            NamespaceRecord { id: namespace.persistent, tenant: tenant.to_owned(), spec: namespace.spec.clone() };
+        let record = NamespaceRecord {
+            id: namespace.persistent,
+            tenant: tenant.to_owned(),
+            spec: namespace.spec.clone(),
+        };
         if let Err(error) = tiers.catalog().put_namespace(&record) {
             tracing::warn!(%error, "a namespace could not be noted: a restart will not find its blocks");
         }

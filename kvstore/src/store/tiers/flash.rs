@@ -1,17 +1,35 @@
 //! The device under the NVMe tier: the real one, or in tests the real one with faults on demand.
 
-use kelvin_tiering::{Device, DeviceError, DeviceHealth, NvmeAddress, NvmeDevice, NvmeSlot, Tier, Usage};
 #[cfg(test)]
 use kelvin_tiering::testing::Faulty;
+use kelvin_tiering::{Device, DeviceError, DeviceHealth, NvmeAddress, NvmeDevice, NvmeSlot, Tier, Usage};
 
 /// What the tier writes to.
 pub(super) enum Flash {
+    #[cfg_attr(test, allow(dead_code, reason = "tests run on the faulty one"))]
     Nvme(NvmeDevice),
     #[cfg(test)]
     Faulty(std::sync::Arc<Faulty<NvmeDevice>>),
 }
 
 impl Flash {
+    /// The way to inject faults.
+    #[cfg(test)]
+    pub(super) fn faulty(&self) -> &Faulty<NvmeDevice> {
+        match self {
+            Self::Faulty(device) => device,
+            Self::Nvme(_) => panic!("tests run on the faulty device"),
+        }
+    }
+
+    /// The device for a tier.
+    pub(super) fn new(device: NvmeDevice) -> Self {
+        #[cfg(test)]
+        return Self::Faulty(std::sync::Arc::new(Faulty::new(device, 7)));
+        #[cfg(not(test))]
+        Self::Nvme(device)
+    }
+
     fn nvme(&self) -> &NvmeDevice {
         match self {
             Self::Nvme(device) => device,

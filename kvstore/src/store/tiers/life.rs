@@ -22,7 +22,9 @@ impl Store {
     /// Opens the tiers that the options name, brings back what they hold, and starts their tasks. `None` when
     /// there are none.
     pub(crate) async fn start_tiers(&self, options: &TierOptions) -> Result<Option<TierTasks>, OpenError> {
-        let Some((tiers, report)) = Tiers::open(options, self.clock().clone()).await? else { return Ok(None) };
+        let Some((tiers, report)) = Tiers::open(options, self.clock().clone()).await? else {
+            return Ok(None);
+        };
         let namespaces = self.known_namespaces(&tiers)?;
         for namespace in namespaces.values() {
             tiers.apply_quotas(namespace);
@@ -30,7 +32,12 @@ impl Store {
         let Restored { nvme_blocks, object_blocks, lost, took_ms } =
             tiers.restore(&namespaces, self.clock().now())?;
         tracing::info!(
-            nvme_blocks, object_blocks, lost, took_ms, clean = report.opened.clean, files_absent = report.files_absent,
+            nvme_blocks,
+            object_blocks,
+            lost,
+            took_ms,
+            clean = report.opened.clean,
+            files_absent = report.files_absent,
             "cold tiers opened"
         );
         let tenants: Vec<Arc<Tenant>> = self.tenants().cloned().collect();
@@ -59,12 +66,17 @@ impl Store {
         let mut known = HashMap::new();
         for record in records {
             let Some(tenant) = self.tenants().find(|tenant| tenant.name() == record.tenant) else {
-                tracing::warn!(tenant = record.tenant, "blocks of a tenant that is not there any more are dropped");
+                tracing::warn!(
+                    tenant = record.tenant,
+                    "blocks of a tenant that is not there any more are dropped"
+                );
                 continue;
             };
             let namespace = tenant.restore_namespace(record.spec);
             match namespace {
-                Ok(namespace) if namespace.persistent == record.id => drop(known.insert(record.id, namespace)),
+                Ok(namespace) if namespace.persistent == record.id => {
+                    drop(known.insert(record.id, namespace))
+                }
                 _ => tracing::warn!(
                     tenant = record.tenant,
                     "blocks stored under another secret are dropped: give the store the secret it had"
@@ -76,6 +88,13 @@ impl Store {
 }
 
 impl TierTasks {
+    /// Ends the tasks and nothing else, as a crash would.
+    #[cfg(test)]
+    pub(super) async fn abandon(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+
     /// Copies to the cold tiers what has no copy there, as far as `patience` lets it, and closes them.
     pub(crate) async fn stop(self, patience: Duration) {
         let flush = async {

@@ -24,19 +24,16 @@ use std::{
 
 use futures::{StreamExt, stream};
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{
-    Attributes, Device, DramSlot, NvmeSlot, Order, Tier, Usage, Weight, Why,
-    mover::Lane,
-};
+use kelvin_tiering::{Attributes, Device, DramSlot, NvmeSlot, Order, Tier, Usage, Weight, Why, mover::Lane};
 use parking_lot::Mutex;
 
 use super::{
     LoadFailure,
     attach::BlockBytes,
-    reason_of,
-    unix_ms_of,
     flash::Flash,
+    reason_of,
     report::{TierCounters, TierReport},
+    unix_ms_of,
 };
 use crate::{
     SequenceHash,

@@ -18,16 +18,16 @@ use std::{
 
 use kelvin_kernels::Checksum;
 use kelvin_tiering::{
-    Attributes, BreakerState, DramSlot, Order, PackEntry, PackId, PackInfo, PackStore, ReadFailure, Tier, Weight, Why,
-    mover::Lane,
+    Attributes, BreakerState, DramSlot, Order, PackEntry, PackId, PackInfo, PackStore, ReadFailure, Tier,
+    Weight, Why, mover::Lane,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
     LoadFailure, reason_of,
-    scrub::Verified,
     report::{TierCounters, TierReport},
+    scrub::Verified,
 };
 use crate::{
     SequenceHash,
@@ -114,7 +114,16 @@ impl Objects {
     ) -> Self {
         let table = Table { copies: HashMap::default(), packs: HashMap::new(), order, bytes: 0 };
         let counters = TierCounters::default();
-        Self { packs, catalog, lane, clock, capacity_bytes, table: Mutex::new(table), counters, discover_wanted: Notify::new() }
+        Self {
+            packs,
+            catalog,
+            lane,
+            clock,
+            capacity_bytes,
+            table: Mutex::new(table),
+            counters,
+            discover_wanted: Notify::new(),
+        }
     }
 
     pub(super) fn packs(&self) -> &PackStore {
@@ -329,7 +338,9 @@ impl Objects {
         pack: PackId,
         wanted: Vec<(BlockKey, ObjectCopy, DramSlot)>,
     ) -> Vec<(BlockKey, ObjectCopy, Result<DramSlot, LoadFailure>)> {
-        let Some(namespace) = wanted.first().map(|(_, copy, _)| copy.namespace.clone()) else { return Vec::new() };
+        let Some(namespace) = wanted.first().map(|(_, copy, _)| copy.namespace.clone()) else {
+            return Vec::new();
+        };
         let bytes = wanted.iter().map(|(_, copy, _)| u64::from(copy.bytes)).sum();
         let Some(permit) = self.lane.read(bytes).await else {
             return wanted.into_iter().map(|(key, copy, _)| (key, copy, Err(LoadFailure::Busy))).collect();
@@ -386,7 +397,8 @@ impl Objects {
     pub(super) async fn collect(&self) -> (u64, u64) {
         let candidates: Vec<(PackId, Arc<Namespace>, bool)> = {
             let table = self.table.lock();
-            let worth = |pack: &Pack| pack.own && f64::from(pack.live) < LIVE_RATIO_MIN * f64::from(pack.blocks);
+            let worth =
+                |pack: &Pack| pack.own && f64::from(pack.live) < LIVE_RATIO_MIN * f64::from(pack.blocks);
             let worth = table.packs.iter().filter(|(_, pack)| worth(pack));
             worth.map(|(id, pack)| (*id, pack.namespace.clone(), pack.live > 0)).collect()
         };

@@ -217,7 +217,8 @@ mod tests {
     #[test]
     fn packs_are_full_or_wait() {
         let blocks = vec![PACK_BYTES / 4; 9];
-        let lengths = |all| -> Vec<usize> { packs(blocks.clone(), |bytes| *bytes, all).iter().map(Vec::len).collect() };
+        let lengths =
+            |all| -> Vec<usize> { packs(blocks.clone(), |bytes| *bytes, all).iter().map(Vec::len).collect() };
         assert_eq!(lengths(false), [4, 4]);
         assert_eq!(lengths(true), [4, 4, 1]);
         assert_eq!(packs(vec![PACK_BYTES / 2], |bytes| *bytes, false).len(), 1, "half a pack is worth it");

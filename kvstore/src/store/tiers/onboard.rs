@@ -67,7 +67,8 @@ impl Tenant {
             if plan.is_empty() {
                 break;
             }
-            let landings: Vec<Landing> = self.carry_out(tiers, namespace, plan, &mut held, &mut given_up).await;
+            let landings: Vec<Landing> =
+                self.carry_out(tiers, namespace, plan, &mut held, &mut given_up).await;
             for landing in landings {
                 landing.landed().await;
             }

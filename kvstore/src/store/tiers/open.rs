@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use kelvin_tiering::{
-    NvmeDevice, NvmeError, NvmeOptions, NvmePath, ObjectError, ObjectOptions, Order, PackStore, PolicyKind, Tier,
+    NvmeDevice, NvmeError, NvmeOptions, NvmePath, ObjectError, ObjectOptions, Order, PackStore, PolicyKind,
+    Tier,
     mover::{Flights, Lane, LaneOptions, Rate, Sightings},
 };
 use parking_lot::Mutex;
@@ -58,7 +59,7 @@ impl Tiers {
                 let device = NvmeDevice::open(&nvme_options(options))?;
                 let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
                 files_absent = catalog.set_files(&uuids)?.absent;
-                Some(Self::nvme_tier(Flash::Nvme(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
+                Some(Self::nvme_tier(Flash::new(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
             }
         };
         let object = match &options.object {
@@ -66,7 +67,10 @@ impl Tiers {
             Some(space) => {
                 let packs = PackStore::open(&ObjectOptions {
                     endpoint: space.endpoint.clone(),
-                    allow_http: space.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")),
+                    allow_http: space
+                        .endpoint
+                        .as_ref()
+                        .is_some_and(|endpoint| endpoint.starts_with("http://")),
                     ..ObjectOptions::new(&space.url)
                 })?;
                 if let Err(error) = packs.check().await {
@@ -94,7 +98,12 @@ impl Tiers {
         Ok(Some((tiers, StartReport { opened, files_absent })))
     }
 
-    pub(super) fn nvme_tier(device: Flash, catalog: Arc<Catalog>, policy: PolicyKind, clock: Arc<dyn Clock>) -> Nvme {
+    pub(super) fn nvme_tier(
+        device: Flash,
+        catalog: Arc<Catalog>,
+        policy: PolicyKind,
+        clock: Arc<dyn Clock>,
+    ) -> Nvme {
         use kelvin_tiering::Device as _;
         let lane = Lane::new(LaneOptions {
             in_flight_bytes: 64 << 20,

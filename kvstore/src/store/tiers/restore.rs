@@ -90,7 +90,11 @@ impl Tiers {
                     found = object.discover(&namespace) => found,
                 };
                 if found > 0 {
-                    tracing::info!(model = namespace.spec.model, blocks = found, "packs found in the object store");
+                    tracing::info!(
+                        model = namespace.spec.model,
+                        blocks = found,
+                        "packs found in the object store"
+                    );
                 }
             }
             tokio::select! {
