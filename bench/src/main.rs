@@ -12,6 +12,7 @@ mod recorder;
 mod report;
 mod reuse;
 mod serve;
+mod tiers;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Workload {
     Serve(serve::Args),
+    Tiers(tiers::Args),
 }
 
 /// As shells have it: 128 + SIGINT.
@@ -55,6 +57,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     runtime.block_on(async {
         match cli.workload {
             Workload::Serve(args) => serve::run(args).await,
+            Workload::Tiers(args) => tiers::run(args).await,
         }
     })
 }
