@@ -28,7 +28,7 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
     fill(&straight, args).await.context("fill the file")?;
     let how = if file.direct { "direct" } else { "buffered" };
     report.line(format!(
-        "\nNVMe: {} of {}, {}, {how}; {} operations in flight, GB/s, median of {} turns of {} s",
+        "\nNVMe: {} of {}, {}, {how}; {} operations in flight (and for kelvin as many queued), GB/s, median of {} turns of {} s",
         file.path.display(),
         size(file.bytes),
         file.engine,
@@ -190,11 +190,11 @@ async fn ways(args: &Args, options: &NvmeOptions, report: &mut Report) -> anyhow
     Ok(())
 }
 
-/// Places of one size over all of a device, and slots of DRAM to move them from and to.
+/// Places of one size over all of a device, and slots of DRAM to move them from and to: as many as the device
+/// has in flight, and as many that wait for their turn, so that the way from thread to thread is covered.
 struct Bench<'a> {
     device: &'a NvmeDevice,
     block_bytes: u64,
-    depth: usize,
     free: Vec<NvmeSlot>,
     buffers: Vec<DramSlot>,
     random: SmallRng,
@@ -204,8 +204,9 @@ impl<'a> Bench<'a> {
     fn new(device: &'a NvmeDevice, block_bytes: u64, args: &Args) -> anyhow::Result<Bench<'a>> {
         let depth = args.depth();
         let mut random = SmallRng::seed_from_u64(args.seed);
-        let pool = DramPool::new("bench", depth as u64 * block_bytes + (64 << 20)).context("make a pool")?;
-        let buffers = (0..depth).map(|_| {
+        let pool =
+            DramPool::new("bench", 2 * depth as u64 * block_bytes + (64 << 20)).context("make a pool")?;
+        let buffers = (0..2 * depth).map(|_| {
             let mut slot = pool.allocate(block_bytes).context("a slot an operation")?;
             random.fill_bytes(slot.bytes_mut());
             Ok(slot)
@@ -213,22 +214,21 @@ impl<'a> Bench<'a> {
         let buffers = buffers.collect::<anyhow::Result<_>>()?;
         let free: Vec<_> = std::iter::from_fn(|| device.allocate(block_bytes)).collect();
         ensure!(
-            free.len() > depth,
+            free.len() > 2 * depth,
             "{} blocks of {} are too few: give a larger file",
             free.len(),
             size(block_bytes)
         );
-        Ok(Bench { device, block_bytes, depth, free, buffers, random })
+        Ok(Bench { device, block_bytes, free, buffers, random })
     }
 
-    /// Keeps `depth` operations in flight for a time. A read can be followed by its checksum.
+    /// Keeps every slot of DRAM busy for a time. A read can be followed by its checksum.
     async fn run(&mut self, writes: bool, time: Duration, hashed: bool) -> anyhow::Result<Moved> {
         let (start, cpu) = (Instant::now(), cpu::process_seconds());
         let mut operations = 0;
         let mut running = FuturesUnordered::new();
         loop {
             while start.elapsed() < time
-                && running.len() < self.depth
                 && let Some(buffer) = self.buffers.pop()
             {
                 let place = self.free.swap_remove(self.random.random_range(0..self.free.len()));
