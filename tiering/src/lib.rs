@@ -16,7 +16,8 @@ pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
 pub use nvme::{
-    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
+    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeProbe,
+    NvmeRate, NvmeSlot,
 };
 pub use policy::{
     Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
