@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{Policy, TailFirstLru};
+use super::{Policy, TailFirstLru, Weight};
 
 /// Tail-first LRU as its definition reads, in linear time.
 #[derive(Default)]
@@ -13,8 +13,10 @@ struct NaiveLru {
     uses: u64,
 }
 
+#[derive(Clone)]
 struct Naive {
     parent: Option<u8>,
+    demoted: bool,
     /// When it was used; of blocks used at one moment the deeper one in the prefix counts as older.
     last_use: (u64, std::cmp::Reverse<usize>),
 }
@@ -24,6 +26,7 @@ impl NaiveLru {
         self.uses += 1;
         for (depth, key) in prefix.iter().enumerate() {
             if let Some(block) = self.blocks.get_mut(key) {
+                block.demoted = false;
                 block.last_use = (self.uses, std::cmp::Reverse(depth));
             }
         }
@@ -33,14 +36,18 @@ impl NaiveLru {
     fn tails(&self) -> Vec<u8> {
         let parents: BTreeSet<_> = self.blocks.values().filter_map(|block| block.parent).collect();
         let mut tails: Vec<_> = self.blocks.keys().copied().filter(|key| !parents.contains(key)).collect();
-        tails.sort_by_key(|key| self.blocks[key].last_use);
+        tails.sort_by_key(|key| (!self.blocks[key].demoted, self.blocks[key].last_use));
         tails
     }
 }
 
 impl Policy<u8> for NaiveLru {
-    fn insert(&mut self, key: u8, parent: Option<u8>) {
-        self.blocks.entry(key).or_insert(Naive { parent, last_use: (0, std::cmp::Reverse(0)) });
+    fn insert(&mut self, key: u8, parent: Option<u8>, _: Weight) {
+        self.blocks.entry(key).or_insert(Naive {
+            parent,
+            demoted: false,
+            last_use: (0, std::cmp::Reverse(0)),
+        });
         self.renew(&[key]);
     }
 
@@ -62,6 +69,26 @@ impl Policy<u8> for NaiveLru {
         None
     }
 
+    fn demote(&mut self, key: u8) {
+        self.uses += 1;
+        if let Some(block) = self.blocks.get_mut(&key) {
+            block.demoted = true;
+            block.last_use = (self.uses, std::cmp::Reverse(0));
+        }
+    }
+
+    fn upcoming(&self, blocks: usize) -> Vec<u8> {
+        let mut copy = Self { blocks: self.blocks.clone(), uses: self.uses };
+        let gone = std::iter::from_fn(|| {
+            let victim = copy.tails().first().copied()?;
+            copy.blocks.remove(&victim);
+            Some(victim)
+        });
+        gone.take(blocks).collect()
+    }
+
+    fn set_capacity(&mut self, _: usize) {}
+
     fn len(&self) -> usize {
         self.blocks.len()
     }
@@ -82,6 +109,13 @@ enum Op {
     Remove {
         key: u8,
     },
+    Demote {
+        key: u8,
+    },
+    /// What goes next.
+    Upcoming {
+        blocks: usize,
+    },
     /// Asks for a victim while some blocks are leased, and drops it or not.
     Evict {
         leased: BTreeSet<u8>,
@@ -99,6 +133,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..KEYS).prop_map(|key| Op::Insert { key }),
         3 => (0..KEYS, 0..12usize).prop_map(|(tip, blocks)| Op::Touch { tip, blocks }),
         2 => (0..KEYS).prop_map(|key| Op::Remove { key }),
+        1 => (0..KEYS).prop_map(|key| Op::Demote { key }),
+        1 => (0..40usize).prop_map(|blocks| Op::Upcoming { blocks }),
         5 => (leased(), any::<bool>()).prop_map(|(leased, drop)| Op::Evict { leased, drop }),
         1 => leased().prop_map(|leased| Op::EvictAll { leased }),
     ]
@@ -132,11 +168,13 @@ fn ask(policy: &mut dyn Policy<u8>, leased: &BTreeSet<u8>) -> (Option<u8>, Vec<u
 /// Does it, and returns all that could be seen of it.
 fn apply(policy: &mut dyn Policy<u8>, forest: &[Option<u8>], op: &Op) -> Vec<(Option<u8>, Vec<u8>)> {
     match op {
-        Op::Insert { key } => policy.insert(*key, forest[usize::from(*key)]),
+        Op::Insert { key } => policy.insert(*key, forest[usize::from(*key)], Weight::default()),
         Op::Touch { tip, blocks } => {
             let path = path(forest, *tip);
             policy.touch(&path[..(*blocks).min(path.len())]);
         }
+        Op::Demote { key } => policy.demote(*key),
+        Op::Upcoming { blocks } => return vec![(None, policy.upcoming(*blocks))],
         Op::Remove { key } => return vec![(policy.remove(*key).then_some(*key), vec![])],
         Op::Evict { leased, drop } => {
             let answer = ask(policy, leased);
@@ -186,8 +224,8 @@ fn victims(script: &str, leased: &str) -> String {
     let mut lru = TailFirstLru::<u8>::new();
     for step in script.split_whitespace() {
         match step.as_bytes() {
-            [b'+', key] => lru.insert(*key, None),
-            [b'+', key, b'<', parent] => lru.insert(*key, Some(*parent)),
+            [b'+', key] => lru.insert(*key, None, Weight::default()),
+            [b'+', key, b'<', parent] => lru.insert(*key, Some(*parent), Weight::default()),
             [b'-', key] => assert!(lru.remove(*key)),
             [b'=', prefix @ ..] => lru.touch(prefix),
             _ => panic!("unknown step {step}"),
@@ -229,7 +267,7 @@ fn tails_go_first_and_the_oldest_of_them() {
 fn a_refused_tail_is_not_asked_about_for_every_victim() {
     const LEASED: u32 = 1000;
     let mut lru = TailFirstLru::<u32>::new();
-    (0..2 * LEASED).for_each(|key| lru.insert(key, None));
+    (0..2 * LEASED).for_each(|key| lru.insert(key, None, Weight::default()));
     let mut asked = 0;
     for expect in LEASED..2 * LEASED {
         let victim = lru.victim(&mut |key| {
