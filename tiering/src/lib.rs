@@ -13,5 +13,6 @@ pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
 pub use policy::{
-    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+    Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why,
+    build as build_policy,
 };
