@@ -5,11 +5,14 @@
 
 mod client;
 mod cluster;
+mod counting;
+mod index;
 mod load;
 mod machine;
 mod prompts;
 mod recorder;
 mod report;
+mod restart;
 mod reuse;
 mod serve;
 
@@ -27,6 +30,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
+    Index(index::Args),
+    Restart(restart::Args),
     Serve(serve::Args),
 }
 
@@ -54,6 +59,8 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.workload {
+            Workload::Index(args) => index::run(&args).map(Some),
+            Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
         }
     })

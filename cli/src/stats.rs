@@ -32,9 +32,8 @@ fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1}%", part as f64 / whole as f64 * 100.0) }
 }
 
-/// The tier's short name: `dram` of `TIER_DRAM`.
 fn tier_name(tier: &TierStats) -> String {
-    tier.tier().as_str_name().trim_start_matches("TIER_").to_lowercase()
+    values::tier(tier.tier())
 }
 
 fn table(store: &str, stats: &StatsResponse) -> String {
@@ -176,8 +175,15 @@ mod tests {
             match_blocks: 8,
             hit_blocks: 6,
             sessions: 2,
+            ..Default::default()
         };
-        let tier = TierStats { tier: 2, capacity_bytes: 1 << 30, used_bytes: 1 << 29, blocks: 3 };
+        let tier = TierStats {
+            tier: 2,
+            capacity_bytes: 1 << 30,
+            used_bytes: 1 << 29,
+            blocks: 3,
+            ..Default::default()
+        };
         let stats = StatsResponse {
             uptime_ms: 61_000,
             tiers: vec![tier],

@@ -40,6 +40,8 @@ reasons! {
     UnknownModel = "UNKNOWN_MODEL" => NotFound, retry false;
     /// No or a wrong bearer token.
     Unauthenticated = "UNAUTHENTICATED" => Unauthenticated, retry false;
+    /// The call is the operator's, and the tenant is not one.
+    NotOperator = "NOT_OPERATOR" => PermissionDenied, retry false;
     /// Too many sessions, or a queue is full.
     Exhausted = "RESOURCE_EXHAUSTED" => ResourceExhausted, retry true;
     /// Shutting down, or what the call depends on is away.

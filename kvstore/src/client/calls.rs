@@ -145,6 +145,7 @@ pub(super) async fn reserve(
         parent: parent.map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).unwrap_or_default(),
         hashes: wire(asked),
         lease_ttl_ms: client.options().lease_ttl.as_millis() as u64,
+        ..Default::default()
     };
     let answer = client.service().reserve(client.request(message, Duration::ZERO)).await?.into_inner();
     expect_count("reservations", answer.leases.len(), asked.len())?;

@@ -60,7 +60,7 @@ pub enum Reserved {
 /// An open handshake. Cloning shares it; the session ends with the last clone and the last lease.
 #[derive(Clone)]
 pub struct Namespace {
-    keeper: Arc<Handle>,
+    pub(super) keeper: Arc<Handle>,
 }
 
 impl Namespace {

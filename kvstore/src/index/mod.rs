@@ -43,9 +43,10 @@
 //! - Splitting and joining move at most [`RUN_BLOCKS_MAX`] map entries under one run's lock.
 //! - A walk holds all changes back while it lasts (not lookups) and takes memory for each block it visits.
 //! - The map trusts hashes to be uniform. A client that makes up its own can slow down its namespace.
-//! - The index has no bound of its own: it holds what its caller inserts and does not remove.
+//! - Without a budget the index holds what its caller inserts and does not remove.
 
 mod holders;
+mod load;
 mod places;
 mod radix;
 mod run;
@@ -54,6 +55,7 @@ mod tests;
 mod walk;
 
 pub use holders::{HolderSet, TierSet, WorkerSet};
+pub use load::Loaded;
 pub use places::PassThrough;
 pub use radix::{InsertError, Inserted, RUN_BLOCKS_MAX, RadixIndex};
 pub use walk::{Entry, Subtree};

@@ -16,14 +16,21 @@ use crate::SequenceHash;
 /// along a prefix needs a map lookup every so many blocks.
 pub const RUN_BLOCKS_MAX: usize = 256;
 
+/// Of a map entry at a load between 7/16 and 7/8.
+const PLACE_BYTES: usize = 48;
+/// Of a run without its blocks, with what the allocator adds.
+const RUN_BYTES: usize = 256;
+
 /// Which blocks of a namespace are held, and by whom.
 pub struct RadixIndex<S> {
     pub(super) places: Places<S>,
     /// Shared: a change. Exclusive: a walk over the tree.
     pub(super) changes: RwLock<()>,
     held: AtomicUsize,
+    known: AtomicUsize,
     runs: AtomicUsize,
     run_blocks_max: usize,
+    budget_bytes: usize,
 }
 
 /// What an insert added.
@@ -45,6 +52,12 @@ pub enum InsertError {
         hash: SequenceHash,
         /// The block before it.
         parent: SequenceHash,
+    },
+    /// The index has used up its budget.
+    #[error("insert block {hash}: the index is full")]
+    Full {
+        /// The block.
+        hash: SequenceHash,
     },
     /// It is in the index behind another block: a sequence hash has one parent, so one of two callers errs.
     #[error("insert block {hash}: it is in the index behind another parent")]
@@ -82,9 +95,27 @@ impl<S: HolderSet> RadixIndex<S> {
             places: Places::default(),
             changes: RwLock::new(()),
             held: AtomicUsize::new(0),
+            known: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
             run_blocks_max,
+            budget_bytes: usize::MAX,
         }
+    }
+
+    /// An empty index that takes no more memory than that: past it, inserts give [`InsertError::Full`].
+    pub fn with_budget(budget_bytes: usize) -> Self {
+        Self { budget_bytes, ..Self::new() }
+    }
+
+    /// Memory it may take at most.
+    pub fn budget_bytes(&self) -> usize {
+        self.budget_bytes
+    }
+
+    /// Memory it takes now, about.
+    pub fn memory_bytes(&self) -> usize {
+        let block_bytes = size_of::<SequenceHash>() + size_of::<S>() + size_of::<u64>() + PLACE_BYTES;
+        self.known.load(Ordering::Relaxed) * block_bytes + self.runs() * RUN_BYTES
     }
 
     #[cfg(test)]
@@ -196,6 +227,9 @@ impl<S: HolderSet> RadixIndex<S> {
         while let Some(first) = rest.first() {
             let blocks = match self.place(*first) {
                 Some(place) => self.hold(&place, parent, rest, holder, now, &mut total)?,
+                None if self.memory_bytes() >= self.budget_bytes => {
+                    return Err(InsertError::Full { hash: *first });
+                }
                 None => self.attach(parent, rest, holders, now, &mut total)?,
             };
             // None at all when another thread changed the branch meanwhile: look again.
@@ -316,6 +350,7 @@ impl<S: HolderSet> RadixIndex<S> {
         }
         let blocks = run.len() - before;
         self.held.fetch_add(blocks, Ordering::Relaxed);
+        self.known.fetch_add(blocks, Ordering::Relaxed);
         blocks
     }
 
@@ -406,6 +441,7 @@ impl<S: HolderSet> RadixIndex<S> {
         for hash in &run.hashes[kept..] {
             self.places.remove(hash);
         }
+        self.known.fetch_sub(run.len() - kept, Ordering::Relaxed);
         run.truncate(kept);
         if kept == 0 {
             self.runs.fetch_sub(1, Ordering::Relaxed);

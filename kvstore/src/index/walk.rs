@@ -22,6 +22,8 @@ pub struct Entry<S> {
 pub struct Subtree {
     /// Blocks of it that somebody holds.
     pub blocks: usize,
+    /// Their copies: a block counts once a holder.
+    pub copies: usize,
     /// The latest use of any of these; 0 without any.
     pub last_use: u64,
 }
@@ -43,6 +45,23 @@ impl<S: HolderSet> RadixIndex<S> {
         self.walk(None).into_iter().map(|visit| visit.entry).collect()
     }
 
+    /// The blocks from the start of the sequence to `hash`, with it; none if it is unknown. Not one moment:
+    /// none either if a block before it goes meanwhile, which needs `hash` to go first.
+    pub fn path(&self, hash: SequenceHash) -> Vec<SequenceHash> {
+        let mut path = Vec::new();
+        let mut next = Some(hash);
+        while let Some(hash) = next {
+            let Some(place) = self.place(hash) else { return Vec::new() };
+            let run = place.node.read();
+            if run.has(place.offset(), hash) {
+                path.extend(run.hashes[..=place.offset()].iter().rev());
+                next = run.parent;
+            }
+        }
+        path.reverse();
+        path
+    }
+
     /// Held blocks behind `hash`, without it, a parent before its children.
     pub fn descendants(&self, hash: SequenceHash) -> Vec<SequenceHash> {
         let visits = self.walk(Some(hash));
@@ -56,6 +75,7 @@ impl<S: HolderSet> RadixIndex<S> {
         let held = visits.iter().filter(|visit| !visit.entry.holders.is_empty());
         held.fold(Subtree::default(), |sum, visit| Subtree {
             blocks: sum.blocks + 1,
+            copies: sum.copies + visit.entry.holders.iter().count(),
             last_use: sum.last_use.max(visit.last_use),
         })
     }

@@ -9,7 +9,10 @@
 //! Only the holder of a [`MutableBlock`] can write; a [`CompleteBlock`] has been checked against its
 //! checksum but is not visible yet; an [`ImmutableBlock`] never changes again.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use kelvin_kernels::{Checksum, checksum};
 use kelvin_tiering::DramSlot;
@@ -46,6 +49,12 @@ pub(crate) struct CompleteBlock {
 }
 
 impl CompleteBlock {
+    /// A block whose bytes were checked on their way into the slot.
+    #[allow(dead_code, reason = "for colder tiers")]
+    pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
+        Self { block, checksum }
+    }
+
     pub(crate) fn key(&self) -> BlockKey {
         self.block.key
     }
@@ -55,17 +64,25 @@ impl CompleteBlock {
     }
 
     pub(crate) fn register(self) -> ImmutableBlock {
-        ImmutableBlock(Arc::new(Sealed { block: self.block, checksum: self.checksum }))
+        let Self { block: MutableBlock { key, parent, slot }, checksum } = self;
+        ImmutableBlock(Arc::new(Sealed { slot, checksum, used: AtomicU32::new(0), key, parent }))
     }
 }
 
+/// What a lease looks at comes first, beside the count of the clones.
 #[derive(Debug)]
+#[repr(C)]
 struct Sealed {
-    block: MutableBlock,
+    slot: DramSlot,
     checksum: Checksum,
+    /// Epoch of its last use.
+    used: AtomicU32,
+    key: BlockKey,
+    parent: Option<SequenceHash>,
 }
 
-/// A sealed block. The store keeps one clone, each read lease another.
+/// A sealed block. The store keeps one clone, each read lease another; as long as there is any beside the
+/// store's, it is not evicted.
 #[derive(Debug, Clone)]
 pub(crate) struct ImmutableBlock(Arc<Sealed>);
 
@@ -75,11 +92,11 @@ impl ImmutableBlock {
     }
 
     pub(crate) fn key(&self) -> BlockKey {
-        self.0.block.key
+        self.0.key
     }
 
     pub(crate) fn parent(&self) -> Option<SequenceHash> {
-        self.0.block.parent
+        self.0.parent
     }
 
     /// Whether both are clones of one block.
@@ -88,10 +105,20 @@ impl ImmutableBlock {
     }
 
     pub(crate) fn slot(&self) -> &DramSlot {
-        &self.0.block.slot
+        &self.0.slot
     }
 
-    /// Whether anyone but the store holds it. Exact under the tenant's lock, which all cloning takes.
+    /// Whether this is its first use in an epoch; notes it.
+    pub(crate) fn use_in(&self, epoch: u32) -> bool {
+        let first = self.0.used.load(Ordering::Relaxed) != epoch;
+        if first {
+            self.0.used.store(epoch, Ordering::Relaxed);
+        }
+        first
+    }
+
+    /// Whether anyone but the store holds it. Of the table's own clone, and under its lock there, a no is
+    /// final: no other clone can come to be.
     pub(crate) fn is_leased(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

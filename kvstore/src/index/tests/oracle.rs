@@ -148,6 +148,15 @@ impl Model {
         std::iter::successors(self.blocks[&hash].parent, |hash| self.blocks[hash].parent)
     }
 
+    fn path(&self, hash: SequenceHash) -> Vec<SequenceHash> {
+        if !self.blocks.contains_key(&hash) {
+            return vec![];
+        }
+        let mut path: Vec<_> = std::iter::once(hash).chain(self.ancestors(hash)).collect();
+        path.reverse();
+        path
+    }
+
     fn descendants(&self, hash: SequenceHash) -> BTreeSet<SequenceHash> {
         let held = self.blocks.iter().filter(|(_, block)| !block.holders.is_empty());
         held.map(|(below, _)| *below)
@@ -159,7 +168,8 @@ impl Model {
         let mut held = self.descendants(hash);
         held.extend(Some(hash).filter(|hash| !self.holders(*hash).is_empty()));
         let last_use = held.iter().map(|hash| self.blocks[hash].last_use).max().unwrap_or(0);
-        Subtree { blocks: held.len(), last_use }
+        let copies = held.iter().map(|hash| self.blocks[hash].holders.iter().count()).sum();
+        Subtree { blocks: held.len(), copies, last_use }
     }
 
     fn eviction_order(&self, holder: u32) -> Vec<SequenceHash> {
@@ -230,6 +240,7 @@ fn compare(index: &RadixIndex<TierSet>, model: &mut Model, forest: &[Option<usiz
         assert_eq!(index.contains(hash), !model.holders(hash).is_empty());
         assert_eq!(index.subtree(hash), model.subtree(hash));
         let path = path(forest, block);
+        assert_eq!(index.path(hash), model.path(hash));
         for start in [0, path.len() / 2] {
             assert_eq!(
                 index.longest_prefix(&path[start..], None),
