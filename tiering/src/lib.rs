@@ -20,7 +20,8 @@ pub use nvme::{
     NvmeRate, NvmeSlot,
 };
 pub use policy::{
-    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+    Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why,
+    build as build_policy,
 };
 pub use object::{
     BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
