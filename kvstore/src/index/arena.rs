@@ -7,6 +7,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::HolderSet;
 use super::account::{Account, allocated};
+use super::prefetch::prefetch;
 use super::run::Run;
 use super::table::NODE_BITS;
 
@@ -117,6 +118,11 @@ impl<S: HolderSet> Arena<S> {
             Some(nodes) => &nodes[id as usize & ((1 << LEAF_BITS) - 1)],
             None => panic!("node {id} was never made"),
         }
+    }
+
+    /// The node is about to be used.
+    pub(super) fn prefetch(&self, id: u32) {
+        prefetch(std::ptr::from_ref(self.node(id)).addr());
     }
 
     /// Numbers given out so far are below that.

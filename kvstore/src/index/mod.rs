@@ -64,6 +64,7 @@ mod account;
 mod arena;
 mod holders;
 mod load;
+mod lookup;
 mod places;
 mod prefetch;
 mod radix;

@@ -1,11 +1,12 @@
 //! Places: the map from a hash to the node where its block stands.
 
 use std::hash::Hasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
 use super::account::{Account, allocated};
-use super::table::{Refused, TAG_BITS, Table};
+use super::table::{Refused, Spot, TAG_BITS, Table};
 use crate::SequenceHash;
 
 /// Hasher for keys that are uniform already: its result is the last integer written to it.
@@ -39,7 +40,29 @@ const SHARD_BITS: u32 = 10;
 /// On a cache line of its own, since its lock is written by readers.
 #[repr(align(64))]
 #[derive(Default)]
-struct Shard(RwLock<Table>);
+struct Shard {
+    table: RwLock<Table>,
+    /// [`Spot`] of the table, for hints that don't wait for the lock. The two may not fit together.
+    address: AtomicUsize,
+    homes: AtomicUsize,
+}
+
+const _: () = assert!(size_of::<Shard>() == 64);
+
+impl Shard {
+    /// Changes the table.
+    fn change<R>(&self, change: impl FnOnce(&mut Table) -> R) -> R {
+        let mut table = self.table.write();
+        let before = table.spot();
+        let result = change(&mut table);
+        let spot = table.spot();
+        if spot != before {
+            self.address.store(spot.address, Ordering::Relaxed);
+            self.homes.store(spot.homes, Ordering::Relaxed);
+        }
+        result
+    }
+}
 
 /// The map, in shards that are locked apart.
 pub(super) struct Places {
@@ -72,13 +95,13 @@ impl Places {
         allocated::<Shard>(1 << SHARD_BITS)
     }
 
-    fn shard(&self, hash: SequenceHash) -> &RwLock<Table> {
-        &self.shards[hash.as_u128() as usize & ((1 << SHARD_BITS) - 1)].0
+    fn shard(&self, hash: SequenceHash) -> &Shard {
+        &self.shards[hash.as_u128() as usize & ((1 << SHARD_BITS) - 1)]
     }
 
     /// The nodes that the map has for the hash, 4 at a time.
     pub(super) fn candidates(&self, hash: SequenceHash, skip: usize) -> Candidates {
-        let table = self.shard(hash).read();
+        let table = self.shard(hash).table.read();
         let mut found = Candidates { nodes: [0; 4], count: 0, more: false, version: table.version() };
         for node in table.nodes(tag(hash)).skip(skip) {
             let Some(slot) = found.nodes.get_mut(found.count) else {
@@ -93,7 +116,7 @@ impl Places {
 
     /// Changes whenever an entry of the hash's shard does.
     pub(super) fn version(&self, hash: SequenceHash) -> u32 {
-        self.shard(hash).read().version()
+        self.shard(hash).table.read().version()
     }
 
     /// See [`Table::insert`].
@@ -104,33 +127,35 @@ impl Places {
         absent_at: Option<u32>,
         account: &Account,
     ) -> Result<(), Refused> {
-        self.shard(hash).write().insert(tag(hash), node, absent_at, account)
+        self.shard(hash).change(|table| table.insert(tag(hash), node, absent_at, account))
     }
 
     pub(super) fn remove(&self, hash: SequenceHash, node: u32, account: &Account) {
-        let removed = self.shard(hash).write().remove(tag(hash), node, account);
+        let removed = self.shard(hash).change(|table| table.remove(tag(hash), node, account));
         debug_assert!(removed, "the entry is there as long as the block is");
     }
 
     /// Lets the hash, which stands in node `from`, lead to node `to`.
     pub(super) fn lead(&self, hash: SequenceHash, from: u32, to: u32) {
-        self.shard(hash).write().lead(tag(hash), from, to);
+        self.shard(hash).table.write().lead(tag(hash), from, to);
     }
 
     /// The hash is about to be looked up or inserted.
     pub(super) fn prefetch(&self, hash: SequenceHash) {
-        self.shard(hash).read().prefetch(tag(hash));
+        let shard = self.shard(hash);
+        let (address, homes) = (shard.address.load(Ordering::Relaxed), shard.homes.load(Ordering::Relaxed));
+        Spot { address, homes }.prefetch(tag(hash));
     }
 
     /// What the tables take.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.0.read().bytes()).sum()
+        self.shards.iter().map(|shard| shard.table.read().bytes()).sum()
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.0.read().used()).sum()
+        self.shards.iter().map(|shard| shard.table.read().used()).sum()
     }
 }
 

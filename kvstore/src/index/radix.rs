@@ -8,6 +8,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::HolderSet;
 use super::account::Account;
 use super::arena::{Arena, NONE, Node};
+use super::lookup::common;
 use super::places::Places;
 use super::run::Run;
 use super::shares::Shares;
@@ -178,37 +179,6 @@ impl<S: HolderSet> RadixIndex<S> {
         self.read(hash).ok().map(|seen| seen.node.heat.last_use())
     }
 
-    /// Holders of each block of the longest held prefix of `hashes`; as many as the prefix has blocks.
-    ///
-    /// `hashes` is a chain, each the parent of the next; it may begin at any depth. It ends where a block is
-    /// unknown, held by nobody, or not the child of the one before. With `now`, the prefix counts as used
-    /// then.
-    pub fn longest_prefix(&self, hashes: &[SequenceHash], now: Option<u64>) -> Vec<S> {
-        let mut prefix = Vec::with_capacity(hashes.len());
-        while let Some(hash) = hashes.get(prefix.len()) {
-            let Ok(seen) = self.read(*hash) else { break };
-            let (run, start, before) = (&*seen.run, seen.at, prefix.len());
-            if before > 0 && run.parent_of(start) != Some(hashes[before - 1]) {
-                break;
-            }
-            let (here, wanted) = (&run.hashes()[start..], &hashes[before..]);
-            if let Some(next) = wanted.get(here.len()) {
-                // Its entry comes while this run is compared.
-                self.places.prefetch(*next);
-            }
-            let end = start + common(here, wanted);
-            let held = run.shares.stretches(start..end).take_while(|(_, holders)| !holders.is_empty());
-            held.for_each(|(blocks, holders)| prefix.resize(prefix.len() + blocks, holders));
-            if let Some(now) = now.filter(|_| prefix.len() > before) {
-                seen.node.heat.touch(now);
-            }
-            if start + prefix.len() - before < run.len() {
-                break;
-            }
-        }
-        prefix
-    }
-
     /// Notes that `holder` has the block `hash`, which follows `parent` (`None`: it begins a sequence), and
     /// that it was used at `now`.
     ///
@@ -256,6 +226,7 @@ impl<S: HolderSet> RadixIndex<S> {
         now: u64,
     ) -> Result<Inserted, InsertError> {
         let (mut parent, mut rest, mut total) = (parent, hashes, Inserted::default());
+        parent.iter().chain(hashes.iter().take(AHEAD)).for_each(|hash| self.places.prefetch(*hash));
         while let Some(first) = rest.first() {
             let step = match self.write(*first) {
                 Ok(seen) => self.hold(seen, parent, rest, holders, now, &mut total)?,
@@ -420,8 +391,6 @@ impl<S: HolderSet> RadixIndex<S> {
         let mut full = wanted > run.room() && !self.grow(run, wanted);
         let blocks_max = wanted.min(run.room());
         let hashes = &hashes[..blocks_max];
-        // Several at once, far enough ahead that memory answers in time.
-        hashes.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash));
         let mut absent_at = absent.map(|absent| absent.version);
         for (at, hash) in hashes.iter().enumerate() {
             if let Some(ahead) = hashes.get(at + AHEAD) {
@@ -651,17 +620,5 @@ impl<S: HolderSet> RadixIndex<S> {
     }
 }
 
-/// How many hashes ahead of its turn a map entry is asked for.
-const AHEAD: usize = 8;
-
-/// Blocks at the beginning of both.
-fn common(one: &[SequenceHash], other: &[SequenceHash]) -> usize {
-    let blocks = one.len().min(other.len());
-    let (one, other) = (&one[..blocks], &other[..blocks]);
-    // Mostly all are equal, which this finds several at a time.
-    let unequal = |(one, other): (&SequenceHash, &SequenceHash)| one.as_u128() ^ other.as_u128();
-    if one.iter().zip(other).map(unequal).fold(0, |sum, bits| sum | bits) == 0 {
-        return blocks;
-    }
-    one.iter().zip(other).take_while(|(one, other)| one == other).count()
-}
+/// How many hashes ahead of its turn a map entry is asked for: far enough that memory answers in time.
+const AHEAD: usize = 16;

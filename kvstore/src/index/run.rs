@@ -3,6 +3,7 @@
 use super::HolderSet;
 use super::account::allocated;
 use super::arena::NONE;
+use super::prefetch::prefetch_slice;
 use super::shares::Shares;
 use crate::SequenceHash;
 
@@ -74,6 +75,17 @@ impl<S: HolderSet> Run<S> {
             (_, Some(last)) if *last == hash => Some(hashes.len() - 1),
             _ => hashes.iter().position(|other| *other == hash),
         }
+    }
+
+    /// 0 if it is the first block.
+    pub(super) fn begins_with(&self, hash: SequenceHash) -> Option<usize> {
+        (self.hashes().first() == Some(&hash)).then_some(0)
+    }
+
+    /// The blocks are about to be compared: those of a long run at its beginning, for which the processor
+    /// finds the rest.
+    pub(super) fn prefetch(&self) {
+        prefetch_slice(self.hashes(), 1024);
     }
 
     pub(super) fn is_last(&self, offset: usize) -> bool {

@@ -26,15 +26,37 @@ const GAP: [u16; WORDS] = [u16::MAX; WORDS];
 /// Slots behind the last home, for entries that found theirs taken; more are added when they are needed.
 const TAIL: usize = 16;
 /// Below that many homes a table does not shrink.
-const HOMES_MIN: usize = 8;
+const HOMES_MIN: u32 = 8;
 
 /// Sorted entries with gaps.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     slots: Vec<[u16; WORDS]>,
-    homes: usize,
-    used: usize,
+    /// 4 bytes each, so that a shard is one cache line.
+    homes: u32,
+    used: u32,
     version: u32,
+}
+
+/// Where a table's entries are, or were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) address: usize,
+    pub(super) homes: usize,
+}
+
+impl Spot {
+    fn home(tag: u32, homes: usize) -> usize {
+        ((u64::from(tag) * homes as u64) >> TAG_BITS) as usize
+    }
+
+    /// A search or an insert of the tag is about to come.
+    pub(super) fn prefetch(self, tag: u32) {
+        let address = self.address + Self::home(tag, self.homes) * size_of::<[u16; WORDS]>();
+        prefetch(address);
+        // Half of the searches reach the next line.
+        prefetch(address + 32);
+    }
 }
 
 /// An entry was not made.
@@ -76,11 +98,11 @@ impl Table {
 
     #[cfg(test)]
     pub(super) fn used(&self) -> usize {
-        self.used
+        self.used as usize
     }
 
     fn home(&self, tag: u32) -> usize {
-        ((u64::from(tag) * self.homes as u64) >> TAG_BITS) as usize
+        Spot::home(tag, self.homes as usize)
     }
 
     /// Where entries with the tag begin, or would.
@@ -101,12 +123,9 @@ impl Table {
         self.similar(tag).map(|(_, node)| node)
     }
 
-    /// A search or an insert of the tag is about to come.
-    pub(super) fn prefetch(&self, tag: u32) {
-        let home = self.home(tag);
-        prefetch(self.slots.get(home));
-        // Half of the searches reach the next line.
-        prefetch(self.slots.get(home + 64 / (2 * WORDS)));
+    /// Where the entries are, for [`Spot::prefetch`].
+    pub(super) fn spot(&self) -> Spot {
+        Spot { address: self.slots.as_ptr().addr(), homes: self.homes as usize }
     }
 
     /// Adds an entry, if no other has its tag or if the caller knows for this `version` that its block has
@@ -118,7 +137,7 @@ impl Table {
         absent_at: Option<u32>,
         account: &Account,
     ) -> Result<(), Refused> {
-        if (self.used + 1) * 10 > self.homes * 9 && !self.resize(self.used + 1, account) {
+        if u64::from(self.used + 1) * 10 > u64::from(self.homes) * 9 && !self.resize(self.used + 1, account) {
             // Slower when fuller, but there are gaps still.
             let room = self.used + 1 + self.homes / 32 < self.homes;
             if !room {
@@ -153,7 +172,7 @@ impl Table {
         self.slots[at + away] = GAP;
         self.used -= 1;
         self.version = self.version.wrapping_add(1);
-        if self.homes > HOMES_MIN && self.used * 2 < self.homes {
+        if self.homes > HOMES_MIN && self.used < self.homes / 2 {
             // Without the memory for a smaller one it stays as it is.
             let _ = self.resize(self.used, account);
         }
@@ -171,9 +190,9 @@ impl Table {
     }
 
     /// Makes it 4/5 full with `used` entries; whether the budget has the memory.
-    pub(super) fn resize(&mut self, used: usize, account: &Account) -> bool {
+    pub(super) fn resize(&mut self, used: u32, account: &Account) -> bool {
         let homes = if used == 0 { 0 } else { (used + used / 4).max(HOMES_MIN) };
-        let length = if homes == 0 { 0 } else { homes + TAIL };
+        let length = if homes == 0 { 0 } else { homes as usize + TAIL };
         if !account.take(allocated::<[u16; WORDS]>(length)) {
             return false;
         }
@@ -233,7 +252,7 @@ mod tests {
             .map(|slot| (tag_of(*slot), node_of(*slot)))
             .collect();
         assert!(entries.is_sorted_by_key(|(tag, _)| *tag));
-        assert_eq!(entries.len(), table.used);
+        assert_eq!(entries.len(), table.used());
         assert_eq!(&entries.iter().copied().collect::<BTreeSet<_>>(), model);
         for (at, slot) in table.slots.iter().enumerate().filter(|(_, slot)| **slot != GAP) {
             let home = table.home(tag_of(*slot));
@@ -277,7 +296,7 @@ mod tests {
             for (tag, node) in model {
                 prop_assert!(table.remove(tag, node, &account));
             }
-            prop_assert!(table.slots.len() <= HOMES_MIN + 40 * TAIL);
+            prop_assert!(table.slots.len() <= HOMES_MIN as usize + 40 * TAIL);
         }
     }
 
