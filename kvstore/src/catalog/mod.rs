@@ -30,7 +30,8 @@
 //! with another lock but `database`, which is taken first.
 //!
 //! # Limits
-//! Memory: two write buffers a family, the block cache and the table readers, in all about 64 MiB. The log
+//! Memory: at most six write buffers of 4 MiB for blocks and for packs (mostly one of them), the block cache
+//! and the table readers, in all about 64 MiB. The log
 //! is at most [`WAL_BYTES_MAX`] plus one write buffer, which bounds what a restart after a crash replays.
 
 mod bytes;
