@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{Device, DramSlot, Tier};
+use kelvin_tiering::{Device, DramSlot, Tier, Why};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
@@ -20,8 +20,22 @@ use crate::SequenceHash;
 pub(crate) enum Removal {
     /// Its slot was wanted for another block.
     Room,
+    /// Its time was up when a slot was wanted.
+    Expired,
+    /// Its namespace was over its quota when a slot was wanted.
+    Quota,
     /// A reader found its bytes changed.
     Damaged,
+}
+
+impl From<Why> for Removal {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Expired => Self::Expired,
+            Why::Quota => Self::Quota,
+            Why::Policy => Self::Room,
+        }
+    }
 }
 
 /// The holder, in the index, that stands for a copy in DRAM.
@@ -110,8 +124,8 @@ impl Tenant {
             if let Some(slot) = self.pool.allocate(bytes) {
                 return Some(slot);
             }
-            if let Some(victim) = state.victim(slot_bytes) {
-                self.evict(state, victim, Removal::Room);
+            if let Some((victim, why)) = state.victim(slot_bytes, self.clock.now()) {
+                self.evict(state, victim, why.into());
             } else if !self.evict_chunk(state, slot_bytes) {
                 return None;
             }

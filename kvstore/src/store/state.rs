@@ -1,8 +1,8 @@
 //! What stands behind a tenant's structural lock: what is being filled, and the order of eviction.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kelvin_tiering::{Policy, TailFirstLru, Weight};
+use kelvin_tiering::{Attributes, DramPool, Order, PolicyKind, Weight, Why};
 
 use super::{
     ImmutableBlock, Namespace, SessionId,
@@ -17,26 +17,30 @@ use crate::SequenceHash;
 pub(super) struct State {
     table: Arc<Table>,
     touches: Arc<Touches>,
+    pool: DramPool,
     /// Blocks committed before their parents, by parent.
     pub(super) orphans: HashMap<BlockKey, Vec<CompleteBlock>, Keyed>,
     /// Blocks being filled, counted at their parents.
     filling_children: HashMap<BlockKey, u32, Keyed>,
     /// Sealed blocks in order of eviction, by bytes of a slot: only slots of one size can take each other's
     /// places.
-    policies: HashMap<u64, TailFirstLru<BlockKey, Keyed>>,
+    orders: HashMap<u64, Order<BlockKey, Keyed>>,
+    policy: PolicyKind,
     /// What ended sessions held whose process still maps the pool.
     pub(super) parked: HashMap<SessionId, Vec<Right>>,
     pub(super) namespaces: HashMap<u64, Arc<Namespace>>,
 }
 
 impl State {
-    pub(super) fn new(table: Arc<Table>, touches: Arc<Touches>) -> Self {
+    pub(super) fn new(table: Arc<Table>, touches: Arc<Touches>, pool: DramPool, policy: PolicyKind) -> Self {
         Self {
             table,
             touches,
+            pool,
+            policy,
             orphans: HashMap::default(),
             filling_children: HashMap::default(),
-            policies: HashMap::new(),
+            orders: HashMap::new(),
             parked: HashMap::new(),
             namespaces: HashMap::new(),
         }
@@ -98,18 +102,30 @@ impl State {
         self.settle();
         let key = block.key();
         let parent = block.parent().map(|hash| BlockKey { hash, ..key });
-        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent, Weight::default());
+        let bytes = block.slot().slot_bytes();
+        // Blocks of one slot size cost about the same to make again.
+        let weight = Weight { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), cost: 1 };
+        let attributes = Attributes { group: key.namespace, weight, ..Attributes::default() };
+        self.order(bytes).insert(key, parent, attributes);
         self.table.seal(block);
+    }
+
+    /// The order of eviction among slots of a size.
+    fn order(&mut self, slot_bytes: u64) -> &mut Order<BlockKey, Keyed> {
+        self.orders.entry(slot_bytes).or_insert_with(|| {
+            let blocks = usize::try_from(self.pool.blocks_max(slot_bytes)).unwrap_or(usize::MAX);
+            Order::new(self.policy, blocks)
+        })
     }
 
     /// Takes a sealed block out: one that nobody has leased, or whichever.
     pub(super) fn remove_sealed(&mut self, key: BlockKey, leased: bool) -> Option<ImmutableBlock> {
         let block = self.table.take_sealed(&key, |block| leased || !block.is_leased())?;
         let slot_bytes = block.slot().slot_bytes();
-        if let Some(policy) = self.policies.get_mut(&slot_bytes) {
-            policy.remove(key);
-            if policy.is_empty() {
-                self.policies.remove(&slot_bytes);
+        if let Some(order) = self.orders.get_mut(&slot_bytes) {
+            order.remove(key);
+            if order.is_empty() {
+                self.orders.remove(&slot_bytes);
             }
         }
         Some(block)
@@ -123,8 +139,8 @@ impl State {
                 Found::Missing | Found::Filling => None,
             })
         });
-        if let Some(policy) = slot_bytes.and_then(|bytes| self.policies.get_mut(&bytes)) {
-            policy.touch(run);
+        if let Some(order) = slot_bytes.and_then(|bytes| self.orders.get_mut(&bytes)) {
+            order.touch(run);
         }
     }
 
@@ -143,13 +159,13 @@ impl State {
         }
     }
 
-    /// The block that goes next to make room for one of the same slot size. It may be leased by the time it is
-    /// to go.
-    pub(super) fn victim(&mut self, slot_bytes: u64) -> Option<BlockKey> {
+    /// The block that goes next to make room for one of the same slot size, and why. It may be leased by the
+    /// time it is to go.
+    pub(super) fn victim(&mut self, slot_bytes: u64, now: Duration) -> Option<(BlockKey, Why)> {
         self.settle();
-        let State { table, filling_children, policies, .. } = self;
+        let State { table, filling_children, orders, .. } = self;
         let mut may_go = |key: &BlockKey| !filling_children.contains_key(key) && table.is_unleased(key);
-        policies.get_mut(&slot_bytes)?.victim(&mut may_go)
+        orders.get_mut(&slot_bytes)?.victim(now, &mut may_go)
     }
 
     /// What `look` gives for each sealed block that may go.

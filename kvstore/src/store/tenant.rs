@@ -27,7 +27,7 @@ use std::{
 };
 
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, Usage};
+use kelvin_tiering::{Device, DramPool, PolicyKind, Usage};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{
@@ -104,6 +104,7 @@ impl Tenant {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
+        let state = State::new(table.clone(), touches.clone(), pool.clone(), PolicyKind::default());
         Self {
             name,
             secret,
@@ -111,7 +112,7 @@ impl Tenant {
             limits,
             counters: Counters::default(),
             clock,
-            state: Mutex::new(State::new(table.clone(), touches.clone())),
+            state: Mutex::new(state),
             table,
             touches,
             sessions: RwLock::default(),
