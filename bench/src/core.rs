@@ -263,6 +263,8 @@ fn puts(report: &mut Report, rng: &mut SmallRng, memory: u64, smoke: bool) -> an
         true => &[(64 << 10, 1), (2 * MIB, 16)],
         false => &[(64 << 10, 1), (512 << 10, 1), (2 * MIB, 1), (2 * MIB, 16), (8 * MIB, 1)],
     };
+    // A slot fits into a chunk of the memory.
+    let sizes = sizes.iter().filter(|(bytes, _)| bytes * 32 <= memory);
     let passes = if smoke { 2 } else { 6 };
     // What is put was somewhere before: in memory too large for the caches.
     let mut source = vec![0; memory as usize / 2];
