@@ -5,6 +5,7 @@
 
 mod client;
 mod cluster;
+mod core;
 mod counting;
 mod index;
 mod load;
@@ -31,6 +32,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
+    Core(core::Args),
     Index(index::Args),
     Restart(restart::Args),
     Serve(serve::Args),
@@ -61,6 +63,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.workload {
+            Workload::Core(args) => core::run(&args).map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
             Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,

@@ -50,7 +50,6 @@ pub(crate) struct CompleteBlock {
 
 impl CompleteBlock {
     /// A block whose bytes were checked on their way into the slot.
-    #[allow(dead_code, reason = "for colder tiers")]
     pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
         Self { block, checksum }
     }
@@ -61,6 +60,10 @@ impl CompleteBlock {
 
     pub(crate) fn parent(&self) -> Option<SequenceHash> {
         self.block.parent
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.block.slot.len()
     }
 
     pub(crate) fn register(self) -> ImmutableBlock {
