@@ -45,6 +45,7 @@
 //! - The map trusts hashes to be uniform. A client that makes up its own can slow down its namespace.
 //! - Without a budget the index holds what its caller inserts and does not remove.
 
+mod alone;
 mod holders;
 mod load;
 mod places;

@@ -7,13 +7,13 @@ use kelvin_tiering::{Device, DramSlot, Tier};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
-    block::CompleteBlock,
+    block::{CompleteBlock, Keep},
     events::{Event, EventKind},
     state::State,
     table::Found,
     tenant::BlockKey,
 };
-use crate::SequenceHash;
+use crate::{SequenceHash, insight::Reason};
 
 /// Why a block leaves DRAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,18 @@ pub(crate) enum Removal {
     Room,
     /// A reader found its bytes changed.
     Damaged,
+    /// It was asked for.
+    Asked,
+}
+
+impl Removal {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Room => Reason::Evicted,
+            Self::Damaged => Reason::Quarantined,
+            Self::Asked => Reason::Removed,
+        }
+    }
 }
 
 /// The holder, in the index, that stands for a copy in DRAM.
@@ -91,7 +103,8 @@ impl Tenant {
         slot: DramSlot,
         checksum: Checksum,
     ) -> ImmutableBlock {
-        let block = CompleteBlock::verified(MutableBlock { key, parent, slot }, checksum);
+        let block =
+            CompleteBlock::verified(MutableBlock { key, parent, slot, keep: Keep::default() }, checksum);
         let mut state = self.lock();
         if let Some(present) = self.table.sealed(&key) {
             return present;
@@ -163,6 +176,7 @@ impl Tenant {
             namespace.index.remove(key.hash, DRAM);
             let (kind, hash, parent) = (EventKind::Removed, key.hash, block.parent());
             namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
+            namespace.note_gone(hash, why.reason(), Some(Tier::Dram), self.clock.now());
         }
         Some(block)
     }

@@ -5,18 +5,19 @@ use std::{collections::HashMap, sync::Arc};
 use kelvin_tiering::{Policy, TailFirstLru, Weight};
 
 use super::{
-    ImmutableBlock, Namespace, SessionId,
+    Clock, ImmutableBlock, Namespace, SessionId,
     block::CompleteBlock,
     lease::Right,
     table::{Found, Keyed, Table},
     tenant::BlockKey,
     touches::Touches,
 };
-use crate::SequenceHash;
+use crate::{SequenceHash, insight::Reason};
 
 pub(super) struct State {
     table: Arc<Table>,
     touches: Arc<Touches>,
+    clock: Arc<dyn Clock>,
     /// Blocks committed before their parents, by parent.
     pub(super) orphans: HashMap<BlockKey, Vec<CompleteBlock>, Keyed>,
     /// Blocks being filled, counted at their parents.
@@ -30,10 +31,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(table: Arc<Table>, touches: Arc<Touches>) -> Self {
+    pub(super) fn new(table: Arc<Table>, touches: Arc<Touches>, clock: Arc<dyn Clock>) -> Self {
         Self {
             table,
             touches,
+            clock,
             orphans: HashMap::default(),
             filling_children: HashMap::default(),
             policies: HashMap::new(),
@@ -87,6 +89,9 @@ impl State {
         let mut gone = vec![(key, parent)];
         while let Some((key, parent)) = gone.pop() {
             self.table.forget(&key);
+            if let Some(namespace) = self.namespaces.get(&key.namespace) {
+                namespace.note_gone(key.hash, Reason::Abandoned, None, self.clock.now());
+            }
             self.release_parent(key, parent);
             let orphans = self.orphans.remove(&key).unwrap_or_default();
             gone.extend(orphans.iter().map(|orphan| (orphan.key(), orphan.parent())));
@@ -135,6 +140,17 @@ impl State {
         }
     }
 
+    /// Makes sealed blocks the first to go, the first of these first.
+    pub(super) fn demote(&mut self, keys: &[BlockKey]) {
+        self.settle();
+        for key in keys {
+            let slot_bytes = self.table.sealed(key).map(|block| block.slot().slot_bytes());
+            if let Some(policy) = slot_bytes.and_then(|bytes| self.policies.get_mut(&bytes)) {
+                policy.demote(*key);
+            }
+        }
+    }
+
     /// Brings the policies up to date, which ends an epoch.
     pub(super) fn settle(&mut self) {
         if !self.touches.is_empty() {
@@ -147,13 +163,22 @@ impl State {
     /// to go.
     pub(super) fn victim(&mut self, slot_bytes: u64) -> Option<BlockKey> {
         self.settle();
-        let State { table, filling_children, policies, .. } = self;
-        let mut may_go = |key: &BlockKey| !filling_children.contains_key(key) && table.is_unleased(key);
+        let State { table, filling_children, policies, namespaces, .. } = self;
+        let mut may_go = |key: &BlockKey| {
+            !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
+        };
         policies.get_mut(&slot_bytes)?.victim(&mut may_go)
     }
 
     /// What `look` gives for each sealed block that may go.
     pub(super) fn evictable<T>(&self, mut look: impl FnMut(&ImmutableBlock) -> Option<T>) -> Vec<T> {
-        self.table.unleased(|block| if self.is_awaited(&block.key()) { None } else { look(block) })
+        self.table.unleased(|block| {
+            let key = block.key();
+            if self.is_awaited(&key) || is_pinned(&self.namespaces, &key) { None } else { look(block) }
+        })
     }
+}
+
+fn is_pinned(namespaces: &HashMap<u64, Arc<Namespace>>, key: &BlockKey) -> bool {
+    namespaces.get(&key.namespace).is_some_and(|namespace| namespace.pins.hold(&key.hash))
 }

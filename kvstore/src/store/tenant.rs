@@ -39,7 +39,7 @@ use super::{
     touches::{RUN_KEYS_MAX, Touches},
     verbs::forget_reservation,
 };
-use crate::{NamespaceKey, SequenceHash};
+use crate::{NamespaceKey, SequenceHash, insight::Explainer};
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
@@ -91,6 +91,8 @@ pub(crate) struct Tenant {
     /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
     /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
     due: AtomicU64,
+    /// Why blocks went.
+    gone: Arc<Explainer>,
     /// The structural lock.
     state: Mutex<State>,
 }
@@ -110,13 +112,14 @@ impl Tenant {
             pool,
             limits,
             counters: Counters::default(),
+            state: Mutex::new(State::new(table.clone(), touches.clone(), clock.clone())),
             clock,
-            state: Mutex::new(State::new(table.clone(), touches.clone())),
             table,
             touches,
             sessions: RwLock::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            gone: Arc::default(),
         }
     }
 
@@ -134,6 +137,11 @@ impl Tenant {
 
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
+    }
+
+    /// The store's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     pub(crate) fn lease_ttl_max(&self) -> Duration {
@@ -196,7 +204,7 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(id, spec, key));
+        let namespace = Arc::new(Namespace::new(id, spec, key, self.gone.clone()));
         state.namespaces.insert(id, namespace.clone());
         Ok(namespace)
     }
@@ -205,6 +213,11 @@ impl Tenant {
     pub(crate) fn namespace(&self, id: u64) -> Result<Arc<Namespace>, Refusal> {
         let found = self.lock().namespaces.get(&id).cloned();
         found.ok_or_else(|| Refusal::invalid(format!("namespace {id} is not known; Stats lists them")))
+    }
+
+    /// All namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.lock().namespaces.values().cloned().collect()
     }
 
     /// An open session, or a refusal that makes its client open it again.
@@ -257,6 +270,8 @@ impl Tenant {
         let mut state = self.lock();
         self.expire(&mut state);
         state.settle();
+        let now = self.clock.now();
+        state.namespaces.values().for_each(|namespace| namespace.pins.expire(now));
     }
 
     /// Ends what time has run out for, if there may be anything. Takes the structural lock then only.
