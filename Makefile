@@ -53,6 +53,7 @@ doc-test: tools
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
 	"$(BIN)/kelvin-bench" index --smoke
+	"$(BIN)/kelvin-bench" restart --smoke
 
 tools:
 	@cli/setup.sh tools

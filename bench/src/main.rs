@@ -12,6 +12,7 @@ mod machine;
 mod prompts;
 mod recorder;
 mod report;
+mod restart;
 mod reuse;
 mod serve;
 
@@ -30,6 +31,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Workload {
     Index(index::Args),
+    Restart(restart::Args),
     Serve(serve::Args),
 }
 
@@ -58,6 +60,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     runtime.block_on(async {
         match cli.workload {
             Workload::Index(args) => index::run(&args).map(Some),
+            Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
         }
     })

@@ -11,15 +11,26 @@ const PIECE_BYTES: usize = 16 << 10;
 /// # Panics
 /// When the lengths differ.
 pub fn copy_checksummed(source: &[u8], target: &mut [u8]) -> Checksum {
-    assert_eq!(source.len(), target.len(), "copy between slices of one length");
     let mut hasher = Hasher::new();
-    for (from, to) in source.chunks(PIECE_BYTES).zip(target.chunks_mut(PIECE_BYTES)) {
-        to.copy_from_slice(from);
-        // The target is hashed, not the source: should the source change meanwhile (it may be shared
-        // memory), the checksum still is that of the bytes kept.
-        hasher.update(to);
-    }
+    hasher.copy(source, target);
     hasher.finish()
+}
+
+impl Hasher {
+    /// Copies `source` over `target` and adds what was copied: [`copy_checksummed`] for bytes that come in
+    /// pieces.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy(&mut self, source: &[u8], target: &mut [u8]) {
+        assert_eq!(source.len(), target.len(), "copy between slices of one length");
+        for (from, to) in source.chunks(PIECE_BYTES).zip(target.chunks_mut(PIECE_BYTES)) {
+            to.copy_from_slice(from);
+            // The target is hashed, not the source: should the source change meanwhile (it may be shared
+            // memory), the checksum still is that of the bytes kept.
+            self.update(to);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -31,10 +42,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn copies_and_hashes_like_the_two_steps(source in prop::collection::vec(any::<u8>(), 0..70_000)) {
+        fn copies_and_hashes_like_the_two_steps(
+            source in prop::collection::vec(any::<u8>(), 0..70_000), piece in 1usize..40_000,
+        ) {
             let mut target = vec![0; source.len()];
             prop_assert_eq!(copy_checksummed(&source, &mut target), checksum(&source));
-            prop_assert_eq!(target, source);
+            prop_assert_eq!(&target, &source);
+
+            let (mut pieces, mut hasher) = (vec![0; source.len()], Hasher::new());
+            for (from, to) in source.chunks(piece).zip(pieces.chunks_mut(piece)) {
+                hasher.copy(from, to);
+            }
+            prop_assert_eq!(hasher.finish(), checksum(&source));
+            prop_assert_eq!(pieces, source);
         }
     }
 

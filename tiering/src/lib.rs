@@ -8,6 +8,7 @@ mod device;
 mod dram;
 mod memory;
 mod nvme;
+mod object;
 mod policy;
 pub mod testing;
 
@@ -16,6 +17,11 @@ pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
 pub use nvme::{
     DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
+};
+pub use object::{
+    BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
+    PACK_BYTES_MAX, PACK_ENTRIES_MAX, PackEntry, PackError, PackId, PackIdError, PackInfo, PackStore,
+    ReadFailure,
 };
 pub use policy::{
     Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,

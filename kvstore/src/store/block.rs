@@ -125,13 +125,11 @@ impl ImmutableBlock {
     }
 
     /// Higher stays longer.
-    #[allow(dead_code, reason = "for orders by priority")]
     pub(crate) fn priority(&self) -> u8 {
         self.0.keep.priority
     }
 
     /// When it is over, by the store's clock.
-    #[allow(dead_code, reason = "for orders by priority")]
     pub(crate) fn expires_at(&self) -> Option<Duration> {
         self.0.keep.expires_at
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{Device, DramSlot, Tier};
+use kelvin_tiering::{Device, DramSlot, Tier, Why};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
@@ -20,6 +20,10 @@ use crate::{SequenceHash, insight::Reason};
 pub(crate) enum Removal {
     /// Its slot was wanted for another block.
     Room,
+    /// Its time was up when a slot was wanted.
+    Expired,
+    /// Its namespace was over its quota when a slot was wanted.
+    Quota,
     /// A reader found its bytes changed.
     Damaged,
     /// It was asked for.
@@ -30,11 +34,26 @@ impl Removal {
     fn reason(self) -> Reason {
         match self {
             Self::Room => Reason::Evicted,
+            Self::Expired => Reason::Expired,
+            Self::Quota => Reason::Quota,
             Self::Damaged => Reason::Quarantined,
             Self::Asked => Reason::Removed,
         }
     }
 }
+
+impl From<Why> for Removal {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Expired => Self::Expired,
+            Why::Quota => Self::Quota,
+            Why::Policy => Self::Room,
+        }
+    }
+}
+
+/// Expired blocks that are dropped under one lock.
+const EXPIRED_AT_ONCE: usize = 1024;
 
 /// The holder, in the index, that stands for a copy in DRAM.
 const DRAM: u32 = Tier::Dram as u32;
@@ -77,6 +96,11 @@ impl Tenant {
         }
         let block = block.register();
         state.insert_sealed(block.clone());
+        while let Some(victim) = state.victim_over_quota(key.namespace, block.slot().slot_bytes()) {
+            if self.evict(state, victim, Removal::Quota).is_none() {
+                break;
+            }
+        }
         let (kind, hash) = (EventKind::Stored, key.hash);
         namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
         Ok(block)
@@ -123,11 +147,20 @@ impl Tenant {
             if let Some(slot) = self.pool.allocate(bytes) {
                 return Some(slot);
             }
-            if let Some(victim) = state.victim(slot_bytes) {
-                self.evict(state, victim, Removal::Room);
+            if let Some((victim, why)) = state.victim(slot_bytes, self.clock.now()) {
+                self.evict(state, victim, why.into());
             } else if !self.evict_chunk(state, slot_bytes) {
                 return None;
             }
+        }
+    }
+
+    /// Drops blocks whose time is up.
+    pub(super) fn drop_expired(&self, state: &mut State) {
+        // What is left comes with the next reaping.
+        for _ in 0..EXPIRED_AT_ONCE {
+            let Some(key) = state.victim_expired(self.clock.now()) else { return };
+            self.evict(state, key, Removal::Expired);
         }
     }
 

@@ -1,8 +1,8 @@
 //! What stands behind a tenant's structural lock: what is being filled, and the order of eviction.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kelvin_tiering::{Policy, TailFirstLru, Weight};
+use kelvin_tiering::{Attributes, DramPool, Order, PolicyKind, Weight, Why};
 
 use super::{
     Clock, ImmutableBlock, Namespace, SessionId,
@@ -18,27 +18,43 @@ pub(super) struct State {
     table: Arc<Table>,
     touches: Arc<Touches>,
     clock: Arc<dyn Clock>,
+    pool: DramPool,
     /// Blocks committed before their parents, by parent.
     pub(super) orphans: HashMap<BlockKey, Vec<CompleteBlock>, Keyed>,
     /// Blocks being filled, counted at their parents.
     filling_children: HashMap<BlockKey, u32, Keyed>,
     /// Sealed blocks in order of eviction, by bytes of a slot: only slots of one size can take each other's
     /// places.
-    policies: HashMap<u64, TailFirstLru<BlockKey, Keyed>>,
+    orders: HashMap<u64, Order<BlockKey, Keyed>>,
+    policy: PolicyKind,
+    /// Bytes that a namespace may have, and the bytes of its slots.
+    quotas: HashMap<u64, (u64, u64)>,
+    /// Sealed blocks that have an end.
+    expiring: usize,
     /// What ended sessions held whose process still maps the pool.
     pub(super) parked: HashMap<SessionId, Vec<Right>>,
     pub(super) namespaces: HashMap<u64, Arc<Namespace>>,
 }
 
 impl State {
-    pub(super) fn new(table: Arc<Table>, touches: Arc<Touches>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(
+        table: Arc<Table>,
+        touches: Arc<Touches>,
+        clock: Arc<dyn Clock>,
+        pool: DramPool,
+        policy: PolicyKind,
+    ) -> Self {
         Self {
             table,
             touches,
             clock,
+            pool,
+            policy,
             orphans: HashMap::default(),
             filling_children: HashMap::default(),
-            policies: HashMap::new(),
+            orders: HashMap::new(),
+            quotas: HashMap::new(),
+            expiring: 0,
             parked: HashMap::new(),
             namespaces: HashMap::new(),
         }
@@ -103,18 +119,51 @@ impl State {
         self.settle();
         let key = block.key();
         let parent = block.parent().map(|hash| BlockKey { hash, ..key });
-        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent, Weight::default());
+        let bytes = block.slot().slot_bytes();
+        // Blocks of one slot size cost about the same to make again.
+        let weight = Weight { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), cost: 1 };
+        let (priority, expires_at) = (block.priority(), block.expires_at());
+        self.expiring += usize::from(expires_at.is_some());
+        let attributes = Attributes { group: key.namespace, weight, priority, expires_at };
+        self.order(bytes).insert(key, parent, attributes);
         self.table.seal(block);
+    }
+
+    /// The order of eviction among slots of a size.
+    fn order(&mut self, slot_bytes: u64) -> &mut Order<BlockKey, Keyed> {
+        self.orders.entry(slot_bytes).or_insert_with(|| {
+            let blocks = usize::try_from(self.pool.blocks_max(slot_bytes)).unwrap_or(usize::MAX);
+            let mut order = Order::new(self.policy, blocks);
+            for (group, (_, bytes)) in self.quotas.iter().filter(|(_, (slot, _))| *slot == slot_bytes) {
+                order.set_quota(*group, *bytes);
+            }
+            order
+        })
+    }
+
+    /// Forgets namespaces.
+    pub(super) fn retain_namespaces(&mut self, stays: impl Fn(&Namespace) -> bool) {
+        self.namespaces.retain(|_, namespace| stays(namespace));
+        self.quotas.retain(|id, _| self.namespaces.contains_key(id));
+    }
+
+    /// Bounds what a namespace, whose blocks take slots of one size, may have.
+    pub(super) fn set_quota(&mut self, namespace: u64, slot_bytes: u64, bytes: u64) {
+        self.quotas.insert(namespace, (slot_bytes, bytes));
+        if let Some(order) = self.orders.get_mut(&slot_bytes) {
+            order.set_quota(namespace, bytes);
+        }
     }
 
     /// Takes a sealed block out: one that nobody has leased, or whichever.
     pub(super) fn remove_sealed(&mut self, key: BlockKey, leased: bool) -> Option<ImmutableBlock> {
         let block = self.table.take_sealed(&key, |block| leased || !block.is_leased())?;
         let slot_bytes = block.slot().slot_bytes();
-        if let Some(policy) = self.policies.get_mut(&slot_bytes) {
-            policy.remove(key);
-            if policy.is_empty() {
-                self.policies.remove(&slot_bytes);
+        self.expiring -= usize::from(block.expires_at().is_some());
+        if let Some(order) = self.orders.get_mut(&slot_bytes) {
+            order.remove(key);
+            if order.is_empty() {
+                self.orders.remove(&slot_bytes);
             }
         }
         Some(block)
@@ -128,8 +177,8 @@ impl State {
                 Found::Missing | Found::Filling => None,
             })
         });
-        if let Some(policy) = slot_bytes.and_then(|bytes| self.policies.get_mut(&bytes)) {
-            policy.touch(run);
+        if let Some(order) = slot_bytes.and_then(|bytes| self.orders.get_mut(&bytes)) {
+            order.touch(run);
         }
     }
 
@@ -145,8 +194,8 @@ impl State {
         self.settle();
         for key in keys {
             let slot_bytes = self.table.sealed(key).map(|block| block.slot().slot_bytes());
-            if let Some(policy) = slot_bytes.and_then(|bytes| self.policies.get_mut(&bytes)) {
-                policy.demote(*key);
+            if let Some(order) = slot_bytes.and_then(|bytes| self.orders.get_mut(&bytes)) {
+                order.demote(*key);
             }
         }
     }
@@ -159,15 +208,40 @@ impl State {
         }
     }
 
-    /// The block that goes next to make room for one of the same slot size. It may be leased by the time it is
-    /// to go.
-    pub(super) fn victim(&mut self, slot_bytes: u64) -> Option<BlockKey> {
+    /// The block that goes next to make room for one of the same slot size, and why. It may be leased by the
+    /// time it is to go.
+    pub(super) fn victim(&mut self, slot_bytes: u64, now: Duration) -> Option<(BlockKey, Why)> {
         self.settle();
-        let State { table, filling_children, policies, namespaces, .. } = self;
+        let State { table, filling_children, orders, namespaces, .. } = self;
         let mut may_go = |key: &BlockKey| {
             !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
         };
-        policies.get_mut(&slot_bytes)?.victim(&mut may_go)
+        orders.get_mut(&slot_bytes)?.victim(now, &mut may_go)
+    }
+
+    /// The block that goes next of a namespace that is over its quota.
+    pub(super) fn victim_over_quota(&mut self, namespace: u64, slot_bytes: u64) -> Option<BlockKey> {
+        if !self.orders.get(&slot_bytes)?.over_quota(namespace, 0) {
+            return None;
+        }
+        self.settle();
+        let State { table, filling_children, orders, namespaces, .. } = self;
+        let mut may_go = |key: &BlockKey| {
+            !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
+        };
+        orders.get_mut(&slot_bytes)?.victim_of(namespace, &mut may_go)
+    }
+
+    /// A block whose time is up, and that may go.
+    pub(super) fn victim_expired(&mut self, now: Duration) -> Option<BlockKey> {
+        if self.expiring == 0 {
+            return None;
+        }
+        let sizes: Vec<u64> = self.orders.keys().copied().collect();
+        sizes.into_iter().find_map(|slot_bytes| match self.victim(slot_bytes, now) {
+            Some((key, Why::Expired)) => Some(key),
+            _ => None,
+        })
     }
 
     /// What `look` gives for each sealed block that may go.

@@ -27,11 +27,11 @@ use std::{
 };
 
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, Usage};
+use kelvin_tiering::{Device, DramPool, DramSlot, Tier, Usage};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{
-    Clock, Counters, Namespace,
+    Clock, Counters, Namespace, Quota, TierOptions,
     lease::{LeaseId, Right},
     session::{Ended, Resting, Session, unknown_session},
     state::State,
@@ -93,6 +93,8 @@ pub(crate) struct Tenant {
     due: AtomicU64,
     /// Why blocks went.
     gone: Arc<Explainer>,
+    /// Of DRAM.
+    quotas: Vec<Quota>,
     /// The structural lock.
     state: Mutex<State>,
 }
@@ -104,22 +106,27 @@ impl Tenant {
         pool: DramPool,
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
+        tiers: &TierOptions,
     ) -> Self {
         let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
+        let policy = tiers.policies.get(&Tier::Dram).copied().unwrap_or_default();
+        let state = State::new(table.clone(), touches.clone(), clock.clone(), pool.clone(), policy);
+        let quotas = tiers.quotas.iter().filter(|quota| quota.tier == Tier::Dram).cloned().collect();
         Self {
             name,
             secret,
             pool,
             limits,
             counters: Counters::default(),
-            state: Mutex::new(State::new(table.clone(), touches.clone(), clock.clone())),
             clock,
+            state: Mutex::new(state),
             table,
             touches,
             sessions: RwLock::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
             gone: Arc::default(),
+            quotas,
         }
     }
 
@@ -187,7 +194,7 @@ impl Tenant {
         if state.namespaces.len() >= NAMESPACES_MAX {
             let open: HashSet<u64> =
                 self.sessions.read().values().map(|session| session.namespace.id).collect();
-            state.namespaces.retain(|id, known| open.contains(id) || !known.index.is_empty());
+            state.retain_namespaces(|known| open.contains(&known.id) || !known.index.is_empty());
             if state.namespaces.len() >= NAMESPACES_MAX {
                 return Err(Refusal::new(
                     Reason::Exhausted,
@@ -205,6 +212,10 @@ impl Tenant {
             "namespace opened"
         );
         let namespace = Arc::new(Namespace::new(id, spec, key, self.gone.clone()));
+        if let Some(quota) = self.quotas.iter().find(|quota| quota.model == namespace.spec.model) {
+            let slot_bytes = DramSlot::slot_bytes_for(namespace.spec.block_bytes);
+            state.set_quota(namespace.id, slot_bytes, quota.bytes);
+        }
         state.namespaces.insert(id, namespace.clone());
         Ok(namespace)
     }
@@ -270,6 +281,7 @@ impl Tenant {
         let mut state = self.lock();
         self.expire(&mut state);
         state.settle();
+        self.drop_expired(&mut state);
         let now = self.clock.now();
         state.namespaces.values().for_each(|namespace| namespace.pins.expire(now));
     }

@@ -1,5 +1,9 @@
 //! Scenarios on one tenant, with a clock that stands still.
 
+mod concurrent;
+mod leases;
+mod table;
+
 use std::{sync::Arc, time::Duration};
 
 use kelvin_kernels::{Checksum, checksum};
