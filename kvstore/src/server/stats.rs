@@ -52,7 +52,6 @@ pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
         copied_bytes: counters.copied_bytes.get(),
         damaged_blocks: counters.damaged_blocks.get(),
         parked_slots: survey.parked_slots,
-        mover: None,
         pins: Some(pins(tenant)),
         misses: misses(tenant),
     }
