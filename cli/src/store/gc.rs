@@ -7,12 +7,19 @@ use serde_json::{Value, json};
 use crate::store_at::StoreAt;
 use crate::values::{self, Size};
 
-/// Collect what nobody can find any more: packs in the bucket that hold nothing wanted are deleted, those that
-/// hold little are rewritten
+/// Collect what nobody can find any more: dead packs in the bucket, records and slots without a block
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     store: StoreAt,
+
+    /// Rewrite packs of which less than this is still wanted, in percent [default: the store's own, 50]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    live: Option<u32>,
+
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
 
     /// Print JSON instead of words
     #[arg(long)]
@@ -21,13 +28,23 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.store.connect().await?;
-    let done = client.collect(CollectRequest {}).await.context("collect")?;
-    values::print(&if args.json { format!("{:#}\n", as_json(&done)) } else { words(&done) })
+    let request = CollectRequest { live_percent_min: args.live.unwrap_or(0), dry_run: args.dry_run };
+    let done = client.collect(request).await.context("collect")?;
+    values::print(&if args.json { format!("{:#}\n", as_json(&done)) } else { words(&done, args.dry_run) })
 }
 
-fn words(done: &CollectResponse) -> String {
-    let (deleted, rewritten) = (done.packs_deleted, done.packs_rewritten);
-    format!("{deleted} packs deleted and {rewritten} rewritten, {} freed\n", Size(done.pack_bytes_freed))
+fn words(done: &CollectResponse, dry_run: bool) -> String {
+    format!(
+        "{}{} packs deleted and {} rewritten, {} freed in the bucket\n{}{} records removed, {} slots freed, {}\n",
+        if dry_run { "would be: " } else { "" },
+        done.packs_deleted,
+        done.packs_rewritten,
+        Size(done.pack_bytes_freed),
+        if dry_run { "would be: " } else { "" },
+        done.records_removed,
+        done.slots_freed,
+        Size(done.slot_bytes_freed)
+    )
 }
 
 fn as_json(done: &CollectResponse) -> Value {
@@ -35,6 +52,9 @@ fn as_json(done: &CollectResponse) -> Value {
         "packs_deleted": done.packs_deleted,
         "packs_rewritten": done.packs_rewritten,
         "pack_bytes_freed": done.pack_bytes_freed,
+        "records_removed": done.records_removed,
+        "slots_freed": done.slots_freed,
+        "slot_bytes_freed": done.slot_bytes_freed,
     })
 }
 
@@ -43,9 +63,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packs_are_counted() {
+    fn a_dry_run_says_so() {
         let done = CollectResponse { packs_deleted: 3, pack_bytes_freed: 96 << 20, ..Default::default() };
-        assert_eq!(words(&done), "3 packs deleted and 0 rewritten, 96MiB freed\n");
+        assert!(words(&done, false).starts_with("3 packs deleted and 0 rewritten, 96MiB freed"));
+        assert!(words(&done, true).starts_with("would be: 3 packs"));
         assert_eq!(as_json(&done)["packs_deleted"], 3);
     }
 }

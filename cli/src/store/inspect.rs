@@ -38,18 +38,19 @@ fn table(found: &InspectResponse) -> String {
 }
 
 fn write_table(out: &mut String, found: &InspectResponse) -> std::fmt::Result {
+    let stopped = if found.clean { "in order" } else { "by a crash, or for the first time now" };
+    writeln!(out, "format {}, last stopped {stopped}", found.format_version)?;
     writeln!(
         out,
-        "catalog   {} records, {} on disk{}",
+        "catalog   {} records, {} on disk; {} blocks found again at the start in {:.1} ms",
         found.catalog_records,
         Size(found.catalog_bytes),
-        if found.catalog_closed { "; CLOSED since a write failed" } else { "" }
+        found.recovered_blocks,
+        found.recovery_us as f64 / 1e3
     )?;
-    writeln!(
-        out,
-        "start     {} blocks found again, {} records dropped",
-        found.restored_blocks, found.lost_blocks
-    )?;
+    for dropped in &found.dropped {
+        writeln!(out, "          {} blocks not taken over: {}", dropped.blocks, dropped.reason)?;
+    }
     if found.quarantined_slots > 0 {
         writeln!(out, "          {} slots in quarantine", found.quarantined_slots)?;
     }
@@ -58,21 +59,15 @@ fn write_table(out: &mut String, found: &InspectResponse) -> std::fmt::Result {
         writeln!(out, "bucket    {} packs, {bytes}, of which {live} are wanted", found.packs)?;
     }
     if !found.files.is_empty() {
-        writeln!(
-            out,
-            "\n{:<10}{:>12}{:>12}{:>12}{:>8}  {:<8}{:<10}path",
-            "health", "size", "read", "written", "errors", "engine", "cache"
-        )?;
+        writeln!(out, "\n{:<10}{:>12}{:>12}  {:<8}{:<10}path", "health", "used", "size", "engine", "cache")?;
     }
     for file in &found.files {
         writeln!(
             out,
-            "{:<10}{:>12}{:>12}{:>12}{:>8}  {:<8}{:<10}{}",
+            "{:<10}{:>12}{:>12}  {:<8}{:<10}{}",
             health(file.health()),
+            Size(file.used_bytes).to_string(),
             Size(file.bytes).to_string(),
-            Size(file.read_bytes).to_string(),
-            Size(file.written_bytes).to_string(),
-            file.errors,
             file.engine,
             if file.direct { "direct" } else { "buffered" },
             file.path
@@ -102,12 +97,7 @@ fn as_json(found: &InspectResponse) -> Value {
             "path": file.path,
             "uuid": file.uuid,
             "bytes": file.bytes,
-            "reads": file.reads,
-            "read_bytes": file.read_bytes,
-            "writes": file.writes,
-            "written_bytes": file.written_bytes,
-            "errors": file.errors,
-            "pending": file.pending,
+            "used_bytes": file.used_bytes,
             "direct": file.direct,
             "engine": file.engine,
             "health": health(file.health()),
@@ -126,36 +116,40 @@ fn as_json(found: &InspectResponse) -> Value {
             "tiers": tiers.collect::<Vec<_>>(),
         })
     };
+    let dropped = found.dropped.iter().map(|dropped| (dropped.reason.clone(), json!(dropped.blocks)));
     json!({
+        "format_version": found.format_version,
         "incarnation": found.incarnation,
+        "clean": found.clean,
         "files": found.files.iter().map(file).collect::<Vec<_>>(),
         "namespaces": found.namespaces.iter().map(namespace).collect::<Vec<_>>(),
         "catalog_records": found.catalog_records,
         "catalog_bytes": found.catalog_bytes,
-        "catalog_writes_failed": found.catalog_writes_failed,
-        "catalog_closed": found.catalog_closed,
         "packs": found.packs,
         "pack_bytes": found.pack_bytes,
         "pack_live_bytes": found.pack_live_bytes,
-        "restored_blocks": found.restored_blocks,
-        "lost_blocks": found.lost_blocks,
+        "recovered_blocks": found.recovered_blocks,
+        "recovery_us": found.recovery_us,
+        "dropped": dropped.collect::<serde_json::Map<_, _>>(),
         "quarantined_slots": found.quarantined_slots,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use kelvin_proto::kv::v1::{StoredTier, Tier};
+    use kelvin_proto::kv::v1::{Dropped, StoredTier, Tier};
 
     use super::*;
 
     #[test]
     fn a_table_names_files_and_namespaces() {
         let found = InspectResponse {
+            format_version: 1,
+            clean: true,
             files: vec![StoreFile {
                 path: "/mnt/a/kelvin.blocks".into(),
                 bytes: 1 << 30,
-                written_bytes: 1 << 29,
+                used_bytes: 1 << 29,
                 engine: "uring".into(),
                 direct: true,
                 health: TierHealth::Ok.into(),
@@ -166,15 +160,15 @@ mod tests {
                 tiers: vec![StoredTier { tier: Tier::Nvme.into(), blocks: 7, bytes: 7 << 20 }],
                 ..Default::default()
             }],
-            lost_blocks: 3,
+            dropped: vec![Dropped { reason: "no parent".into(), blocks: 3 }],
             ..Default::default()
         };
         let table = table(&found);
         for words in
-            ["uring", "direct", "512MiB", "/mnt/a/kelvin.blocks", "nvme", "7MiB", "3 records dropped"]
+            ["in order", "uring", "direct", "512MiB", "/mnt/a/kelvin.blocks", "nvme", "7MiB", "no parent"]
         {
             assert!(table.contains(words), "{words} is not in:\n{table}");
         }
-        assert_eq!(as_json(&found)["lost_blocks"], 3);
+        assert_eq!(as_json(&found)["dropped"]["no parent"], 3);
     }
 }
