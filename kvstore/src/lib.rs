@@ -14,6 +14,8 @@ mod index;
 #[cfg(feature = "server")]
 pub mod insight;
 #[cfg(feature = "server")]
+pub mod maintenance;
+#[cfg(feature = "server")]
 mod random;
 #[cfg(feature = "server")]
 pub mod server;

@@ -49,9 +49,9 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
 
 /// Subcommand of `kelvin store`, and what its help must say.
 const OF_A_STORE: [(&str, &[&str]); 8] = [
-    ("inspect", &["--store <URL>", "--json"]),
-    ("verify", &["--store <URL>", "--tier <TIER>", "code 1", "--rate <SIZE>"]),
-    ("gc", &["rewritten", "--store <URL>"]),
+    ("inspect", &["--store <URL>", "--data <DIR>", "--json"]),
+    ("verify", &["--store <URL>", "--data <DIR>", "--tier <TIER>", "code 1", "--rate <SIZE>"]),
+    ("gc", &["--data <DIR>", "--live <PERCENT>", "--dry-run"]),
     ("pin", &["<HASH>", "--ttl <DURATION>", "--subtree", "--owner"]),
     ("unpin", &["[PIN]...", "--owner"]),
     ("prefetch", &["<HASH>", "--namespace <ID>"]),
@@ -113,7 +113,7 @@ fn versions() {
 #[test]
 fn wrong_flags_get_a_hint() {
     let hash = "00112233445566778899aabbccddeeff";
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 25] = [
         (&[], "Usage: kelvin"),
         (&["stroe"], "similar subcommands exist: 'router', 'store'"),
         (&["store", "--drm", "1GiB"], "a similar argument exists: '--dram'"),
@@ -132,6 +132,7 @@ fn wrong_flags_get_a_hint() {
         (&["store", "unpin"], "--owner <NAME>"),
         (&["store", "evict"], "--all"),
         (&["store", "evict", hash, "--all"], "cannot be used with"),
+        (&["store", "gc", "--live", "0"], "0 is not in 1..=100"),
         (&["worker", "--model", "toy"], "--role <ROLE>"),
         (&["worker", "--model", "toy", "--role", "both"], "possible values: prefill, decode"),
         (&["worker", "--model", "toy", "--role", "decode", "--threads", "0"], "0 is not in 1.."),
