@@ -24,5 +24,6 @@ pub use object::{
     ReadFailure,
 };
 pub use policy::{
-    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+    Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why,
+    build as build_policy,
 };
