@@ -62,6 +62,7 @@
 
 mod account;
 mod arena;
+mod alone;
 mod holders;
 mod load;
 mod lookup;
