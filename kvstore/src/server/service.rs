@@ -118,7 +118,7 @@ impl KvService for Service {
                 leases_max: crate::store::LEASES_MAX,
                 wait_ms_max: WAIT_MAX.as_millis() as u64,
                 lease_ttl_ms_max: tenant.lease_ttl_max().as_millis() as u64,
-                pins_max: 4096,
+                pins_max: crate::store::PINS_MAX,
             }),
             incarnation: self.store.incarnation(),
         }))
@@ -134,6 +134,9 @@ impl KvService for Service {
         let found = tenant.match_prefix(&namespace, &hashes);
         let blocks = found.len();
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        if let Some(first) = hashes.get(blocks + filling) {
+            tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
+        }
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
@@ -165,8 +168,9 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let hashes = convert::hashes(&message.hashes)?;
         let parent = convert::parent(&message.parent)?;
-        let blocks =
-            tenant.reserve(message.session_id, parent, &hashes, convert::ttl(message.lease_ttl_ms))?;
+        let ttl = convert::ttl(message.lease_ttl_ms);
+        let keep = convert::keep(message.priority, message.block_ttl_ms, tenant.now())?;
+        let blocks = tenant.reserve_to_keep(message.session_id, parent, &hashes, ttl, keep)?;
         let leases = blocks.into_iter().map(convert::write_lease).collect();
         Ok(Response::new(v1::ReserveResponse { leases }))
     }
@@ -263,22 +267,22 @@ impl KvService for Service {
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::prefetch(&tenant, message)?))
+        Ok(Response::new(ranges::prefetch(tenant, message).await?))
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::pin(&tenant, message)?))
+        Ok(Response::new(ranges::pin(tenant, message).await?))
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::unpin(&tenant, message)?))
+        Ok(Response::new(ranges::unpin(tenant, message).await?))
     }
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::evict(&tenant, message)?))
+        Ok(Response::new(ranges::evict(tenant, message).await?))
     }
 
     async fn end_session(
@@ -286,7 +290,7 @@ impl KvService for Service {
         request: Request<v1::EndSessionRequest>,
     ) -> Result<Response<v1::EndSessionResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::end_session(&tenant, message)?))
+        Ok(Response::new(ranges::end_session(tenant, message).await?))
     }
 
     async fn explain(
@@ -294,7 +298,7 @@ impl KvService for Service {
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::explain(&tenant, message)?))
+        Ok(Response::new(ranges::explain(tenant, message).await?))
     }
 
     async fn inspect(

@@ -74,7 +74,6 @@ pub(crate) struct CompleteBlock {
 
 impl CompleteBlock {
     /// A block whose bytes were checked on their way into the slot.
-    #[allow(dead_code, reason = "for colder tiers")]
     pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
         Self { block, checksum }
     }
@@ -85,6 +84,10 @@ impl CompleteBlock {
 
     pub(crate) fn parent(&self) -> Option<SequenceHash> {
         self.block.parent
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.block.slot.len()
     }
 
     pub(crate) fn register(self) -> ImmutableBlock {
@@ -125,13 +128,11 @@ impl ImmutableBlock {
     }
 
     /// Higher stays longer.
-    #[allow(dead_code, reason = "for orders by priority")]
     pub(crate) fn priority(&self) -> u8 {
         self.0.keep.priority
     }
 
     /// When it is over, by the store's clock.
-    #[allow(dead_code, reason = "for orders by priority")]
     pub(crate) fn expires_at(&self) -> Option<Duration> {
         self.0.keep.expires_at
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
-use super::{counters::Counter, events::EventLog};
+use super::{counters::Counter, events::EventLog, pins::Pins};
 use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
@@ -23,10 +23,11 @@ pub(crate) struct Namespace {
     pub(crate) key: NamespaceKey,
     pub(crate) index: RadixIndex<TierSet>,
     pub(crate) events: EventLog,
-    /// What became of blocks that are gone; the tenant's.
-    pub(crate) gone: Arc<Explainer>,
     /// Wakes those who wait for a block being filled, at every commit and abort.
     pub(crate) changed: Notify,
+    pub(crate) pins: Pins,
+    /// Why blocks went; the tenant's namespaces share it.
+    pub(crate) gone: Arc<Explainer>,
     pub(crate) match_blocks: Counter,
     pub(crate) hit_blocks: Counter,
 }
@@ -46,8 +47,9 @@ impl Namespace {
             key,
             index: RadixIndex::new(),
             events: EventLog::new(),
-            gone,
             changed: Notify::new(),
+            pins: Pins::default(),
+            gone,
             match_blocks: Counter::default(),
             hit_blocks: Counter::default(),
         }

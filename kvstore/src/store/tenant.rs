@@ -27,11 +27,11 @@ use std::{
 };
 
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, PolicyKind, Usage};
+use kelvin_tiering::{Device, DramPool, DramSlot, Tier, Usage};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{
-    Clock, Counters, Namespace,
+    Clock, Counters, Namespace, Quota, TierOptions,
     lease::{LeaseId, Right},
     session::{Ended, Resting, Session, unknown_session},
     state::State,
@@ -47,8 +47,6 @@ const SESSIONS_MAX: usize = 4096;
 const NAMESPACES_MAX: usize = 1024;
 /// Expired leases a session may leave in quarantine before it is ended.
 const QUARANTINE_MAX: usize = 64;
-/// Blocks that are gone of which it is known why: a mebibyte.
-const EXPLAINED_MAX: usize = 1 << 16;
 /// Leases a session may hold.
 pub(crate) const LEASES_MAX: u32 = 16_384;
 
@@ -94,10 +92,12 @@ pub(crate) struct Tenant {
     /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
     /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
     due: AtomicU64,
+    /// Why blocks went.
+    gone: Arc<Explainer>,
+    /// Of DRAM.
+    quotas: Vec<Quota>,
     /// The structural lock.
     state: Mutex<State>,
-    /// What became of blocks that are gone.
-    pub(super) gone: Arc<Explainer>,
     /// What it offers to, and has of, the tiers below DRAM.
     pub(super) below: Below,
 }
@@ -109,9 +109,12 @@ impl Tenant {
         pool: DramPool,
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
+        tiers: &TierOptions,
     ) -> Self {
         let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
-        let state = State::new(table.clone(), touches.clone(), pool.clone(), PolicyKind::default());
+        let policy = tiers.policies.get(&Tier::Dram).copied().unwrap_or_default();
+        let state = State::new(table.clone(), touches.clone(), clock.clone(), pool.clone(), policy);
+        let quotas = tiers.quotas.iter().filter(|quota| quota.tier == Tier::Dram).cloned().collect();
         Self {
             name,
             secret,
@@ -125,7 +128,8 @@ impl Tenant {
             sessions: RwLock::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
-            gone: Arc::new(Explainer::new(EXPLAINED_MAX)),
+            gone: Arc::default(),
+            quotas,
             below: Below::default(),
         }
     }
@@ -144,6 +148,11 @@ impl Tenant {
 
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
+    }
+
+    /// The store's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     pub(crate) fn lease_ttl_max(&self) -> Duration {
@@ -189,7 +198,7 @@ impl Tenant {
         if state.namespaces.len() >= NAMESPACES_MAX {
             let open: HashSet<u64> =
                 self.sessions.read().values().map(|session| session.namespace.id).collect();
-            state.namespaces.retain(|id, known| open.contains(id) || !known.index.is_empty());
+            state.retain_namespaces(|known| open.contains(&known.id) || !known.index.is_empty());
             if state.namespaces.len() >= NAMESPACES_MAX {
                 return Err(Refusal::new(
                     Reason::Exhausted,
@@ -207,6 +216,10 @@ impl Tenant {
             "namespace opened"
         );
         let namespace = Arc::new(Namespace::new(persistent, spec, key, self.gone.clone()));
+        if let Some(quota) = self.quotas.iter().find(|quota| quota.model == namespace.spec.model) {
+            let slot_bytes = DramSlot::slot_bytes_for(namespace.spec.block_bytes);
+            state.set_quota(namespace.id, slot_bytes, quota.bytes);
+        }
         state.namespaces.insert(namespace.id, namespace.clone());
         self.below.opened(&self.name, &namespace);
         Ok(namespace)
@@ -226,6 +239,11 @@ impl Tenant {
     pub(crate) fn namespace(&self, id: u64) -> Result<Arc<Namespace>, Refusal> {
         let found = self.lock().namespaces.get(&id).cloned();
         found.ok_or_else(|| Refusal::invalid(format!("namespace {id} is not known; Stats lists them")))
+    }
+
+    /// All namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.lock().namespaces.values().cloned().collect()
     }
 
     /// An open session, or a refusal that makes its client open it again.
@@ -278,6 +296,9 @@ impl Tenant {
         let mut state = self.lock();
         self.expire(&mut state);
         state.settle();
+        self.drop_expired(&mut state);
+        let now = self.clock.now();
+        state.namespaces.values().for_each(|namespace| namespace.pins.expire(now));
     }
 
     /// Ends what time has run out for, if there may be anything. Takes the structural lock then only.
