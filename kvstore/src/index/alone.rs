@@ -6,13 +6,8 @@ use crate::SequenceHash;
 impl<S: HolderSet> RadixIndex<S> {
     /// The block before this one; `None` at the start of a sequence, and of a block that is not known.
     pub fn parent(&self, hash: SequenceHash) -> Option<SequenceHash> {
-        loop {
-            let place = self.place(hash)?;
-            let run = place.node.read();
-            if run.has(place.offset(), hash) {
-                return run.parent_of(place.offset());
-            }
-        }
+        let seen = self.read(hash).ok()?;
+        seen.run.parent_of(seen.at)
     }
 
     /// How many blocks at the end of `path` are of no other sequence: nothing is behind the last of them, and
@@ -21,18 +16,17 @@ impl<S: HolderSet> RadixIndex<S> {
         let mut left = path;
         let mut below: Option<SequenceHash> = None;
         while let Some(&hash) = left.last() {
-            let Some(place) = self.place(hash) else { break };
-            let run = place.node.read();
-            let at = place.offset();
-            if !run.has(at, hash) {
-                continue;
-            }
+            let Ok(seen) = self.read(hash) else { break };
+            let (run, at) = (&seen.run, seen.at);
             let is_alone = match run.is_last(at) {
-                true => run.children.iter().all(|child| Some(*child) == below),
-                false => Some(run.hashes[at + 1]) == below,
+                true => self.arena.children(run).all(|child| {
+                    let child = self.arena.node(child).run.read();
+                    child.hashes().first().copied() == below
+                }),
+                false => Some(run.hashes()[at + 1]) == below,
             };
             let same =
-                run.hashes[..=at].iter().rev().zip(left.iter().rev()).take_while(|(a, b)| a == b).count();
+                run.hashes()[..=at].iter().rev().zip(left.iter().rev()).take_while(|(a, b)| a == b).count();
             if !is_alone || same == 0 {
                 break;
             }
@@ -65,7 +59,7 @@ mod tests {
     #[test]
     fn the_end_of_a_sequence_is_alone_down_to_where_another_begins() {
         for run_blocks_max in [1, 3, 256] {
-            let index = RadixIndex::<WorkerSet>::with_run_blocks_max(run_blocks_max);
+            let index = RadixIndex::<WorkerSet>::with(run_blocks_max, usize::MAX);
             let stem = run(0, 10);
             index.insert_run(None, &stem, 0, 1).unwrap();
             assert_eq!(index.alone(&stem), 10);

@@ -115,6 +115,23 @@ pub(super) fn tier(tier: Tier) -> v1::Tier {
     }
 }
 
+/// The hottest of a block's tiers.
+pub(super) fn hottest(holders: TierSet) -> v1::Tier {
+    let hottest = [Tier::Hbm, Tier::Dram, Tier::Nvme, Tier::Object].into_iter();
+    let mut held = hottest.filter(|tier| holders.contains(*tier as u32));
+    held.next().map_or(v1::Tier::Unspecified, tier)
+}
+
+/// What it takes to bring a matched prefix to DRAM.
+pub(super) fn loads(estimates: &[(Tier, u64, Duration)]) -> Vec<v1::TierLoad> {
+    let load = |&(from, blocks, expected): &(Tier, u64, Duration)| v1::TierLoad {
+        tier: tier(from).into(),
+        blocks: blocks as u32,
+        load_us_estimate: expected.as_micros() as u64,
+    };
+    estimates.iter().map(load).collect()
+}
+
 pub(super) fn read_lease(block: AcquiredBlock) -> v1::ReadLease {
     let leased = block.status == v1::BlockStatus::Leased;
     v1::ReadLease {

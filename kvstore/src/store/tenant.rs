@@ -230,11 +230,6 @@ impl Tenant {
         self.namespace_for(&mut self.lock(), spec)
     }
 
-    /// All namespaces.
-    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
-        self.lock().namespaces.values().cloned().collect()
-    }
-
     /// A namespace by its id.
     pub(crate) fn namespace(&self, id: u64) -> Result<Arc<Namespace>, Refusal> {
         let found = self.lock().namespaces.get(&id).cloned();

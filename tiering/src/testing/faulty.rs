@@ -49,11 +49,6 @@ impl<D> Faulty<D> {
         Self { inner, seed, armed: Mutex::new(None) }
     }
 
-    /// The device without faults.
-    pub fn inner(&self) -> &D {
-        &self.inner
-    }
-
     /// Arms a fault in place of any armed before.
     pub fn inject(&self, fault: Fault) {
         *self.armed.lock() = Some(fault);

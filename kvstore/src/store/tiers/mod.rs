@@ -116,7 +116,9 @@ impl Tiers {
     pub(super) fn sight(&self, hashes: impl Iterator<Item = SequenceHash>) {
         let Some((_, sightings)) = &self.sightings else { return };
         let mut sightings = sightings.lock();
-        hashes.for_each(|hash| drop(sightings.note(hash.fingerprint())));
+        for hash in hashes {
+            sightings.note(hash.fingerprint());
+        }
     }
 
     /// Whether the block was asked for often enough to be copied.
