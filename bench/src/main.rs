@@ -5,11 +5,15 @@
 
 mod client;
 mod cluster;
+mod core;
+mod counting;
+mod index;
 mod load;
 mod machine;
 mod prompts;
 mod recorder;
 mod report;
+mod restart;
 mod reuse;
 mod serve;
 mod tiers;
@@ -28,6 +32,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
+    Core(core::Args),
+    Index(index::Args),
+    Restart(restart::Args),
     Serve(serve::Args),
     Tiers(tiers::Args),
 }
@@ -56,6 +63,9 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.workload {
+            Workload::Core(args) => core::run(&args).map(Some),
+            Workload::Index(args) => index::run(&args).map(Some),
+            Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
             Workload::Tiers(args) => tiers::run(args).await,
         }

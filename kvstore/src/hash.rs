@@ -14,6 +14,8 @@ pub struct SequenceHash(u128);
 impl SequenceHash {
     /// Bytes of a hash.
     pub const BYTES: usize = 16;
+    /// Of no block: fills memory.
+    pub(crate) const ZERO: Self = Self(0);
 
     /// From its wire form.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {

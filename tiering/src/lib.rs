@@ -8,6 +8,7 @@ mod device;
 mod dram;
 mod memory;
 mod nvme;
+mod object;
 mod policy;
 pub mod testing;
 
@@ -18,4 +19,12 @@ pub use nvme::{
     DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeProbe,
     NvmeRate, NvmeSlot,
 };
-pub use policy::{Policy, TailFirstLru};
+pub use object::{
+    BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
+    PACK_BYTES_MAX, PACK_ENTRIES_MAX, PackEntry, PackError, PackId, PackIdError, PackInfo, PackStore,
+    ReadFailure,
+};
+pub use policy::{
+    Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why,
+    build as build_policy,
+};

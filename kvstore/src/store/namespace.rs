@@ -1,12 +1,15 @@
 //! What equal-shaped blocks share: the hash key, the radix index, the event log.
 
+use std::sync::Arc;
+
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
-use super::{counters::Counter, events::EventLog};
+use super::{counters::Counter, events::EventLog, pins::Pins};
 use crate::{
     NamespaceKey, SequenceHash,
     index::{RadixIndex, TierSet},
+    insight::Explainer,
 };
 
 /// Blocks of one tenant, model, layout, dtype, block size and shard.
@@ -18,12 +21,15 @@ pub(crate) struct Namespace {
     pub(crate) events: EventLog,
     /// Wakes those who wait for a block being filled, at every commit and abort.
     pub(crate) changed: Notify,
+    pub(crate) pins: Pins,
+    /// Why blocks went; the tenant's namespaces share it.
+    pub(crate) gone: Arc<Explainer>,
     pub(crate) match_blocks: Counter,
     pub(crate) hit_blocks: Counter,
 }
 
 impl Namespace {
-    pub(crate) fn new(id: u64, spec: NamespaceSpec, key: NamespaceKey) -> Self {
+    pub(crate) fn new(id: u64, spec: NamespaceSpec, key: NamespaceKey, gone: Arc<Explainer>) -> Self {
         Self {
             id,
             spec,
@@ -31,6 +37,8 @@ impl Namespace {
             index: RadixIndex::new(),
             events: EventLog::new(),
             changed: Notify::new(),
+            pins: Pins::default(),
+            gone,
             match_blocks: Counter::default(),
             hit_blocks: Counter::default(),
         }

@@ -3,7 +3,7 @@
 use super::{check_invariants, check_maximal, hash};
 use crate::SequenceHash;
 use crate::index::{
-    Entry, HolderSet, InsertError, Inserted, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet, WorkerSet,
+    Entry, HolderSet, InsertError, Inserted, Loaded, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet, WorkerSet,
 };
 
 /// Hashes of the blocks along a path.
@@ -39,8 +39,7 @@ fn play(index: &RadixIndex<TierSet>, script: &str) {
 fn runs_along(index: &RadixIndex<TierSet>, names: &str) -> String {
     let mut text = String::new();
     for (at, hash) in path(names).into_iter().enumerate() {
-        let place = index.place(hash).unwrap();
-        if at > 0 && place.offset() == 0 {
+        if at > 0 && index.read(hash).ok().unwrap().at == 0 {
             text.push('/');
         }
         text.push_str(&names[at..=at]);
@@ -170,7 +169,9 @@ fn eviction_goes_from_the_tails_and_by_age() {
         ("+abc", "abc ab a"),
         ("+abc +ax", "abc ab ax a"),
         ("+abc +ax =abc", "ax abc ab a"),
-        ("+abc +ax =ax =ab", "abc ax ab a"),
+        ("+abc +ax =abc =ax", "abc ab ax a"),
+        // The run of b and c was used as a whole.
+        ("+abc +ax =ax =ab", "ax abc ab a"),
         ("+ab +xy =ab", "xy x ab a"),
         ("+abc -ab", "abc a"),
     ] {
@@ -186,8 +187,8 @@ fn eviction_goes_from_the_tails_and_by_age() {
 fn subtrees_are_sized_and_listed() {
     let index = RadixIndex::new();
     play(&index, "+abcd +abxy +q =abx -abc");
-    assert_eq!(index.subtree(tip("ab")), Subtree { blocks: 4, last_use: 4 });
-    assert_eq!(index.subtree(tip("abc")), Subtree { blocks: 1, last_use: 1 });
+    assert_eq!(index.subtree(tip("ab")), Subtree { blocks: 4, copies: 4, last_use: 4, uses: 3 });
+    assert_eq!(index.subtree(tip("abc")), Subtree { blocks: 1, copies: 1, last_use: 1, uses: 1 });
     assert_eq!(index.subtree(tip("zz")), Subtree::default());
     let mut behind = index.descendants(tip("ab"));
     behind.sort();
@@ -198,6 +199,46 @@ fn subtrees_are_sized_and_listed() {
     assert_eq!(snapshot.len(), 7);
     let structure = Entry { hash: tip("abc"), parent: Some(tip("ab")), holders: TierSet::default() };
     assert!(snapshot.contains(&structure), "a block that is there for those behind it");
+}
+
+#[test]
+fn a_load_takes_siblings_in_turns_and_refuses_orphans() {
+    let index = RadixIndex::<TierSet>::new();
+    let both = TierSet::from_bits(0b101);
+    let (one, two, lost) = (path("abcd"), path("abxy"), path("klm"));
+    let chain = |path: &[SequenceHash], at: usize| (at.checked_sub(1).map(|at| path[at]), path[at], both);
+    let mut blocks: Vec<_> = (0..2).map(|at| chain(&one, at)).collect();
+    blocks.extend((2..4).flat_map(|at| [chain(&one, at), chain(&two, at)]));
+    blocks.extend((1..3).map(|at| chain(&lost, at)));
+    let mut refused = vec![];
+    let loaded = index.load(blocks, 9, |hash, error| refused.push((hash, error)));
+    assert_eq!(loaded, Loaded { blocks: 6, copies: 12, refused: 2 });
+    let orphan = |at: usize| (lost[at], InsertError::NoParent { hash: lost[at], parent: lost[at - 1] });
+    assert_eq!(refused, [orphan(1), orphan(2)]);
+    assert_eq!(index.longest_prefix(&one, None), [both; 4]);
+    assert_eq!(index.longest_prefix(&two, None), [both; 4]);
+    check_invariants(&index);
+}
+
+#[test]
+fn a_full_index_says_so_and_serves_on() {
+    let index = RadixIndex::<TierSet>::with_budget(256 << 10);
+    let mut stored = 0u64;
+    let full = loop {
+        match index.insert_run(None, &[hash(stored * 2), hash(stored * 2 + 1)], 0, 1) {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(index.memory_bytes() <= index.budget_bytes(), "{}", index.memory_bytes());
+        assert!(stored < 1 << 20, "it never got full");
+    };
+    assert!(matches!(full, InsertError::Full { .. }), "{full}");
+    assert!(index.contains(hash(0)));
+    let held = index.len();
+    assert!(held as u64 >= 2 * stored);
+    assert_eq!(index.remove_holder(0), held);
+    index.insert(None, hash(1 << 40), 0, 1).expect("there is room again");
+    check_invariants(&index);
 }
 
 #[test]
