@@ -63,6 +63,7 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
             compare(args, (&device, &pool), &file, peer, (block_bytes, writes), report).await?;
         }
     }
+    claims(&device, report);
     drop(device);
     ways(args, &options, &pool, report).await
 }
@@ -158,6 +159,19 @@ async fn compare(
     // Less is better.
     report.compared(format!("{name}_cpu"), cpu(&ours), "CPU-s/GB", cpu(&theirs), cpu(&theirs) / cpu(&ours));
     Ok(())
+}
+
+/// What a restart does first: every slot that the catalog names is taken.
+fn claims(device: &NvmeDevice, report: &mut Report) {
+    let slots: Vec<_> = std::iter::from_fn(|| device.allocate(4096)).collect();
+    let wanted: Vec<_> = slots.iter().map(|slot| (slot.address(), slot.bytes())).collect();
+    drop(slots);
+    let start = Instant::now();
+    let claimed = device.claim_all(&wanted);
+    let us = start.elapsed().as_secs_f64() * 1e6 / wanted.len() as f64;
+    assert!(claimed.iter().all(Option::is_some), "free slots can be claimed");
+    report.line(format!("\n  slots claimed at a restart: {} at {} us each", wanted.len(), number(us)));
+    report.compared("nvme.claim", us, "us", 0.1, 0.1 / us);
 }
 
 /// The ways of a block into its slot, with its checksum.

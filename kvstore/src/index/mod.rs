@@ -61,8 +61,8 @@
 //! - Without a budget the index holds what its caller inserts and does not remove.
 
 mod account;
-mod arena;
 mod alone;
+mod arena;
 mod holders;
 mod load;
 mod lookup;

@@ -9,8 +9,8 @@ use kelvin_kernels::Checksum;
 use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
-    BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant, block::CompleteBlock,
-    lease::Right, session::Session, state::State, table::Found,
+    BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
+    block::CompleteBlock, lease::Right, session::Session, state::State, table::Found,
 };
 use crate::SequenceHash;
 
