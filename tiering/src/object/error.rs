@@ -153,11 +153,13 @@ impl Fault {
                 None => source = error.source(),
             }
         }
-        match status(&text) {
+        let says = |what| whole.contains(what);
+        match status(&whole) {
+            Some(401 | 403) => Self::Refused(text),
+            Some(404) if says("NoSuchBucket") => Self::NoBucket,
+            Some(404) => Self::Missing,
             Some(416) => Self::OutOfRange,
-            None if ["Requested ", "Wanted range "].iter().any(|said| text.contains(said)) => {
-                Self::OutOfRange
-            }
+            None if says("Requested ") || says("Wanted range ") => Self::OutOfRange,
             Some(408 | 429 | 500..) | None => Self::Passing(text),
             Some(_) => Self::Lasting(text),
         }
