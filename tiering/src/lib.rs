@@ -7,6 +7,7 @@
 mod device;
 mod dram;
 mod memory;
+pub mod mover;
 mod nvme;
 mod object;
 mod policy;
@@ -16,7 +17,8 @@ pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
 pub use nvme::{
-    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
+    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeProbe,
+    NvmeRate, NvmeSlot,
 };
 pub use object::{
     BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
@@ -24,5 +26,6 @@ pub use object::{
     ReadFailure,
 };
 pub use policy::{
-    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+    Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why,
+    build as build_policy,
 };
