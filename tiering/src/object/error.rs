@@ -219,11 +219,14 @@ impl fmt::Display for Fault {
 impl From<Fault> for ReadFailure {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Missing | Fault::NoBucket | Fault::OutOfRange => Self::Missing,
+            Fault::Missing | Fault::OutOfRange => Self::Missing,
             Fault::Timeout => Self::Timeout,
             Fault::Unavailable => Self::Unavailable,
             Fault::Refused(text) => Self::Failed(format!("access refused: {text}")),
-            Fault::Exists | Fault::Passing(_) | Fault::Lasting(_) => Self::Failed(fault.to_string()),
+            // A bucket that is gone may be a wrong turn on the way: no word about the pack.
+            Fault::NoBucket | Fault::Exists | Fault::Passing(_) | Fault::Lasting(_) => {
+                Self::Failed(fault.to_string())
+            }
         }
     }
 }
