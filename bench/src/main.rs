@@ -9,12 +9,14 @@ mod counting;
 mod index;
 mod load;
 mod machine;
+mod policies;
 mod prompts;
 mod recorder;
 mod report;
 mod restart;
 mod reuse;
 mod serve;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Workload {
     Index(index::Args),
+    Policies(policies::Args),
     Restart(restart::Args),
     Serve(serve::Args),
 }
@@ -60,6 +63,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     runtime.block_on(async {
         match cli.workload {
             Workload::Index(args) => index::run(&args).map(Some),
+            Workload::Policies(args) => policies::run(&args).map(Some),
             Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
         }
