@@ -76,10 +76,10 @@ pub(super) struct Seen<'a, S, R> {
 
 type SeenMut<'a, S> = Seen<'a, S, RwLockWriteGuard<'a, Run<S>>>;
 
-/// The block is nowhere, as long as its shard of the map has this version.
+/// The block is nowhere, as long as its shard of the map has had no more inserts.
 #[derive(Clone, Copy)]
 pub(super) struct Absent {
-    version: u32,
+    inserts: u32,
 }
 
 /// What one step of an insert did.
@@ -391,7 +391,7 @@ impl<S: HolderSet> RadixIndex<S> {
         let mut full = wanted > run.room() && !self.grow(run, wanted);
         let blocks_max = wanted.min(run.room());
         let hashes = &hashes[..blocks_max];
-        let mut absent_at = absent.map(|absent| absent.version);
+        let mut absent_at = absent.map(|absent| absent.inserts);
         for (at, hash) in hashes.iter().enumerate() {
             if let Some(ahead) = hashes.get(at + AHEAD) {
                 self.places.prefetch(*ahead);
@@ -613,7 +613,7 @@ impl<S: HolderSet> RadixIndex<S> {
             // Nowhere, unless it was moved meanwhile.
             let nowhere = skip == 0 && candidates.nodes().is_empty();
             if nowhere || self.places.version(hash) == first {
-                return Err(Absent { version: first });
+                return Err(Absent { inserts: candidates.inserts });
             }
             (skip, version) = (0, None);
         }

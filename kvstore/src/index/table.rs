@@ -8,7 +8,8 @@
 //! than 4/5 full while it grows.
 //!
 //! A tag does not tell two hashes apart for sure: whoever looks up checks in the node. [`Table::version`]
-//! changes with the entries, so that "not in any of these nodes" can be told from "it just moved".
+//! changes with the entries, so that "not in any of these nodes" can be told from "it just moved";
+//! [`Table::inserts`] tells whether a block that was absent can have come since.
 
 use super::account::{Account, allocated};
 use super::prefetch::prefetch;
@@ -36,6 +37,7 @@ pub(super) struct Table {
     homes: u32,
     used: u32,
     version: u32,
+    inserts: u32,
 }
 
 /// Where a table's entries are, or were.
@@ -91,6 +93,11 @@ impl Table {
         self.version
     }
 
+    /// Changes whenever an entry comes: until then a block that is absent stays so.
+    pub(super) fn inserts(&self) -> u32 {
+        self.inserts
+    }
+
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         allocated::<[u16; WORDS]>(self.slots.capacity())
@@ -128,8 +135,8 @@ impl Table {
         Spot { address: self.slots.as_ptr().addr(), homes: self.homes as usize }
     }
 
-    /// Adds an entry, if no other has its tag or if the caller knows for this `version` that its block has
-    /// none yet.
+    /// Adds an entry, if no other has its tag or if the caller knows that its block had none at that
+    /// number of [`inserts`](Self::inserts).
     pub(super) fn insert(
         &mut self,
         tag: u32,
@@ -145,7 +152,7 @@ impl Table {
             }
         }
         let start = self.start(tag);
-        if absent_at != Some(self.version)
+        if absent_at != Some(self.inserts)
             && self.slots.get(start).is_some_and(|slot| *slot != GAP && tag_of(*slot) == tag)
         {
             return Err(Refused::Similar);
@@ -158,6 +165,7 @@ impl Table {
         self.slots[start] = pack(tag, node);
         self.used += 1;
         self.version = self.version.wrapping_add(1);
+        self.inserts = self.inserts.wrapping_add(1);
         Ok(())
     }
 
@@ -282,11 +290,11 @@ mod tests {
                     table.lead(tag, node, 9 + node);
                     table.lead(tag, 9 + node, node);
                 } else {
-                    let version = table.version();
+                    let inserts = table.inserts();
                     let similar = if nodes.is_empty() { Ok(()) } else { Err(Refused::Similar) };
-                    prop_assert_eq!(table.insert(tag, node, Some(version.wrapping_sub(1)), &account), similar);
+                    prop_assert_eq!(table.insert(tag, node, Some(inserts.wrapping_sub(1)), &account), similar);
                     if similar.is_err() {
-                        prop_assert_eq!(table.insert(tag, node, Some(version), &account), Ok(()));
+                        prop_assert_eq!(table.insert(tag, node, Some(inserts), &account), Ok(()));
                     }
                     model.insert((tag, node));
                 }
@@ -306,8 +314,8 @@ mod tests {
         let mut table = Table::default();
         let tag = |number: u32| number.wrapping_mul(0x9E37_79B1) >> (32 - TAG_BITS);
         for number in 0..20_000 {
-            let version = table.version();
-            table.insert(tag(number), number, Some(version), &account).unwrap();
+            let inserts = table.inserts();
+            table.insert(tag(number), number, Some(inserts), &account).unwrap();
             if number > 1000 {
                 let entry_bytes = account.bytes() as f64 / f64::from(number);
                 assert!((6.0..7.8).contains(&entry_bytes), "{number}: {entry_bytes}");
@@ -324,8 +332,8 @@ mod tests {
         let account = Account::new(4000);
         let mut table = Table::default();
         let full = (0..).find_map(|number| {
-            let version = table.version();
-            table.insert(number * 4099, number, Some(version), &account).err()
+            let inserts = table.inserts();
+            table.insert(number * 4099, number, Some(inserts), &account).err()
         });
         assert_eq!(full, Some(Refused::Full));
         assert!(account.bytes() <= 4000 && table.used() > 250, "{} {}", account.bytes(), table.used());
