@@ -116,6 +116,11 @@ impl Places {
         found
     }
 
+    /// The first node that the map has for the hash.
+    pub(super) fn first(&self, hash: SequenceHash) -> Option<u32> {
+        self.shard(hash).table.read().nodes(tag(hash)).next()
+    }
+
     /// Changes whenever an entry of the hash's shard does.
     pub(super) fn version(&self, hash: SequenceHash) -> u32 {
         self.shard(hash).table.read().version()

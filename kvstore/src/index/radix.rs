@@ -296,7 +296,7 @@ impl<S: HolderSet> RadixIndex<S> {
         let step = match parent {
             None => self.branch(None, hashes, holders, now, absent).1,
             Some(parent) => {
-                let Ok(mut seen) = self.write(parent) else {
+                let Ok(mut seen) = self.write_end(parent) else {
                     return Err(InsertError::NoParent { hash: hashes[0], parent });
                 };
                 self.attach_at(&mut seen, hashes, holders, now, absent)
@@ -457,7 +457,7 @@ impl<S: HolderSet> RadixIndex<S> {
     /// children go, ancestors too.
     pub fn remove(&self, hash: SequenceHash, holder: u32) -> bool {
         let _change = self.changes.read();
-        let Ok(mut seen) = self.write(hash) else { return false };
+        let Ok(mut seen) = self.write_end(hash) else { return false };
         let run = &mut *seen.run;
         let mut left = run.shares.at(seen.at);
         if !left.remove(holder) {
@@ -517,7 +517,7 @@ impl<S: HolderSet> RadixIndex<S> {
     /// Takes out the run in node `id` behind `parent`, if all of it is bare, and returns the parent if that
     /// is bare now. `None` if the tree is not like that (any more), or the run in use: look again.
     fn prune(&self, parent: SequenceHash, id: u32) -> Option<Option<SequenceHash>> {
-        let mut above = self.write(parent).ok()?;
+        let mut above = self.write_end(parent).ok()?;
         let node = self.arena.node(id);
         // It may be any run by now, for which it is not this one's turn to wait.
         let mut child = node.run.try_write()?;
@@ -586,6 +586,15 @@ impl<S: HolderSet> RadixIndex<S> {
         self.find(hash, |id, node| {
             let run = node.run.write();
             let at = run.find(hash)?;
+            Some(Seen { id, node, run, at })
+        })
+    }
+
+    /// The same for a block that is probably the last of its run.
+    fn write_end(&self, hash: SequenceHash) -> Result<SeenMut<'_, S>, Absent> {
+        self.find(hash, |id, node| {
+            let run = node.run.write();
+            let at = run.ends_with(hash).or_else(|| run.find(hash))?;
             Some(Seen { id, node, run, at })
         })
     }

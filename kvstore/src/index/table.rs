@@ -4,8 +4,8 @@
 //! An entry is a part of the hash, the *tag*, and the number of the node where the block stands. Entries are
 //! sorted by tag, with gaps: an entry stands at its *home*, which is in proportion to its tag, or behind it
 //! if that is taken (linear probing, kept in order). So a search ends at the first greater tag, and a table
-//! grows by any factor in one pass over memory, without the hashes: by an eighth, so that it is never less
-//! than 4/5 full while it grows.
+//! grows by any factor in one pass over memory, without the hashes: by a seventh, so that it stays 75 to 86 %
+//! full while it grows. Fuller, and an insert has more to move: 25 entries at 86 %, 50 at 90 %.
 //!
 //! A tag does not tell two hashes apart for sure: whoever looks up checks in the node. [`Table::version`]
 //! changes with the entries, so that "not in any of these nodes" can be told from "it just moved";
@@ -56,8 +56,8 @@ impl Spot {
     pub(super) fn prefetch(self, tag: u32) {
         let address = self.address + Self::home(tag, self.homes) * size_of::<[u16; WORDS]>();
         prefetch(address);
-        // Half of the searches reach the next line.
-        prefetch(address + 32);
+        // A search reaches the next line now and then, an insert moves entries up to it mostly.
+        prefetch(address + 64);
     }
 }
 
@@ -144,7 +144,8 @@ impl Table {
         absent_at: Option<u32>,
         account: &Account,
     ) -> Result<(), Refused> {
-        if u64::from(self.used + 1) * 10 > u64::from(self.homes) * 9 && !self.resize(self.used + 1, account) {
+        if u64::from(self.used + 1) * 100 > u64::from(self.homes) * 86 && !self.resize(self.used + 1, account)
+        {
             // Slower when fuller, but there are gaps still.
             let room = self.used + 1 + self.homes / 32 < self.homes;
             if !room {
@@ -197,9 +198,9 @@ impl Table {
         }
     }
 
-    /// Makes it 4/5 full with `used` entries; whether the budget has the memory.
+    /// Makes it 3/4 full with `used` entries; whether the budget has the memory.
     pub(super) fn resize(&mut self, used: u32, account: &Account) -> bool {
-        let homes = if used == 0 { 0 } else { (used + used / 4).max(HOMES_MIN) };
+        let homes = if used == 0 { 0 } else { (used + used / 3).max(HOMES_MIN) };
         let length = if homes == 0 { 0 } else { homes as usize + TAIL };
         if !account.take(allocated::<[u16; WORDS]>(length)) {
             return false;
@@ -318,7 +319,7 @@ mod tests {
             table.insert(tag(number), number, Some(inserts), &account).unwrap();
             if number > 1000 {
                 let entry_bytes = account.bytes() as f64 / f64::from(number);
-                assert!((6.0..7.8).contains(&entry_bytes), "{number}: {entry_bytes}");
+                assert!((6.0..8.3).contains(&entry_bytes), "{number}: {entry_bytes}");
             }
         }
         for number in 0..19_000 {
