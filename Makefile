@@ -52,7 +52,9 @@ doc-test: tools
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
+	"$(BIN)/kelvin-bench" core --smoke
 	"$(BIN)/kelvin-bench" index --smoke
+	"$(BIN)/kelvin-bench" restart --smoke
 
 tools:
 	@cli/setup.sh tools

@@ -1,68 +1,66 @@
-//! `kelvin store`: the block store.
+//! `kelvin store`: the block store, and whatever is done to one.
+//!
+//! Without a subcommand it runs a store. `inspect`, `verify` and `gc` work on a store that runs (`--store`) and
+//! on the files of one that does not (`--data`); the others on a running one.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+mod gc;
+mod inspect;
+mod places;
+mod ranges;
+mod rules;
+mod serve;
+mod stopped;
+mod verify;
 
-use anyhow::Context;
-use kelvin_kvstore::server::{self, Listening, ServerConfig};
+use clap::Subcommand;
 
-use crate::ready;
-use crate::shutdown::Shutdown;
-use crate::values::{self, Size};
+pub(crate) use places::Places;
 
-/// Run the block store: keeps KV blocks and serves the gRPC KV API
+/// Run the block store: keeps KV blocks and serves the gRPC KV API; or, with a subcommand, look after one
 #[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_value_name = "COMMAND",
+    subcommand_help_heading = "Commands, in place of running a store",
+    after_long_help = EXAMPLES
+)]
 pub(crate) struct Args {
-    /// Address of the gRPC KV API; port 0 takes a free one
-    #[arg(long, env = "KELVIN_STORE_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:7440", value_parser = values::loopback)]
-    listen: SocketAddr,
+    #[command(flatten)]
+    serve: Box<serve::Args>,
 
-    /// Address of the metrics and admin pages over HTTP [default: none]
-    #[arg(long, env = "KELVIN_STORE_ADMIN_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
-    admin_listen: Option<SocketAddr>,
-
-    /// Unix socket over which processes of this host get at the blocks without a copy; without it, all
-    /// bytes go through gRPC [default: none]
-    #[arg(long, env = "KELVIN_STORE_SOCKET", value_name = "PATH")]
-    socket: Option<PathBuf>,
-
-    /// Memory for blocks; above it, the blocks least recently used are evicted
-    #[arg(long, env = "KELVIN_STORE_DRAM", value_name = "SIZE", default_value_t = Size(1 << 30))]
-    dram: Size,
-
-    /// Bearer token that clients must bring; better given by the variable than by the flag [default: none]
-    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<String>,
-
-    /// A client that is silent for this long loses its session and every lease of it
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
-    session_ttl: Duration,
-
-    /// Longest time a lease lasts without being renewed
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
-    lease_ttl_max: Duration,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-/// Runs until a signal.
+const EXAMPLES: &str = "Examples:\n  \
+    kelvin store --dram 16GiB\n  \
+    kelvin store --dram 16GiB --data /var/lib/kelvin --nvme /mnt/a=200GiB --nvme /mnt/b=200GiB\n  \
+    kelvin store --data /var/lib/kelvin --nvme /mnt/a=200GiB --object s3://bucket/kelvin --policy nvme=arc\n  \
+    kelvin store inspect --data /var/lib/kelvin\n  \
+    kelvin store verify --store http://127.0.0.1:7440";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+    Gc(gc::Args),
+    Pin(ranges::Pin),
+    Unpin(ranges::Unpin),
+    Prefetch(ranges::Prefetch),
+    Evict(ranges::Evict),
+    Explain(ranges::Explain),
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let drain = Shutdown::listen_and_exit()?;
-    let mut config = ServerConfig {
-        listen: args.listen,
-        admin_listen: args.admin_listen,
-        socket: args.socket,
-        session_ttl: args.session_ttl,
-        lease_ttl_max: args.lease_ttl_max,
-        ..ServerConfig::new(args.dram.0)
-    };
-    config.tenants[0].token = args.token;
-    let ready = |at: Listening| {
-        let facts = [
-            ("listen", Some(at.grpc.to_string())),
-            ("admin", at.admin.map(|admin| admin.to_string())),
-            ("socket", at.socket.map(|socket| socket.display().to_string())),
-        ];
-        ready::say("store", facts);
-    };
-    server::serve(config, ready, drain).await.context("run the store")
+    match args.command {
+        None => serve::run(*args.serve).await,
+        Some(Command::Inspect(args)) => inspect::run(args).await,
+        Some(Command::Verify(args)) => verify::run(args).await,
+        Some(Command::Gc(args)) => gc::run(args).await,
+        Some(Command::Pin(args)) => ranges::pin(args).await,
+        Some(Command::Unpin(args)) => ranges::unpin(args).await,
+        Some(Command::Prefetch(args)) => ranges::prefetch(args).await,
+        Some(Command::Evict(args)) => ranges::evict(args).await,
+        Some(Command::Explain(args)) => ranges::explain(args).await,
+    }
 }

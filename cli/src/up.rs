@@ -27,6 +27,7 @@ use kelvin_planner::{Supervisor, SupervisorOptions};
 
 use crate::logging::LogFormat;
 use crate::shutdown::Shutdown;
+use crate::store::Places;
 use crate::values::{self, Model, Size};
 use crate::worker::CONTEXT_TOKENS;
 use plan::Plan;
@@ -74,6 +75,9 @@ pub(crate) struct Args {
     /// Print one JSON line when ready, instead of words
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    places: Places,
 }
 
 /// Time for a child to finish what is under way before it is killed: a little more than the router takes, the

@@ -1,6 +1,6 @@
 //! Values of flags: sizes, durations, addresses, models. Their errors say what would be right.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -157,6 +157,36 @@ impl Model {
         }
         Ok(facts.len())
     }
+}
+
+/// Lowercase, without separators; empty for no hash.
+pub(crate) fn hex(hash: &[u8]) -> String {
+    hash.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The tier's short name: `dram` of `TIER_DRAM`.
+pub(crate) fn tier(tier: kelvin_proto::kv::v1::Tier) -> String {
+    tier.as_str_name().trim_start_matches("TIER_").to_lowercase()
+}
+
+/// A block's hash: 32 hexadecimal digits.
+pub(crate) fn hash(text: &str) -> Result<kelvin_kvstore::SequenceHash, String> {
+    let wrong =
+        || format!("{text:?} is no hash of a block; write its 32 hexadecimal digits, as kelvin watch does");
+    // As bytes: a character of several bytes must not be cut.
+    let digits = text.as_bytes();
+    if digits.len() != 32 {
+        return Err(wrong());
+    }
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |at: usize| (pair[at] as char).to_digit(16).ok_or_else(wrong);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Ok(kelvin_kvstore::SequenceHash::from_bytes(bytes))
 }
 
 /// Cores that this process may use.

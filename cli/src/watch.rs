@@ -1,17 +1,15 @@
 //! `kelvin watch`: the blocks of a running store as they come and go.
 
-use std::fmt::Write;
-
 use anyhow::{Context, bail};
 use kelvin_proto::kv::v1::block_event::Kind;
-use kelvin_proto::kv::v1::{BlockEvent, NamespaceStats, WatchResponse};
+use kelvin_proto::kv::v1::{BlockEvent, WatchResponse};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::shutdown::Shutdown;
-use crate::store_at::StoreAt;
-use crate::values;
+use crate::store_at::{StoreAt, choose};
+use crate::values::{self, hex};
 
 /// Print a running store's block events: the present blocks first, then live, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -62,18 +60,6 @@ fn reader_left() -> std::io::Result<CancellationToken> {
     Ok(left)
 }
 
-fn choose(namespaces: &[NamespaceStats], wanted: Option<u64>) -> anyhow::Result<u64> {
-    let known: Vec<_> =
-        namespaces.iter().map(|space| format!("{} ({})", space.namespace_id, space.model)).collect();
-    match (wanted, namespaces) {
-        (_, []) => bail!("the store has no namespace yet; one is made by the first worker"),
-        (None, [only]) => Ok(only.namespace_id),
-        (None, _) => bail!("name one of the store's namespaces with --namespace: {}", known.join(", ")),
-        (Some(id), spaces) if spaces.iter().any(|space| space.namespace_id == id) => Ok(id),
-        (Some(id), _) => bail!("the store has no namespace {id}, but: {}", known.join(", ")),
-    }
-}
-
 fn kind(event: &BlockEvent) -> &'static str {
     match event.kind() {
         Kind::Stored => "stored",
@@ -83,15 +69,7 @@ fn kind(event: &BlockEvent) -> &'static str {
 }
 
 fn tier(event: &BlockEvent) -> String {
-    event.tier().as_str_name().trim_start_matches("TIER_").to_lowercase()
-}
-
-/// Lowercase, without separators; empty for no hash.
-fn hex(hash: &[u8]) -> String {
-    hash.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    values::tier(event.tier())
 }
 
 fn lines(message: &WatchResponse) -> String {
@@ -132,24 +110,6 @@ fn json_lines(message: &WatchResponse) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn space(namespace_id: u64) -> NamespaceStats {
-        NamespaceStats { namespace_id, model: "m".into(), ..Default::default() }
-    }
-
-    #[test]
-    fn the_only_namespace_needs_no_name() {
-        assert_eq!(choose(&[space(3)], None).unwrap(), 3);
-        assert_eq!(choose(&[space(3), space(4)], Some(4)).unwrap(), 4);
-        for (spaces, wanted, words) in [
-            (vec![], None, "no namespace yet"),
-            (vec![space(3), space(4)], None, "3 (m), 4 (m)"),
-            (vec![space(3)], Some(9), "no namespace 9, but: 3 (m)"),
-        ] {
-            let error = choose(&spaces, wanted).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
-        }
-    }
 
     #[test]
     fn events_are_lines() {

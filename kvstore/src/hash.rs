@@ -22,6 +22,11 @@ impl SequenceHash {
         Self(u128::from_le_bytes(bytes))
     }
 
+    /// Half of it: enough to tell blocks apart where a mistake costs little.
+    pub fn fingerprint(self) -> u64 {
+        self.0 as u64
+    }
+
     /// Its wire form.
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.to_le_bytes()

@@ -36,10 +36,14 @@ reasons! {
     FingerprintMismatch = "FINGERPRINT_MISMATCH" => FailedPrecondition, retry false;
     /// The session does not exist (any more): open the namespace again.
     UnknownSession = "UNKNOWN_SESSION" => FailedPrecondition, retry true;
+    /// The block is not stored.
+    UnknownBlock = "UNKNOWN_BLOCK" => NotFound, retry false;
     /// No such model here.
     UnknownModel = "UNKNOWN_MODEL" => NotFound, retry false;
     /// No or a wrong bearer token.
     Unauthenticated = "UNAUTHENTICATED" => Unauthenticated, retry false;
+    /// The call is the operator's, and the tenant is not one.
+    NotOperator = "NOT_OPERATOR" => PermissionDenied, retry false;
     /// Too many sessions, or a queue is full.
     Exhausted = "RESOURCE_EXHAUSTED" => ResourceExhausted, retry true;
     /// Shutting down, or what the call depends on is away.

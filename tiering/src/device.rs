@@ -45,6 +45,9 @@ pub enum DeviceError {
         /// What the place has.
         place_bytes: u64,
     },
+    /// The device failed again and again, and rests before it is tried again.
+    #[error("storage is out of service after repeated failures")]
+    Unavailable,
     /// The device failed.
     #[error("{action}: {source}")]
     Io {

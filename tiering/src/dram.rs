@@ -130,6 +130,18 @@ impl Drop for DramSlot {
     }
 }
 
+impl AsRef<[u8]> for DramSlot {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl AsMut<[u8]> for DramSlot {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes_mut()
+    }
+}
+
 impl AsRef<DramSlot> for DramSlot {
     fn as_ref(&self) -> &DramSlot {
         self

@@ -15,6 +15,7 @@ use super::ports::Ports;
 use super::probe::{Health, http_get};
 use super::run_dir::RunDir;
 use crate::logging::LogFormat;
+use crate::store::Places;
 use crate::values::{self, Model, Size};
 use crate::worker::Role;
 
@@ -35,6 +36,7 @@ pub(super) struct Plan {
     model_name: Option<String>,
     pub(super) listen: SocketAddr,
     pub(super) dram: Size,
+    places: Places,
     pub(super) threads: u32,
     context_tokens: u32,
     socket: PathBuf,
@@ -85,6 +87,7 @@ impl Plan {
             model_name: args.model_name.clone(),
             listen,
             dram: args.dram,
+            places: args.places.clone(),
             threads: args
                 .threads
                 .unwrap_or_else(|| threads_each(values::cores(), args.prefill + args.decode)),
@@ -109,6 +112,7 @@ impl Plan {
         child.args.extend(flags([("--listen", self.store.to_string()), ("--dram", self.dram.0.to_string())]));
         child.args.extend(flags([("--admin-listen", self.store_admin.to_string())]));
         child.args.extend([OsString::from("--socket"), self.socket.clone().into()]);
+        child.args.extend(self.places.flags());
         child.ready_timeout = START_TIME_MAX;
         child.probe = Some(health_probe(self.store_url()));
         child

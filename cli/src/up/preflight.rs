@@ -11,13 +11,14 @@ use crate::values::Size;
 /// What a process needs beside model and blocks, generously.
 const PROCESS_BYTES: u64 = 64 << 20;
 
-/// Checks address, model and memory.
+/// Checks address, model, tiers and memory.
 pub(super) fn check(args: &Args) -> anyhow::Result<()> {
     // Held for a moment only; the standard library sets SO_REUSEADDR, so the router gets it right after.
     TcpListener::bind(args.listen).with_context(|| {
         format!("listen on {} (another one is free with --listen 127.0.0.1:0)", args.listen)
     })?;
     let model_bytes = args.model.check()?;
+    args.places.tiers().check(args.dram.0).map_err(anyhow::Error::msg)?;
     let processes = u64::from(args.prefill + args.decode) + 2;
     // The workers map one model file: its pages are in memory once.
     let needed = args.dram.0 + model_bytes + processes * PROCESS_BYTES;

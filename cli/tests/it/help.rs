@@ -14,9 +14,30 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
             "KELVIN_MODEL",
             "$XDG_RUNTIME_DIR",
             "tokens",
+            "--nvme <PATH=SIZE>",
+            "--data <DIR>",
         ],
     ),
-    ("store", &["127.0.0.1:7440", "1GiB", "10s", "60s", "KELVIN_STORE_LISTEN", "--socket"]),
+    (
+        "store",
+        &[
+            "127.0.0.1:7440",
+            "1GiB",
+            "10s",
+            "60s",
+            "KELVIN_STORE_LISTEN",
+            "--socket",
+            "--data <DIR>",
+            "--nvme <PATH=SIZE>",
+            "--object <URL>",
+            "--policy <TIER=POLICY>",
+            "--quota <TIER:MODEL=SIZE>",
+            "near-eviction",
+            "--secret-file",
+            "inspect",
+            "Examples:",
+        ],
+    ),
     (
         "worker",
         &["prefill", "decode", "http://127.0.0.1:7440", "4096", "16", "128", "KELVIN_MODEL", "tokens"],
@@ -25,6 +46,31 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
     ("stats", &["http://127.0.0.1:7440", "--json", "KELVIN_STORE"]),
     ("watch", &["http://127.0.0.1:7440", "--json", "Ctrl-C"]),
 ];
+
+/// Subcommand of `kelvin store`, and what its help must say.
+const OF_A_STORE: [(&str, &[&str]); 8] = [
+    ("inspect", &["--store <URL>", "--data <DIR>", "--json"]),
+    ("verify", &["--store <URL>", "--data <DIR>", "--tier <TIER>", "code 1", "--rate <SIZE>"]),
+    ("gc", &["--data <DIR>", "--live <PERCENT>", "--dry-run"]),
+    ("pin", &["<HASH>", "--ttl <DURATION>", "--subtree", "--owner"]),
+    ("unpin", &["[PIN]...", "--owner"]),
+    ("prefetch", &["<HASH>", "--namespace <ID>"]),
+    ("evict", &["[HASH]", "--all", "--tier <TIER>"]),
+    ("explain", &["<HASH>...", "KELVIN_TOKEN"]),
+];
+
+#[test]
+fn every_subcommand_of_a_store_has_help() {
+    let (_, store, _) = run(&["store", "--help"]);
+    for (subcommand, words) in OF_A_STORE {
+        assert!(store.contains(&format!("  {subcommand} ")), "{subcommand} is not in:\n{store}");
+        let (output, help, _) = run(&["store", subcommand, "--help"]);
+        assert!(output.status.success(), "{subcommand}");
+        for word in words {
+            assert!(help.contains(word), "{subcommand}: {word} is not in:\n{help}");
+        }
+    }
+}
 
 #[test]
 fn every_subcommand_has_help() {
@@ -44,11 +90,13 @@ fn every_subcommand_has_help() {
 /// A flag without a word about it is a flag nobody understands.
 #[test]
 fn every_flag_is_explained() {
-    for (subcommand, _) in SUBCOMMANDS {
-        let (_, help, _) = run(&[subcommand, "-h"]);
+    let of_a_store = OF_A_STORE.map(|(subcommand, _)| vec!["store", subcommand]);
+    let all = SUBCOMMANDS.map(|(subcommand, _)| vec![subcommand]).into_iter().chain(of_a_store);
+    for subcommand in all {
+        let (_, help, _) = run(&[&subcommand[..], &["-h"]].concat());
         for line in help.lines().filter(|line| line.trim_start().starts_with("--")) {
             let (_, explained) = line.trim_start().split_once("  ").unwrap_or_default();
-            assert!(!explained.trim().is_empty(), "{subcommand}: {line}");
+            assert!(!explained.trim().is_empty(), "{subcommand:?}: {line}");
         }
     }
 }
@@ -64,13 +112,27 @@ fn versions() {
 
 #[test]
 fn wrong_flags_get_a_hint() {
-    let cases: [(&[&str], &str); 12] = [
+    let hash = "00112233445566778899aabbccddeeff";
+    let cases: [(&[&str], &str); 25] = [
         (&[], "Usage: kelvin"),
         (&["stroe"], "similar subcommands exist: 'router', 'store'"),
         (&["store", "--drm", "1GiB"], "a similar argument exists: '--dram'"),
         (&["store", "--dram", "1 potato"], "the units are B, KiB"),
         (&["store", "--listen", "0.0.0.0:7440"], "this version has no TLS yet"),
         (&["store", "--session-ttl", "10"], "e.g. 500ms"),
+        (&["store", "--nvme", "/mnt/a"], "write PATH=SIZE, e.g. /mnt/a=200GiB"),
+        (&["store", "--nvme", "/mnt/a=much"], "e.g. 512MiB"),
+        (&["store", "--object-endpoint", "http://h:1"], "--object <URL>"),
+        (&["store", "--policy", "nvme=best"], "no policy is called \"best\""),
+        (&["store", "--policy", "disk=lru"], "the tiers are dram, nvme and object"),
+        (&["store", "--quota", "dram=1GiB"], "write TIER:MODEL=SIZE"),
+        (&["store", "--offload", "late"], "near-eviction or eager"),
+        (&["store", "--admission", "0"], "0 is not in 1.."),
+        (&["store", "pin", "xyz"], "32 hexadecimal digits"),
+        (&["store", "unpin"], "--owner <NAME>"),
+        (&["store", "evict"], "--all"),
+        (&["store", "evict", hash, "--all"], "cannot be used with"),
+        (&["store", "gc", "--live", "0"], "0 is not in 1..=100"),
         (&["worker", "--model", "toy"], "--role <ROLE>"),
         (&["worker", "--model", "toy", "--role", "both"], "possible values: prefill, decode"),
         (&["worker", "--model", "toy", "--role", "decode", "--threads", "0"], "0 is not in 1.."),
@@ -91,6 +153,32 @@ fn a_wrong_log_filter_is_said() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr.contains("KELVIN_LOG is \"kelvin=loud\""), "{stderr}");
+}
+
+#[test]
+fn tiers_that_make_no_sense_are_refused_with_what_to_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let huge = format!("{}=8000TiB", dir.path().display());
+    let odd = format!("{}=100MB", dir.path().display());
+    let cases: [(&[&str], &str); 6] = [
+        (&["--nvme", "/tmp=1GiB"], "--nvme /tmp needs --data DIR"),
+        (&["--data", data, "--nvme", &huge], "is more than the disk has free"),
+        (&["--data", data, "--nvme", &odd], "does not divide into I/O pages"),
+        (&["--data", data, "--object", "https://h/b"], "--object s3://BUCKET/PREFIX --object-endpoint"),
+        (&["--data", data, "--policy", "nvme=lru"], "give --nvme too"),
+        (&["--secret-file", "/dev/null"], "neither 32 bytes nor 64 hexadecimal digits"),
+    ];
+    for (flags, reason) in cases {
+        let (output, _, stderr) = run(&[&["store", "--listen", "127.0.0.1:0"], flags].concat());
+        assert_eq!(output.status.code(), Some(1), "{flags:?}: {stderr}");
+        assert!(stderr.contains(reason), "{flags:?}: {reason} is not in:\n{stderr}");
+    }
+    let (output, _, stderr) =
+        run(&["up", "--model", "toy", "--listen", "127.0.0.1:0", "--nvme", "/tmp=1GiB"]);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("needs --data DIR"), "{stderr}");
 }
 
 #[test]

@@ -61,6 +61,7 @@
 //! - Without a budget the index holds what its caller inserts and does not remove.
 
 mod account;
+mod alone;
 mod arena;
 mod holders;
 mod load;

@@ -1,9 +1,14 @@
 //! The store as a process: gRPC service, shared-memory socket, admin page, reaper, graceful stop.
 
 mod admin;
+mod config;
 mod convert;
 mod inline;
+mod operator;
+mod ranges;
+mod secret;
 mod service;
+mod stats;
 mod watch;
 
 use std::{
@@ -20,7 +25,12 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::TcpIncoming};
 
-pub use crate::store::TenantOptions;
+pub use crate::store::{
+    NvmeSpace, ObjectSpace, Offload, PolicyKind, Quota, TenantOptions, TierOptions, tier_name, tier_of_name,
+};
+pub use config::ServerConfig;
+pub use kelvin_tiering::Tier;
+
 use crate::{
     store::{Clock, Store, StoreOptions, SystemClock},
     transport,
@@ -32,48 +42,13 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub(crate) const KEYS_MAX: usize = 8192;
 /// Longest wait in one `Acquire`.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest time a stop takes to copy what only DRAM has to a colder tier.
+const FLUSH_MAX: Duration = Duration::from_secs(60);
 const REAP_EVERY: Duration = Duration::from_millis(100);
 /// What a stream may have under way: large, since a window per round trip caps its rate.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
-
-/// How to run a store.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// gRPC address; loopback only, port 0 for any free one.
-    pub listen: SocketAddr,
-    /// HTTP address of `/metrics` and `/health`; loopback only.
-    pub admin_listen: Option<SocketAddr>,
-    /// Unix socket of the same-host transport; without it every byte goes through gRPC.
-    pub socket: Option<PathBuf>,
-    /// Tenants; one without a token serves whoever brings none.
-    pub tenants: Vec<TenantOptions>,
-    /// Secret behind the hash keys. Without one it is random, and hashes change with every start.
-    pub secret: Option<[u8; 32]>,
-    /// Time after which a session that is not renewed ends.
-    pub session_ttl: Duration,
-    /// Longest lease.
-    pub lease_ttl_max: Duration,
-    /// Time that open streams get at a stop.
-    pub drain: Duration,
-}
-
-impl ServerConfig {
-    /// A store with one open tenant of `dram_bytes` on any free loopback port.
-    pub fn new(dram_bytes: u64) -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            admin_listen: None,
-            socket: None,
-            tenants: vec![TenantOptions { name: "default".into(), token: None, dram_bytes }],
-            secret: None,
-            session_ttl: Duration::from_secs(10),
-            lease_ttl_max: Duration::from_secs(60),
-            drain: Duration::from_secs(5),
-        }
-    }
-}
 
 /// Where a store listens.
 #[derive(Debug, Clone)]
@@ -115,58 +90,6 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-impl ServerConfig {
-    fn check(&self) -> Result<(), ServeError> {
-        let refuse = |message: String| Err(ServeError::Config(message));
-        for address in [Some(self.listen), self.admin_listen].into_iter().flatten() {
-            if !address.ip().is_loopback() {
-                return refuse(format!(
-                    "{address} is not a loopback address: this version has no TLS, so it listens on \
-                     127.0.0.0/8 or [::1] only"
-                ));
-            }
-        }
-        if self.tenants.is_empty() {
-            return refuse("a store needs at least one tenant".into());
-        }
-        for (at, tenant) in self.tenants.iter().enumerate() {
-            if tenant.name.is_empty() || tenant.name.len() > 64 {
-                return refuse("a tenant's name has 1 to 64 bytes".into());
-            }
-            if tenant.dram_bytes < 4096 {
-                return refuse(format!("tenant `{}` needs at least 4096 bytes of DRAM", tenant.name));
-            }
-            for other in &self.tenants[..at] {
-                if other.name == tenant.name || other.token == tenant.token {
-                    return refuse(format!(
-                        "tenants `{}` and `{}` share a name or a token",
-                        other.name, tenant.name
-                    ));
-                }
-            }
-        }
-        if self.session_ttl < Duration::from_millis(100) || self.lease_ttl_max < Duration::from_millis(100) {
-            return refuse("session and lease TTLs must be at least 100 ms".into());
-        }
-        let asked: u64 = self.tenants.iter().fold(0, |sum, tenant| sum.saturating_add(tenant.dram_bytes));
-        if let Some(available) = memory_available()
-            && asked > available
-        {
-            return refuse(format!(
-                "{asked} bytes of DRAM are asked for, but this machine has {available} available: ask for less"
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// `MemAvailable` of the kernel, in bytes.
-fn memory_available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-}
-
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address)
         .await
@@ -185,6 +108,8 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     config.check()?;
     let store = Arc::new(open_store(&config)?);
+    let tiers =
+        store.start_tiers(&config.tiers).await.map_err(|error| ServeError::Config(error.to_string()))?;
 
     let listener = bind(config.listen).await?;
     let admin = match config.admin_listen {
@@ -254,16 +179,20 @@ pub async fn serve(
     };
     stop.cancel();
     tasks.wait().await;
+    if let Some(tiers) = tiers {
+        tiers.stop(FLUSH_MAX).await;
+    }
     Ok(result?)
 }
 
 fn open_store(config: &ServerConfig) -> Result<Store, ServeError> {
     let options = StoreOptions {
         tenants: config.tenants.clone(),
-        secret: config.secret.unwrap_or_else(crate::random::bytes),
+        secret: secret::settle(config.secret, config.tiers.data.as_deref()).map_err(ServeError::Config)?,
         incarnation: u64::from_le_bytes(crate::random::bytes()),
         session_ttl: config.session_ttl,
         lease_ttl_max: config.lease_ttl_max,
+        tiers: config.tiers.clone(),
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     Store::new(options, clock).map_err(|source| {

@@ -9,7 +9,7 @@ use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_se
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{KEYS_MAX, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, watch};
+use super::{KEYS_MAX, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator, ranges, stats, watch};
 use crate::{
     SequenceHash,
     store::{AcquiredBlock, Store, Tenant},
@@ -53,7 +53,7 @@ impl Service {
     /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
     async fn acquire_waiting(
         &self,
-        tenant: &Tenant,
+        tenant: &Arc<Tenant>,
         session: u64,
         hashes: &[SequenceHash],
         wait: Duration,
@@ -65,6 +65,11 @@ impl Service {
             // Registered before the look, so that a commit between look and wait is not missed.
             let mut changed = std::pin::pin!(namespace.changed.notified());
             changed.as_mut().enable();
+            // What has to come from a colder tier is held until it is leased.
+            let _onboarded = match tenant.cold_prefix(&namespace, hashes) {
+                Some(blocks) => tenant.onboard(&namespace, &hashes[..blocks]).await,
+                None => Vec::new(),
+            };
             let blocks = tenant.acquire(session, hashes, ttl)?;
             let filling = blocks.first().is_some_and(|block| block.status == v1::BlockStatus::Filling);
             if !filling || wait.is_zero() {
@@ -113,6 +118,7 @@ impl KvService for Service {
                 leases_max: crate::store::LEASES_MAX,
                 wait_ms_max: WAIT_MAX.as_millis() as u64,
                 lease_ttl_ms_max: tenant.lease_ttl_max().as_millis() as u64,
+                pins_max: crate::store::PINS_MAX,
             }),
             incarnation: self.store.incarnation(),
         }))
@@ -125,15 +131,20 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let hashes = convert::prefix(message.prefix, &namespace)?;
-        let blocks = tenant.longest_prefix(&namespace, &hashes);
+        let found = tenant.match_prefix(&namespace, &hashes);
+        let blocks = found.len();
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        if let Some(first) = hashes.get(blocks + filling) {
+            tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
+        }
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
-            tiers: vec![v1::Tier::Dram.into(); blocks],
+            tiers: found.iter().map(|holders| convert::hottest(*holders).into()).collect(),
             restorable_tokens: (1..=blocks as u64).map(|block| block * block_tokens).collect(),
             filling_blocks: filling as u32,
+            loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
         }))
     }
 
@@ -157,8 +168,9 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let hashes = convert::hashes(&message.hashes)?;
         let parent = convert::parent(&message.parent)?;
-        let blocks =
-            tenant.reserve(message.session_id, parent, &hashes, convert::ttl(message.lease_ttl_ms))?;
+        let ttl = convert::ttl(message.lease_ttl_ms);
+        let keep = convert::keep(message.priority, message.block_ttl_ms, tenant.now())?;
+        let blocks = tenant.reserve_to_keep(message.session_id, parent, &hashes, ttl, keep)?;
         let leases = blocks.into_iter().map(convert::write_lease).collect();
         Ok(Response::new(v1::ReserveResponse { leases }))
     }
@@ -247,45 +259,71 @@ impl KvService for Service {
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
         let (tenant, _) = self.enter(request)?;
-        let (usage, survey, counters) = (tenant.usage(), tenant.survey(), tenant.counters());
-        let namespaces = survey.namespaces.iter().map(|(namespace, sessions)| {
-            let blocks = namespace.index.len() as u64;
-            v1::NamespaceStats {
-                namespace_id: namespace.id,
-                tenant: tenant.name().to_owned(),
-                model: namespace.spec.model.clone(),
-                blocks,
-                bytes: blocks * namespace.spec.block_bytes,
-                block_tokens: namespace.spec.block_tokens.into(),
-                match_blocks: namespace.match_blocks.get(),
-                hit_blocks: namespace.hit_blocks.get(),
-                sessions: *sessions,
-            }
-        });
-        Ok(Response::new(v1::StatsResponse {
-            incarnation: self.store.incarnation(),
-            uptime_ms: self.store.uptime().as_millis() as u64,
-            tiers: vec![v1::TierStats {
-                tier: v1::Tier::Dram.into(),
-                capacity_bytes: usage.capacity_bytes,
-                used_bytes: usage.used_bytes,
-                blocks: usage.places,
-            }],
-            namespaces: namespaces.collect(),
-            sessions: survey.sessions,
-            read_leases: survey.read_leases,
-            write_leases: survey.write_leases,
-            leases_expired: counters.leases_expired.get(),
-            evictions: counters.evictions.get(),
-            conflicts: counters.conflicts.get(),
-            checksum_failures: counters.checksum_failures.get(),
-            grpc_read_bytes: counters.grpc_read_bytes.get(),
-            grpc_written_bytes: counters.grpc_written_bytes.get(),
-            shm_leased_bytes: counters.shm_leased_bytes.get(),
-            shm_committed_bytes: counters.shm_committed_bytes.get(),
-            copied_bytes: counters.copied_bytes.get(),
-            damaged_blocks: counters.damaged_blocks.get(),
-            parked_slots: survey.parked_slots,
-        }))
+        Ok(Response::new(stats::of(&self.store, &tenant)))
+    }
+
+    async fn prefetch(
+        &self,
+        request: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<v1::PrefetchResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(ranges::prefetch(tenant, message).await?))
+    }
+
+    async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(ranges::pin(tenant, message).await?))
+    }
+
+    async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(ranges::unpin(tenant, message).await?))
+    }
+
+    async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(ranges::evict(tenant, message).await?))
+    }
+
+    async fn end_session(
+        &self,
+        request: Request<v1::EndSessionRequest>,
+    ) -> Result<Response<v1::EndSessionResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(ranges::end_session(tenant, message).await?))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(ranges::explain(tenant, message).await?))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::InspectResponse>, Status> {
+        let (tenant, _) = self.enter(request)?;
+        Ok(Response::new(operator::inspect(&self.store, &tenant).await?))
+    }
+
+    type VerifyStream = BoxStream<'static, Result<v1::VerifyResponse, Status>>;
+
+    async fn verify(
+        &self,
+        request: Request<v1::VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(operator::verify(self.store.clone(), &tenant, message, self.shutdown.clone())?))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<v1::CollectRequest>,
+    ) -> Result<Response<v1::CollectResponse>, Status> {
+        let (tenant, message) = self.enter(request)?;
+        Ok(Response::new(operator::collect(&self.store, &tenant, message).await?))
     }
 }

@@ -9,7 +9,13 @@
 //! Only the holder of a [`MutableBlock`] can write; a [`CompleteBlock`] has been checked against its
 //! checksum but is not visible yet; an [`ImmutableBlock`] never changes again.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use kelvin_kernels::{Checksum, checksum};
 use kelvin_tiering::DramSlot;
@@ -17,12 +23,33 @@ use kelvin_tiering::DramSlot;
 use super::BlockKey;
 use crate::SequenceHash;
 
+/// How much a block is worth keeping, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Keep {
+    /// Blocks of lower priority go first.
+    pub(crate) priority: u8,
+    /// By the store's clock; never, if `None`.
+    pub(crate) expires_at: Option<Duration>,
+}
+
+impl Keep {
+    /// As usual.
+    pub(crate) const PRIORITY: u8 = 128;
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { priority: Self::PRIORITY, expires_at: None }
+    }
+}
+
 /// A block being filled.
 #[derive(Debug)]
 pub(crate) struct MutableBlock {
     pub(crate) key: BlockKey,
     pub(crate) parent: Option<SequenceHash>,
     pub(crate) slot: DramSlot,
+    pub(crate) keep: Keep,
 }
 
 impl MutableBlock {
@@ -46,6 +73,11 @@ pub(crate) struct CompleteBlock {
 }
 
 impl CompleteBlock {
+    /// A block whose bytes were checked on their way into the slot.
+    pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
+        Self { block, checksum }
+    }
+
     pub(crate) fn key(&self) -> BlockKey {
         self.block.key
     }
@@ -54,18 +86,31 @@ impl CompleteBlock {
         self.block.parent
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.block.slot.len()
+    }
+
     pub(crate) fn register(self) -> ImmutableBlock {
-        ImmutableBlock(Arc::new(Sealed { block: self.block, checksum: self.checksum }))
+        let Self { block: MutableBlock { key, parent, slot, keep }, checksum } = self;
+        ImmutableBlock(Arc::new(Sealed { slot, checksum, used: AtomicU32::new(0), key, parent, keep }))
     }
 }
 
+/// What a lease looks at comes first, beside the count of the clones.
 #[derive(Debug)]
+#[repr(C)]
 struct Sealed {
-    block: MutableBlock,
+    slot: DramSlot,
     checksum: Checksum,
+    /// Epoch of its last use.
+    used: AtomicU32,
+    key: BlockKey,
+    parent: Option<SequenceHash>,
+    keep: Keep,
 }
 
-/// A sealed block. The store keeps one clone, each read lease another.
+/// A sealed block. The store keeps one clone, each read lease another; as long as there is any beside the
+/// store's, it is not evicted.
 #[derive(Debug, Clone)]
 pub(crate) struct ImmutableBlock(Arc<Sealed>);
 
@@ -75,11 +120,21 @@ impl ImmutableBlock {
     }
 
     pub(crate) fn key(&self) -> BlockKey {
-        self.0.block.key
+        self.0.key
     }
 
     pub(crate) fn parent(&self) -> Option<SequenceHash> {
-        self.0.block.parent
+        self.0.parent
+    }
+
+    /// Higher stays longer.
+    pub(crate) fn priority(&self) -> u8 {
+        self.0.keep.priority
+    }
+
+    /// When it is over, by the store's clock.
+    pub(crate) fn expires_at(&self) -> Option<Duration> {
+        self.0.keep.expires_at
     }
 
     /// Whether both are clones of one block.
@@ -88,10 +143,20 @@ impl ImmutableBlock {
     }
 
     pub(crate) fn slot(&self) -> &DramSlot {
-        &self.0.block.slot
+        &self.0.slot
     }
 
-    /// Whether anyone but the store holds it. Exact under the tenant's lock, which all cloning takes.
+    /// Whether this is its first use in an epoch; notes it.
+    pub(crate) fn use_in(&self, epoch: u32) -> bool {
+        let first = self.0.used.load(Ordering::Relaxed) != epoch;
+        if first {
+            self.0.used.store(epoch, Ordering::Relaxed);
+        }
+        first
+    }
+
+    /// Whether anyone but the store holds it. Of the table's own clone, and under its lock there, a no is
+    /// final: no other clone can come to be.
     pub(crate) fn is_leased(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

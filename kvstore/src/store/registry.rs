@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kelvin_proto::{Reason, Refusal};
 use kelvin_tiering::{DramPool, MemoryError};
 
-use super::{Clock, Tenant, tenant::TenantLimits};
+use super::{Clock, Tenant, TierOptions, tenant::TenantLimits};
 
 /// One tenant of a store.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct TenantOptions {
     pub token: Option<String>,
     /// Bytes of DRAM it has, all its own.
     pub dram_bytes: u64,
+    /// Whether it may look into and check the store as a whole: what is on disk concerns all tenants.
+    pub operator: bool,
 }
 
 /// What a store is made of.
@@ -31,6 +33,8 @@ pub(crate) struct StoreOptions {
     pub(crate) session_ttl: Duration,
     /// Longest time a lease may ask for.
     pub(crate) lease_ttl_max: Duration,
+    /// The tiers below memory, checked.
+    pub(crate) tiers: TierOptions,
 }
 
 /// The store.
@@ -49,7 +53,7 @@ impl Store {
             let secret = *blake3::keyed_hash(&options.secret, tenant.name.as_bytes()).as_bytes();
             let limits =
                 TenantLimits { session_ttl: options.session_ttl, lease_ttl_max: options.lease_ttl_max };
-            let state = Tenant::new(tenant.name, secret, pool, limits, clock.clone());
+            let state = Tenant::new(tenant.name, secret, pool, limits, clock.clone(), &options.tiers);
             tenants.push((tenant.token, Arc::new(state)));
         }
         Ok(Self { tenants, clock, incarnation: options.incarnation })
@@ -72,6 +76,10 @@ impl Store {
 
     pub(crate) fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
         self.tenants.iter().map(|(_, tenant)| tenant)
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     pub(crate) fn incarnation(&self) -> u64 {

@@ -1,79 +1,63 @@
-//! What stands behind a tenant's lock: sessions, blocks, leases, and the order of eviction.
+//! What stands behind a tenant's structural lock: what is being filled, and the order of eviction.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kelvin_proto::{Reason, Refusal};
-use kelvin_tiering::{Policy, TailFirstLru};
+use kelvin_tiering::{Attributes, DramPool, Order, PolicyKind, Weight, Why};
 
 use super::{
-    ImmutableBlock, LeaseId, Namespace, SessionId,
+    Clock, ImmutableBlock, Namespace, SessionId,
     block::CompleteBlock,
-    lease::{LeaseTable, Right},
+    lease::Right,
+    table::{Found, Keyed, Table},
     tenant::BlockKey,
+    touches::Touches,
 };
-use crate::SequenceHash;
+use crate::{SequenceHash, insight::Reason};
 
-pub(super) struct Session {
-    pub(super) namespace: Arc<Namespace>,
-    pub(super) name: String,
-    pub(super) token: [u8; 16],
-    /// Whether its process mapped the pool: then what it holds is in use until its socket closes, whatever
-    /// its leases say.
-    pub(super) maps_memory: bool,
-    pub(super) leases: HashSet<LeaseId>,
-    /// Of expired leases, while the process may still be at it.
-    pub(super) quarantine: HashMap<LeaseId, Resting>,
-    pub(super) expires_at: Duration,
-}
-
-/// What an expired lease held.
-pub(super) struct Resting {
-    pub(super) right: Right,
-    /// When it is free, should its session still live.
-    pub(super) until: Duration,
-}
-
-pub(super) enum Entry {
-    Filling { parent: Option<SequenceHash> },
-    Sealed(ImmutableBlock),
-}
-
-#[derive(Default)]
 pub(super) struct State {
-    pub(super) blocks: HashMap<BlockKey, Entry>,
+    table: Arc<Table>,
+    touches: Arc<Touches>,
+    clock: Arc<dyn Clock>,
+    pool: DramPool,
     /// Blocks committed before their parents, by parent.
-    pub(super) orphans: HashMap<BlockKey, Vec<CompleteBlock>>,
+    pub(super) orphans: HashMap<BlockKey, Vec<CompleteBlock>, Keyed>,
     /// Blocks being filled, counted at their parents.
-    filling_children: HashMap<BlockKey, u32>,
+    filling_children: HashMap<BlockKey, u32, Keyed>,
     /// Sealed blocks in order of eviction, by bytes of a slot: only slots of one size can take each other's
     /// places.
-    policies: HashMap<u64, TailFirstLru<BlockKey>>,
-    pub(super) sessions: HashMap<SessionId, Session>,
+    orders: HashMap<u64, Order<BlockKey, Keyed>>,
+    policy: PolicyKind,
+    /// Bytes that a namespace may have, and the bytes of its slots.
+    quotas: HashMap<u64, (u64, u64)>,
+    /// Sealed blocks that have an end.
+    expiring: usize,
     /// What ended sessions held whose process still maps the pool.
     pub(super) parked: HashMap<SessionId, Vec<Right>>,
-    pub(super) leases: LeaseTable,
     pub(super) namespaces: HashMap<u64, Arc<Namespace>>,
-    last_lease: LeaseId,
 }
 
 impl State {
-    pub(super) fn next_lease(&mut self) -> LeaseId {
-        self.last_lease += 1;
-        self.last_lease
-    }
-
-    /// The session, or a refusal that makes its client open it again.
-    pub(super) fn session(&mut self, id: SessionId) -> Result<&mut Session, Refusal> {
-        self.sessions.get_mut(&id).ok_or_else(|| {
-            Refusal::new(
-                Reason::UnknownSession,
-                "the session is not open (any more): open the namespace again",
-            )
-        })
+    pub(super) fn new(
+        table: Arc<Table>,
+        touches: Arc<Touches>,
+        clock: Arc<dyn Clock>,
+        pool: DramPool,
+        policy: PolicyKind,
+    ) -> Self {
+        Self {
+            table,
+            touches,
+            clock,
+            pool,
+            policy,
+            orphans: HashMap::default(),
+            filling_children: HashMap::default(),
+            orders: HashMap::new(),
+            quotas: HashMap::new(),
+            expiring: 0,
+            parked: HashMap::new(),
+            namespaces: HashMap::new(),
+        }
     }
 
     /// Notes that a block is being filled behind `parent`, which must stay meanwhile.
@@ -92,15 +76,25 @@ impl State {
         }
     }
 
-    /// Whether `parent` hangs together with the start of its sequence, or with what is sealed. A chain that
-    /// was broken by an abort does not; without this check two reservations could be each other's parents.
-    pub(super) fn is_rooted(&self, key: BlockKey, parent: Option<SequenceHash>) -> bool {
+    /// Whether a block is being filled behind this one.
+    pub(super) fn is_awaited(&self, key: &BlockKey) -> bool {
+        self.filling_children.contains_key(key)
+    }
+
+    /// Whether `parent` hangs together with the start of its sequence, or with what is held in any tier. A
+    /// chain that was broken by an abort does not; without this check two reservations could be each other's
+    /// parents.
+    pub(super) fn is_rooted(
+        &self,
+        namespace: &Namespace,
+        key: BlockKey,
+        parent: Option<SequenceHash>,
+    ) -> bool {
         let mut parent = parent;
         while let Some(hash) = parent {
-            match self.blocks.get(&BlockKey { hash, ..key }) {
-                None => return false,
-                Some(Entry::Sealed(_)) => return true,
-                Some(Entry::Filling { parent: above }) => parent = *above,
+            match self.table.parent_of_filling(&BlockKey { hash, ..key }) {
+                None => return namespace.index.contains(hash),
+                Some(above) => parent = above,
             }
         }
         true
@@ -110,7 +104,10 @@ impl State {
     pub(super) fn forget_filling(&mut self, key: BlockKey, parent: Option<SequenceHash>) {
         let mut gone = vec![(key, parent)];
         while let Some((key, parent)) = gone.pop() {
-            self.blocks.remove(&key);
+            self.table.forget(&key);
+            if let Some(namespace) = self.namespaces.get(&key.namespace) {
+                namespace.note_gone(key.hash, Reason::Abandoned, None, self.clock.now());
+            }
             self.release_parent(key, parent);
             let orphans = self.orphans.remove(&key).unwrap_or_default();
             gone.extend(orphans.iter().map(|orphan| (orphan.key(), orphan.parent())));
@@ -118,65 +115,150 @@ impl State {
     }
 
     /// Enters a sealed block.
-    pub(super) fn insert_sealed(&mut self, key: BlockKey, block: ImmutableBlock) {
+    pub(super) fn insert_sealed(&mut self, block: ImmutableBlock) {
+        self.settle();
+        let key = block.key();
         let parent = block.parent().map(|hash| BlockKey { hash, ..key });
-        self.policies.entry(block.slot().slot_bytes()).or_default().insert(key, parent);
-        self.blocks.insert(key, Entry::Sealed(block));
+        let bytes = block.slot().slot_bytes();
+        // Blocks of one slot size cost about the same to make again.
+        let weight = Weight { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), cost: 1 };
+        let (priority, expires_at) = (block.priority(), block.expires_at());
+        self.expiring += usize::from(expires_at.is_some());
+        let attributes = Attributes { group: key.namespace, weight, priority, expires_at };
+        self.order(bytes).insert(key, parent, attributes);
+        self.table.seal(block);
     }
 
-    /// Takes a sealed block out.
-    pub(super) fn remove_sealed(&mut self, key: BlockKey) -> Option<ImmutableBlock> {
-        if !matches!(self.blocks.get(&key), Some(Entry::Sealed(_))) {
-            return None;
+    /// The order of eviction among slots of a size.
+    fn order(&mut self, slot_bytes: u64) -> &mut Order<BlockKey, Keyed> {
+        self.orders.entry(slot_bytes).or_insert_with(|| {
+            let blocks = usize::try_from(self.pool.blocks_max(slot_bytes)).unwrap_or(usize::MAX);
+            let mut order = Order::new(self.policy, blocks);
+            for (group, (_, bytes)) in self.quotas.iter().filter(|(_, (slot, _))| *slot == slot_bytes) {
+                order.set_quota(*group, *bytes);
+            }
+            order
+        })
+    }
+
+    /// Forgets namespaces.
+    pub(super) fn retain_namespaces(&mut self, stays: impl Fn(&Namespace) -> bool) {
+        self.namespaces.retain(|_, namespace| stays(namespace));
+        self.quotas.retain(|id, _| self.namespaces.contains_key(id));
+    }
+
+    /// Bounds what a namespace, whose blocks take slots of one size, may have.
+    pub(super) fn set_quota(&mut self, namespace: u64, slot_bytes: u64, bytes: u64) {
+        self.quotas.insert(namespace, (slot_bytes, bytes));
+        if let Some(order) = self.orders.get_mut(&slot_bytes) {
+            order.set_quota(namespace, bytes);
         }
-        let Some(Entry::Sealed(block)) = self.blocks.remove(&key) else { return None };
+    }
+
+    /// Takes a sealed block out: one that nobody has leased, or whichever.
+    pub(super) fn remove_sealed(&mut self, key: BlockKey, leased: bool) -> Option<ImmutableBlock> {
+        let block = self.table.take_sealed(&key, |block| leased || !block.is_leased())?;
         let slot_bytes = block.slot().slot_bytes();
-        if let Some(policy) = self.policies.get_mut(&slot_bytes) {
-            policy.remove(key);
-            if policy.is_empty() {
-                self.policies.remove(&slot_bytes);
+        self.expiring -= usize::from(block.expires_at().is_some());
+        if let Some(order) = self.orders.get_mut(&slot_bytes) {
+            order.remove(key);
+            if order.is_empty() {
+                self.orders.remove(&slot_bytes);
             }
         }
         Some(block)
     }
 
-    /// Notes the use of a run of one namespace's blocks.
+    /// Tells the policies of a run of one namespace's blocks that were used.
     pub(super) fn touch(&mut self, run: &[BlockKey]) {
-        let Some(Entry::Sealed(first)) = run.first().and_then(|key| self.blocks.get(key)) else { return };
-        if let Some(policy) = self.policies.get_mut(&first.slot().slot_bytes()) {
-            policy.touch(run);
+        let slot_bytes = run.iter().find_map(|key| {
+            self.table.with(key, |found| match found {
+                Found::Sealed(block) => Some(block.slot().slot_bytes()),
+                Found::Missing | Found::Filling => None,
+            })
+        });
+        if let Some(order) = slot_bytes.and_then(|bytes| self.orders.get_mut(&bytes)) {
+            order.touch(run);
         }
     }
 
-    /// Whether a sealed block may go now.
-    fn may_evict(
-        key: &BlockKey,
-        blocks: &HashMap<BlockKey, Entry>,
-        filling_children: &HashMap<BlockKey, u32>,
-    ) -> bool {
-        let Some(Entry::Sealed(block)) = blocks.get(key) else { return false };
-        !block.is_leased() && !filling_children.contains_key(key)
+    /// Tells the policies of the uses in the queue.
+    pub(super) fn drain_touches(&mut self) {
+        while let Some(run) = self.touches.pop() {
+            self.touch(&run);
+        }
     }
 
-    /// The block that goes next to make room for one of the same slot size.
-    pub(super) fn victim(&mut self, slot_bytes: u64) -> Option<BlockKey> {
-        let State { blocks, filling_children, policies, .. } = self;
-        policies.get_mut(&slot_bytes)?.victim(&mut |key| Self::may_evict(key, blocks, filling_children))
-    }
-
-    /// Sealed blocks of other slot sizes that may go.
-    pub(super) fn evictable_others(
-        &self,
-        slot_bytes: u64,
-    ) -> impl Iterator<Item = (BlockKey, &ImmutableBlock)> {
-        self.blocks.iter().filter_map(move |(key, entry)| match entry {
-            Entry::Sealed(block)
-                if block.slot().slot_bytes() != slot_bytes
-                    && Self::may_evict(key, &self.blocks, &self.filling_children) =>
-            {
-                Some((*key, block))
+    /// Makes sealed blocks the first to go, the first of these first.
+    pub(super) fn demote(&mut self, keys: &[BlockKey]) {
+        self.settle();
+        for key in keys {
+            let slot_bytes = self.table.sealed(key).map(|block| block.slot().slot_bytes());
+            if let Some(order) = slot_bytes.and_then(|bytes| self.orders.get_mut(&bytes)) {
+                order.demote(*key);
             }
+        }
+    }
+
+    /// Brings the policies up to date, which ends an epoch.
+    pub(super) fn settle(&mut self) {
+        if !self.touches.is_empty() {
+            self.drain_touches();
+            self.touches.turn();
+        }
+    }
+
+    /// The block that goes next to make room for one of the same slot size, and why. It may be leased by the
+    /// time it is to go.
+    pub(super) fn victim(&mut self, slot_bytes: u64, now: Duration) -> Option<(BlockKey, Why)> {
+        self.settle();
+        let State { table, filling_children, orders, namespaces, .. } = self;
+        let mut may_go = |key: &BlockKey| {
+            !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
+        };
+        orders.get_mut(&slot_bytes)?.victim(now, &mut may_go)
+    }
+
+    /// Blocks that go next, of the next `blocks` of each slot size.
+    pub(super) fn upcoming(&mut self, blocks: usize) -> Vec<BlockKey> {
+        self.settle();
+        self.orders.values().flat_map(|order| order.upcoming(blocks, &mut |_| true)).collect()
+    }
+
+    /// The block that goes next of a namespace that is over its quota.
+    pub(super) fn victim_over_quota(&mut self, namespace: u64, slot_bytes: u64) -> Option<BlockKey> {
+        if !self.orders.get(&slot_bytes)?.over_quota(namespace, 0) {
+            return None;
+        }
+        self.settle();
+        let State { table, filling_children, orders, namespaces, .. } = self;
+        let mut may_go = |key: &BlockKey| {
+            !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
+        };
+        orders.get_mut(&slot_bytes)?.victim_of(namespace, &mut may_go)
+    }
+
+    /// A block whose time is up, and that may go.
+    pub(super) fn victim_expired(&mut self, now: Duration) -> Option<BlockKey> {
+        if self.expiring == 0 {
+            return None;
+        }
+        let sizes: Vec<u64> = self.orders.keys().copied().collect();
+        sizes.into_iter().find_map(|slot_bytes| match self.victim(slot_bytes, now) {
+            Some((key, Why::Expired)) => Some(key),
             _ => None,
         })
     }
+
+    /// What `look` gives for each sealed block that may go.
+    pub(super) fn evictable<T>(&self, mut look: impl FnMut(&ImmutableBlock) -> Option<T>) -> Vec<T> {
+        self.table.unleased(|block| {
+            let key = block.key();
+            if self.is_awaited(&key) || is_pinned(&self.namespaces, &key) { None } else { look(block) }
+        })
+    }
+}
+
+fn is_pinned(namespaces: &HashMap<u64, Arc<Namespace>>, key: &BlockKey) -> bool {
+    namespaces.get(&key.namespace).is_some_and(|namespace| namespace.pins.hold(&key.hash))
 }

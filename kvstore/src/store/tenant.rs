@@ -1,4 +1,4 @@
-//! A tenant: one memory pool, its namespaces, sessions, blocks and leases behind one lock.
+//! A tenant: one memory pool, its namespaces, sessions, blocks and leases.
 //!
 //! # States
 //! ```text
@@ -19,20 +19,28 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, Usage};
-use parking_lot::{Mutex, MutexGuard};
+use kelvin_tiering::{Device, DramPool, DramSlot, Tier, Usage};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{
-    Clock, Counters, Namespace,
-    lease::Right,
-    state::{Resting, Session, State},
+    Clock, Counters, Namespace, Quota, TierOptions,
+    lease::{LeaseId, Right},
+    session::{Ended, Resting, Session, unknown_session},
+    state::State,
+    table::Table,
+    tiers::Below,
+    touches::{RUN_KEYS_MAX, Touches},
+    verbs::forget_reservation,
 };
-use crate::{NamespaceKey, SequenceHash};
+use crate::{NamespaceKey, SequenceHash, catalog::namespace_id, insight::Explainer};
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
@@ -73,7 +81,25 @@ pub(crate) struct Tenant {
     pub(super) limits: TenantLimits,
     pub(super) counters: Counters,
     pub(super) clock: Arc<dyn Clock>,
+    /// Changed under the structural lock, read without.
+    pub(super) table: Arc<Table>,
+    touches: Arc<Touches>,
+    /// Sessions come and go under the structural lock as well.
+    sessions: RwLock<HashMap<SessionId, Arc<Session>>>,
+    /// Leases granted so far; the id of the last.
+    last_lease: AtomicU64,
+    /// Nanoseconds of the clock before which no lease and no session is over. Lowered under the lock of the
+    /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
+    /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
+    due: AtomicU64,
+    /// Why blocks went.
+    gone: Arc<Explainer>,
+    /// Of DRAM.
+    quotas: Vec<Quota>,
+    /// The structural lock.
     state: Mutex<State>,
+    /// What it offers to, and has of, the tiers below DRAM.
+    pub(super) below: Below,
 }
 
 impl Tenant {
@@ -83,8 +109,29 @@ impl Tenant {
         pool: DramPool,
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
+        tiers: &TierOptions,
     ) -> Self {
-        Self { name, secret, pool, limits, counters: Counters::default(), clock, state: Mutex::default() }
+        let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
+        let policy = tiers.policies.get(&Tier::Dram).copied().unwrap_or_default();
+        let state = State::new(table.clone(), touches.clone(), clock.clone(), pool.clone(), policy);
+        let quotas = tiers.quotas.iter().filter(|quota| quota.tier == Tier::Dram).cloned().collect();
+        Self {
+            name,
+            secret,
+            pool,
+            limits,
+            counters: Counters::default(),
+            clock,
+            state: Mutex::new(state),
+            table,
+            touches,
+            sessions: RwLock::default(),
+            last_lease: AtomicU64::new(0),
+            due: AtomicU64::new(u64::MAX),
+            gone: Arc::default(),
+            quotas,
+            below: Below::default(),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -101,6 +148,11 @@ impl Tenant {
 
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
+    }
+
+    /// The store's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     pub(crate) fn lease_ttl_max(&self) -> Duration {
@@ -126,23 +178,16 @@ impl Tenant {
         }
         let mut state = self.lock();
         self.expire(&mut state);
-        if state.sessions.len() >= SESSIONS_MAX {
+        if self.sessions.read().len() >= SESSIONS_MAX {
             return Err(Refusal::new(Reason::Exhausted, format!("{SESSIONS_MAX} sessions are open")));
         }
-        refuse_other_fingerprint(state.sessions.values(), &spec)?;
+        refuse_other_fingerprint(self.sessions.read().values(), &spec)?;
         let namespace = self.namespace_for(&mut state, spec)?;
         let (session, token) = (u64::from_le_bytes(crate::random::bytes()), crate::random::bytes());
         let expires_at = self.clock.now() + self.limits.session_ttl;
-        let opened = Session {
-            namespace: namespace.clone(),
-            name: name.to_owned(),
-            token,
-            maps_memory: false,
-            leases: HashSet::new(),
-            quarantine: HashMap::new(),
-            expires_at,
-        };
-        state.sessions.insert(session, opened);
+        let opened = Session::new(session, namespace.clone(), name, token, expires_at);
+        self.sessions.write().insert(session, Arc::new(opened));
+        self.lower_due(expires_at);
         Ok(Opened { namespace, session, token })
     }
 
@@ -151,8 +196,9 @@ impl Tenant {
             return Ok(known.clone());
         }
         if state.namespaces.len() >= NAMESPACES_MAX {
-            let open: HashSet<u64> = state.sessions.values().map(|session| session.namespace.id).collect();
-            state.namespaces.retain(|id, known| open.contains(id) || !known.index.is_empty());
+            let open: HashSet<u64> =
+                self.sessions.read().values().map(|session| session.namespace.id).collect();
+            state.retain_namespaces(|known| open.contains(&known.id) || !known.index.is_empty());
             if state.namespaces.len() >= NAMESPACES_MAX {
                 return Err(Refusal::new(
                     Reason::Exhausted,
@@ -161,7 +207,7 @@ impl Tenant {
             }
         }
         let key = NamespaceKey::derive(&self.secret, &self.name, &spec.canonical());
-        let id = u64::from_le_bytes(crate::random::bytes());
+        let persistent = namespace_id(&self.secret, &self.name, &spec);
         tracing::info!(
             tenant = self.name,
             model = spec.model,
@@ -169,9 +215,19 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(id, spec, key));
-        state.namespaces.insert(id, namespace.clone());
+        let namespace = Arc::new(Namespace::new(persistent, spec, key, self.gone.clone()));
+        if let Some(quota) = self.quotas.iter().find(|quota| quota.model == namespace.spec.model) {
+            let slot_bytes = DramSlot::slot_bytes_for(namespace.spec.block_bytes);
+            state.set_quota(namespace.id, slot_bytes, quota.bytes);
+        }
+        state.namespaces.insert(namespace.id, namespace.clone());
+        self.below.opened(&self.name, &namespace);
         Ok(namespace)
+    }
+
+    /// A namespace of an earlier start.
+    pub(super) fn restore_namespace(&self, spec: NamespaceSpec) -> Result<Arc<Namespace>, Refusal> {
+        self.namespace_for(&mut self.lock(), spec)
     }
 
     /// A namespace by its id.
@@ -180,23 +236,31 @@ impl Tenant {
         found.ok_or_else(|| Refusal::invalid(format!("namespace {id} is not known; Stats lists them")))
     }
 
+    /// All namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.lock().namespaces.values().cloned().collect()
+    }
+
+    /// An open session, or a refusal that makes its client open it again.
+    pub(super) fn session(&self, id: SessionId) -> Result<Arc<Session>, Refusal> {
+        self.sessions.read().get(&id).cloned().ok_or_else(unknown_session)
+    }
+
     /// The session that shows `token` at the shared-memory socket has mapped the pool from here on; a token
     /// counts once.
     pub(crate) fn map_memory(&self, token: &[u8; 16]) -> Option<SessionId> {
-        let mut state = self.lock();
-        let found =
-            state.sessions.iter_mut().find(|(_, session)| &session.token == token && !session.maps_memory);
-        found.map(|(&id, session)| {
-            session.maps_memory = true;
-            id
-        })
+        let session = self.sessions.read().values().find(|session| &session.token == token)?.clone();
+        let mut held = session.hold().ok()?;
+        (!std::mem::replace(&mut held.maps_memory, true)).then_some(session.id)
     }
 
     /// The process behind a session has closed its socket: nothing of the session is in use any more.
     pub(crate) fn unmap_memory(&self, id: SessionId) {
         let mut state = self.lock();
-        if let Some(session) = state.sessions.get_mut(&id) {
-            session.maps_memory = false;
+        if let Ok(session) = self.session(id)
+            && let Ok(mut held) = session.hold()
+        {
+            held.maps_memory = false;
         }
         self.end(&mut state, id, "ended: its socket closed");
         state.parked.remove(&id);
@@ -209,57 +273,110 @@ impl Tenant {
     }
 
     fn end(&self, state: &mut State, id: SessionId, how: &str) {
-        let Some(session) = state.sessions.remove(&id) else { return };
-        let mut held: Vec<Right> = session.quarantine.into_values().map(|resting| resting.right).collect();
-        for &lease in &session.leases {
-            let Some(lease) = state.leases.remove(lease, id) else { continue };
-            if let Right::Write(Some(block)) = &lease.right {
-                state.forget_filling(block.key, block.parent);
-            }
-            held.push(lease.right);
+        let Some(session) = self.sessions.write().remove(&id) else { return };
+        let Some(Ended { live, resting, maps_memory }) = session.end() else { return };
+        tracing::debug!(client = session.name, leases = live.len(), "session {how}");
+        for right in &live {
+            forget_reservation(state, right);
         }
-        tracing::debug!(client = session.name, leases = session.leases.len(), "session {how}");
-        if session.maps_memory && !held.is_empty() {
+        let held: Vec<Right> = live.into_iter().chain(resting).collect();
+        if maps_memory && !held.is_empty() {
             state.parked.insert(id, held);
         }
         session.namespace.changed.notify_waiters();
     }
 
-    /// Ends what time has run out for.
+    /// Ends what time has run out for, and tells the policies what was used.
     pub(crate) fn reap(&self) {
         let mut state = self.lock();
         self.expire(&mut state);
+        state.settle();
+        self.drop_expired(&mut state);
+        let now = self.clock.now();
+        state.namespaces.values().for_each(|namespace| namespace.pins.expire(now));
+    }
+
+    /// Ends what time has run out for, if there may be anything. Takes the structural lock then only.
+    pub(super) fn expire_due(&self) {
+        if self.is_due(self.clock.now()) {
+            self.expire(&mut self.lock());
+        }
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        nanoseconds(now) >= self.due.load(Ordering::Relaxed)
+    }
+
+    /// Notes that something is over at `at`; called under the lock of the session it belongs to.
+    pub(super) fn lower_due(&self, at: Duration) {
+        let at = nanoseconds(at);
+        if at < self.due.load(Ordering::Relaxed) {
+            self.due.fetch_min(at, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn expire(&self, state: &mut State) {
         let now = self.clock.now();
-        let over: Vec<SessionId> = state
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.expires_at <= now)
-            .map(|(&id, _)| id)
-            .collect();
-        for id in over {
-            self.end(state, id, "expired");
+        if !self.is_due(now) {
+            return;
         }
-        for session in state.sessions.values_mut() {
-            session.quarantine.retain(|_, resting| resting.until > now);
-        }
-        while let Some((id, lease)) = state.leases.pop_expired(now) {
-            self.counters.leases_expired.add(1);
-            if let Right::Write(Some(block)) = &lease.right {
-                tracing::warn!(block = %block.key.hash, "reservation expired");
-                state.forget_filling(block.key, block.parent);
+        self.due.store(u64::MAX, Ordering::Relaxed);
+        let sessions: Vec<Arc<Session>> = self.sessions.read().values().cloned().collect();
+        for session in sessions {
+            let Ok(mut held) = session.hold() else { continue };
+            if held.expires_at <= now {
+                drop(held);
+                self.end(state, session.id, "expired");
+                continue;
             }
-            let session = state.sessions.get_mut(&lease.session).expect("a lease belongs to a live session");
-            session.leases.remove(&id);
-            session.namespace.changed.notify_waiters();
-            if session.maps_memory {
-                let until = now + self.limits.lease_ttl_max;
-                session.quarantine.insert(id, Resting { right: lease.right, until });
-                if session.quarantine.len() > QUARANTINE_MAX {
-                    self.end(state, lease.session, "ended: it lets its leases expire");
+            held.quarantine.retain(|_, resting| resting.until > now);
+            let expired = held.leases.take_expired(now);
+            let any = !expired.is_empty();
+            for (id, right) in expired {
+                self.counters.leases_expired.add(1);
+                if let Right::Write(Some(block)) = &right {
+                    tracing::warn!(block = %block.key.hash, "reservation expired");
                 }
+                forget_reservation(state, &right);
+                if held.maps_memory {
+                    let until = now + self.limits.lease_ttl_max;
+                    held.quarantine.insert(id, Resting { right, until });
+                }
+            }
+            let hoards = held.quarantine.len() > QUARANTINE_MAX;
+            self.lower_due(held.due());
+            drop(held);
+            if hoards {
+                self.end(state, session.id, "ended: it lets its leases expire");
+            }
+            if any {
+                session.namespace.changed.notify_waiters();
+            }
+        }
+    }
+
+    /// Ids for so many leases, from the returned one on.
+    pub(super) fn lease_ids(&self, count: usize) -> LeaseId {
+        self.last_lease.fetch_add(count as u64, Ordering::Relaxed) + 1
+    }
+
+    /// The number of the epoch in which uses of blocks are counted.
+    pub(super) fn epoch(&self) -> u32 {
+        self.touches.epoch()
+    }
+
+    /// Queues a use of a run of blocks for the policies.
+    pub(super) fn touch(&self, namespace: u64, hashes: &[SequenceHash]) {
+        // The end of a sequence first: what is told last counts as used last.
+        for part in hashes.rchunks(RUN_KEYS_MAX) {
+            let run = part.iter().map(|&hash| BlockKey { namespace, hash }).collect();
+            let Err(run) = self.touches.push(run) else { continue };
+            match self.state.try_lock() {
+                Some(mut state) => {
+                    state.drain_touches();
+                    state.touch(&run);
+                }
+                None => self.touches.push_over(run),
             }
         }
     }
@@ -282,17 +399,34 @@ impl Tenant {
     /// Namespaces with their sealed blocks and sessions; sessions; read and write leases.
     pub(crate) fn survey(&self) -> Survey {
         let state = self.lock();
+        let sessions: Vec<Arc<Session>> = self.sessions.read().values().cloned().collect();
         let mut namespaces: Vec<(Arc<Namespace>, u64)> = Vec::new();
         for namespace in state.namespaces.values() {
-            let sessions = state.sessions.values().filter(|session| session.namespace.id == namespace.id);
-            namespaces.push((namespace.clone(), sessions.count() as u64));
+            let open = sessions.iter().filter(|session| session.namespace.id == namespace.id);
+            namespaces.push((namespace.clone(), open.count() as u64));
         }
         namespaces.sort_by(|(a, _), (b, _)| (&a.spec.model, a.id).cmp(&(&b.spec.model, b.id)));
-        let (read_leases, write_leases) = state.leases.counts();
-        let quarantined = state.sessions.values().map(|session| session.quarantine.len());
-        let parked_slots = quarantined.chain(state.parked.values().map(Vec::len)).sum::<usize>() as u64;
-        Survey { namespaces, sessions: state.sessions.len() as u64, read_leases, write_leases, parked_slots }
+        let (mut read_leases, mut write_leases, mut parked) = (0, 0, 0);
+        for held in sessions.iter().filter_map(|session| session.hold().ok()) {
+            let (reads, writes) = held.leases.counts();
+            read_leases += reads;
+            write_leases += writes;
+            parked += held.quarantine.len();
+        }
+        parked += state.parked.values().map(Vec::len).sum::<usize>();
+        Survey {
+            namespaces,
+            sessions: sessions.len() as u64,
+            read_leases: read_leases as u64,
+            write_leases: write_leases as u64,
+            parked_slots: parked as u64,
+        }
     }
+}
+
+/// Half a millennium at most.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a tenant holds at one moment.
@@ -306,10 +440,10 @@ pub(crate) struct Survey {
 }
 
 fn refuse_other_fingerprint<'a>(
-    sessions: impl Iterator<Item = &'a Session>,
+    sessions: impl Iterator<Item = &'a Arc<Session>>,
     spec: &NamespaceSpec,
 ) -> Result<(), Refusal> {
-    let served = |session: &&Session| {
+    let served = |session: &&Arc<Session>| {
         let known = &session.namespace.spec;
         known.model == spec.model && known.shard == spec.shard && known != spec
     };

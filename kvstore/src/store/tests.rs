@@ -1,9 +1,14 @@
 //! Scenarios on one tenant, with a clock that stands still.
 
+mod concurrent;
+mod leases;
+mod table;
+
 use std::{sync::Arc, time::Duration};
 
 use kelvin_kernels::{Checksum, checksum};
 use kelvin_proto::{Fingerprint, NamespaceSpec, Reason, Shard, kv::v1::BlockStatus};
+use kelvin_tiering::Device;
 
 use super::*;
 use crate::SequenceHash;
@@ -19,11 +24,17 @@ struct Bench {
 fn bench(blocks: u64) -> Bench {
     let clock = Arc::new(ManualClock::default());
     let options = StoreOptions {
-        tenants: vec![TenantOptions { name: "a".into(), token: None, dram_bytes: blocks * BLOCK_BYTES }],
+        tenants: vec![TenantOptions {
+            name: "a".into(),
+            token: None,
+            dram_bytes: blocks * BLOCK_BYTES,
+            operator: true,
+        }],
         secret: [1; 32],
         incarnation: 1,
         session_ttl: Duration::from_secs(10),
         lease_ttl_max: Duration::from_secs(60),
+        tiers: TierOptions::default(),
     };
     Bench { store: Store::new(options, clock.clone()).unwrap(), clock }
 }
@@ -333,6 +344,7 @@ fn tokens_choose_the_tenant() {
         name: name.into(),
         token: token.map(str::to_owned),
         dram_bytes: 1 << 16,
+        operator: false,
     };
     let options = StoreOptions {
         tenants: vec![tenant("a", Some("ta")), tenant("b", Some("tb"))],
@@ -340,6 +352,7 @@ fn tokens_choose_the_tenant() {
         incarnation: 1,
         session_ttl: TTL,
         lease_ttl_max: TTL,
+        tiers: TierOptions::default(),
     };
     let store = Store::new(options, clock).unwrap();
     assert_eq!(store.tenant(Some("tb")).unwrap().name(), "b");
@@ -463,4 +476,47 @@ fn what_a_live_session_lets_expire_rests_for_a_while_only() {
     assert_eq!((bench.leases(), parked(&bench)), ((0, 0), 0));
     assert_eq!(bench.tenant().usage().places, 1, "the stored block alone");
     assert!(bench.tenant().namespace_of(session).is_ok());
+}
+
+/// A block that came from a colder tier, as it lies in its slot.
+fn onboard(bench: &Bench, session: u64, parent: Option<u8>, n: u8) -> ImmutableBlock {
+    let namespace = bench.tenant().namespace_of(session).unwrap();
+    let mut slot = bench.tenant().pool().allocate(BLOCK_BYTES).unwrap();
+    slot.bytes_mut().fill(n);
+    let key = BlockKey { namespace: namespace.id, hash: hash(n) };
+    let sum = checksum(&[n; BLOCK_BYTES as usize]);
+    bench.tenant().onboarded(&namespace, key, parent.map(hash), slot, sum)
+}
+
+#[test]
+fn an_onboarded_block_is_stored_and_stays_while_its_guard_lives() {
+    let bench = bench(2);
+    let session = bench.open();
+    let guard = onboard(&bench, session, None, 1);
+    assert!(onboard(&bench, session, None, 1).is_same(&guard), "the first one stays");
+    assert!(bench.tenant().sealed(guard.key()).unwrap().is_same(&guard));
+    bench.store(session, Some(1), &[2]);
+    bench.store(session, None, &[3]);
+    assert_eq!(
+        bench.reserve(session, None, &[4, 5]).iter().map(|b| b.status).collect::<Vec<_>>(),
+        [Reserved, NoSpace]
+    );
+    assert_eq!(bench.statuses(session, &[1, 2]), [Leased, Missing]);
+    drop(guard);
+    assert_eq!(bench.reserve(session, None, &[5])[0].status, Reserved);
+}
+
+#[test]
+fn an_onboarded_block_does_not_cross_a_writer_or_a_lost_parent() {
+    let bench = bench(8);
+    let session = bench.open();
+    let lease = bench.reserve(session, None, &[1])[0].lease;
+    let apart = onboard(&bench, session, None, 1);
+    assert_eq!(bench.statuses(session, &[1]), [BlockStatus::Filling]);
+    let sum = bench.fill(session, lease, 1);
+    assert_eq!(bench.tenant().commit(session, &[(lease, sum)]).unwrap(), [Stored]);
+    assert!(!bench.tenant().sealed(apart.key()).unwrap().is_same(&apart));
+    assert!(bench.tenant().sealed(onboard(&bench, session, Some(9), 10).key()).is_none());
+    drop(apart);
+    assert_eq!(bench.tenant().usage().places, 1);
 }

@@ -9,10 +9,8 @@ use kelvin_kernels::Checksum;
 use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
-    BlockKey, ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
-    lease::Right,
-    state::{Entry, State},
-    tenant::LEASES_MAX,
+    BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
+    block::CompleteBlock, lease::Right, session::Session, state::State, table::Found,
 };
 use crate::SequenceHash;
 
@@ -52,17 +50,18 @@ impl ReservedBlock {
 impl Tenant {
     /// The namespace a session is open on.
     pub(crate) fn namespace_of(&self, session: SessionId) -> Result<Arc<Namespace>, Refusal> {
-        Ok(self.lock().session(session)?.namespace.clone())
+        Ok(self.session(session)?.namespace.clone())
     }
 
     /// How many of `hashes` are being filled, from the first on.
     pub(crate) fn filling_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> usize {
-        let state = self.lock();
-        let filling = |hash: &&SequenceHash| {
-            let key = BlockKey { namespace: namespace.id, hash: **hash };
-            matches!(state.blocks.get(&key), Some(Entry::Filling { .. }))
-        };
-        hashes.iter().take_while(filling).count()
+        let mut blocks = 0;
+        self.table.walk(namespace.id, hashes, |found| {
+            let filling = matches!(found, Found::Filling);
+            blocks += usize::from(filling);
+            filling
+        });
+        blocks
     }
 
     /// Leases the leading run of `hashes` that is sealed.
@@ -72,52 +71,56 @@ impl Tenant {
         hashes: &[SequenceHash],
         ttl: Duration,
     ) -> Result<Vec<AcquiredBlock>, Refusal> {
-        let mut state = self.lock();
-        self.expire(&mut state);
-        let state = &mut *state;
-        let open = state.session(session)?;
-        let (namespace, maps_memory) = (open.namespace.id, open.maps_memory);
-        let mut room = (LEASES_MAX as usize).saturating_sub(open.leases.len());
-        let expires_at = self.expiry(ttl);
+        self.expire_due();
+        let session = self.session(session)?;
+        let mut held = session.hold()?;
+        let mut room = held.room();
+        let (expires_at, epoch) = (self.expiry(ttl), self.epoch());
+        let first = self.lease_ids(hashes.len());
         let mut answer = Vec::with_capacity(hashes.len());
-        let mut leased = Vec::new();
-        for &hash in hashes {
-            let key = BlockKey { namespace, hash };
-            let block = match state.blocks.get(&key) {
-                None => Err(BlockStatus::Missing),
-                Some(Entry::Filling { .. }) => Err(BlockStatus::Filling),
-                Some(Entry::Sealed(_)) if room == 0 => Err(BlockStatus::LeaseLimit),
-                Some(Entry::Sealed(block)) => Ok(block.clone()),
-            };
-            let block = match block {
-                Ok(block) => block,
-                Err(status) => {
-                    answer.push(AcquiredBlock::without(status));
-                    break;
+        let mut rights = Vec::with_capacity(hashes.len().min(room));
+        let (mut bytes, mut unused) = (0, false);
+        self.table.walk(session.namespace.id, hashes, |found| {
+            let status = match found {
+                Found::Missing => BlockStatus::Missing,
+                Found::Filling => BlockStatus::Filling,
+                Found::Sealed(_) if room == 0 => BlockStatus::LeaseLimit,
+                Found::Sealed(block) => {
+                    room -= 1;
+                    unused |= block.use_in(epoch);
+                    bytes += block.slot().len();
+                    answer.push(AcquiredBlock {
+                        status: BlockStatus::Leased,
+                        lease: first + rights.len() as LeaseId,
+                        offset: block.slot().offset(),
+                        bytes: block.slot().len(),
+                        checksum: block.checksum().0,
+                    });
+                    rights.push(Some(Right::Read(block.clone())));
+                    return true;
                 }
             };
-            room -= 1;
-            let lease = state.next_lease();
-            answer.push(AcquiredBlock {
-                status: BlockStatus::Leased,
-                lease,
-                offset: block.slot().offset(),
-                bytes: block.slot().len(),
-                checksum: block.checksum().0,
-            });
-            if maps_memory {
-                self.counters.shm_leased_bytes.add(block.slot().len());
+            answer.push(AcquiredBlock::without(status));
+            false
+        });
+        let leased = rights.len();
+        if leased > 0 {
+            held.leases.grant(first, rights, expires_at);
+            self.lower_due(expires_at);
+            if held.maps_memory {
+                self.counters.shm_leased_bytes.add(bytes);
             }
-            state.leases.insert(lease, session, Right::Read(block), expires_at);
-            state.session(session)?.leases.insert(lease);
-            leased.push(key);
         }
-        state.touch(&leased);
+        drop(held);
+        if unused {
+            self.touch(session.namespace.id, &hashes[..leased]);
+        }
         answer.resize(hashes.len(), AcquiredBlock::without(BlockStatus::Skipped));
         Ok(answer)
     }
 
     /// Write leases on the blocks of a run that nobody has or makes.
+    #[allow(dead_code, reason = "for benches and tests")]
     pub(crate) fn reserve(
         &self,
         session: SessionId,
@@ -125,25 +128,49 @@ impl Tenant {
         hashes: &[SequenceHash],
         ttl: Duration,
     ) -> Result<Vec<ReservedBlock>, Refusal> {
+        self.reserve_to_keep(session, parent, hashes, ttl, Keep::default())
+    }
+
+    /// The same, saying how much the blocks will be worth.
+    pub(crate) fn reserve_to_keep(
+        &self,
+        session: SessionId,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+        ttl: Duration,
+        keep: Keep,
+    ) -> Result<Vec<ReservedBlock>, Refusal> {
         let mut state = self.lock();
         self.expire(&mut state);
         let state = &mut *state;
-        let open = state.session(session)?;
-        let namespace = open.namespace.clone();
-        let mut room = (LEASES_MAX as usize).saturating_sub(open.leases.len());
+        let session = self.session(session)?;
+        let namespace = &*session.namespace;
+        // Booked, so that others may lease in this session while room is made here.
+        let booked = {
+            let mut held = session.hold()?;
+            let booked = held.room().min(hashes.len());
+            held.booked += booked;
+            booked
+        };
+        let mut room = booked;
         let expires_at = self.expiry(ttl);
+        let first = self.lease_ids(hashes.len());
+        let mut rights = Vec::new();
         let mut answer = Vec::with_capacity(hashes.len());
         let mut parent = parent;
         // Whether the parent was reserved by this very call, and so hangs together with all before it.
         let mut rooted = false;
         for &hash in hashes {
             let key = BlockKey { namespace: namespace.id, hash };
-            let refused = match state.blocks.get(&key) {
-                Some(Entry::Sealed(_)) => Some(BlockStatus::AlreadyStored),
-                Some(Entry::Filling { .. }) => Some(BlockStatus::Filling),
-                None if !rooted && !state.is_rooted(key, parent) => Some(BlockStatus::NoParent),
+            let refused = self.table.with(&key, |found| match found {
+                Found::Sealed(_) => Some(BlockStatus::AlreadyStored),
+                Found::Filling => Some(BlockStatus::Filling),
+                Found::Missing => None,
+            });
+            let refused = match refused {
+                None if !rooted && !state.is_rooted(namespace, key, parent) => Some(BlockStatus::NoParent),
                 None if room == 0 => Some(BlockStatus::LeaseLimit),
-                None => None,
+                refused => refused,
             };
             if let Some(status) = refused {
                 answer.push(ReservedBlock::without(status));
@@ -162,19 +189,21 @@ impl Tenant {
                 break;
             };
             room -= 1;
-            let lease = state.next_lease();
             answer.push(ReservedBlock {
                 status: BlockStatus::Reserved,
-                lease,
+                lease: first + rights.len() as LeaseId,
                 offset: slot.offset(),
                 bytes: slot.len(),
             });
-            let block = Box::new(MutableBlock { key, parent, slot });
-            state.blocks.insert(key, Entry::Filling { parent });
-            state.leases.insert(lease, session, Right::Write(Some(block)), expires_at);
-            state.session(session)?.leases.insert(lease);
+            self.table.fill(key, parent);
+            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot, keep })))));
             (parent, rooted) = (Some(hash), true);
         }
+        let mut held = session.hold().expect("a session ends under the structural lock");
+        held.booked -= booked;
+        held.leases.grant(first, rights, expires_at);
+        self.lower_due(expires_at);
+        drop(held);
         answer.resize(hashes.len(), ReservedBlock::without(BlockStatus::Skipped));
         Ok(answer)
     }
@@ -185,90 +214,115 @@ impl Tenant {
         session: SessionId,
         blocks: &[(LeaseId, Checksum)],
     ) -> Result<Vec<BlockStatus>, Refusal> {
-        let namespace = self.namespace_of(session)?;
-        let commit = |&(lease, checksum): &(_, _)| self.commit_one(&namespace, session, lease, checksum);
+        let session = self.session(session)?;
+        let commit = |&(lease, checksum): &(_, _)| self.commit_one(&session, lease, checksum);
         let statuses = blocks.iter().map(commit).collect();
-        namespace.changed.notify_waiters();
+        session.namespace.changed.notify_waiters();
         Ok(statuses)
     }
 
-    fn commit_one(
-        &self,
-        namespace: &Namespace,
-        session: SessionId,
-        lease: LeaseId,
-        checksum: Checksum,
-    ) -> BlockStatus {
-        let Some(block) = self.take_write(session, lease) else {
+    fn commit_one(&self, session: &Session, lease: LeaseId, checksum: Checksum) -> BlockStatus {
+        let Some(block) = take_write(session, lease) else {
             return self.commit_late(session, lease, checksum);
         };
-        // The checksum is made outside the lock. The lease stays in its table meanwhile, without its block,
-        // so that expiry and the session's end see it.
+        // The checksum is made outside the locks. The lease stays with its session meanwhile, without its
+        // block, so that expiry and the session's end see it.
         let (key, parent) = (block.key, block.parent);
-        let bytes = block.slot.len();
-        let sealed = block.seal(checksum);
+        let sealed = block.seal(checksum).map_err(|(_, found)| {
+            tracing::warn!(client = session.name, block = %key.hash, %found, given = %checksum, "bytes differ from their checksum");
+            self.counters.checksum_failures.add(1);
+        });
+        self.conclude(session, lease, key, parent, sealed.ok())
+    }
+
+    /// Fills a reservation in this process and commits it. `fill` gives the checksum of what it put there.
+    pub(crate) fn fill(
+        &self,
+        session: SessionId,
+        lease: LeaseId,
+        fill: impl FnOnce(&mut [u8]) -> Checksum,
+    ) -> Result<BlockStatus, Refusal> {
+        let session = self.session(session)?;
+        let Some(mut block) = take_write(&session, lease) else { return Ok(BlockStatus::StaleLease) };
+        let checksum = fill(block.slot.bytes_mut());
+        self.counters.copied_bytes.add(block.slot.len());
+        let (key, parent) = (block.key, block.parent);
+        let sealed = CompleteBlock::verified(block, checksum);
+        let status = self.conclude(&session, lease, key, parent, Some(sealed));
+        session.namespace.changed.notify_waiters();
+        Ok(status)
+    }
+
+    /// Ends a reservation whose block was taken out: with a block that is sealed, or without.
+    fn conclude(
+        &self,
+        session: &Session,
+        lease: LeaseId,
+        key: BlockKey,
+        parent: Option<SequenceHash>,
+        sealed: Option<CompleteBlock>,
+    ) -> BlockStatus {
         let mut state = self.lock();
         let state = &mut *state;
-        let live = state.leases.remove(lease, session).is_some();
-        let Some(session) = state.sessions.get_mut(&session).filter(|_| live) else {
+        let live = session.hold().ok().and_then(|mut held| {
+            held.leases.remove(lease)?;
+            Some(held.maps_memory)
+        });
+        let Some(maps_memory) = live else {
             // Nobody else takes the trace of this block away: the lease had no block when it ended.
             state.forget_filling(key, parent);
             return BlockStatus::StaleLease;
         };
-        session.leases.remove(&lease);
-        let maps_memory = session.maps_memory;
-        let status = match sealed {
-            Ok(block) => match self.adopt(state, namespace, block) {
-                true => BlockStatus::Stored,
-                false => BlockStatus::NoParent,
-            },
-            Err((block, found)) => {
-                tracing::warn!(client = session.name, block = %key.hash, %found, given = %checksum, "bytes differ from their checksum");
-                self.counters.checksum_failures.add(1);
-                state.forget_filling(block.key, block.parent);
-                BlockStatus::ChecksumMismatch
-            }
+        let Some(block) = sealed else {
+            state.forget_filling(key, parent);
+            return BlockStatus::ChecksumMismatch;
         };
-        if status == BlockStatus::Stored && maps_memory {
+        let bytes = block.bytes();
+        if !self.adopt(state, &session.namespace, block) {
+            return BlockStatus::NoParent;
+        }
+        if maps_memory {
             self.counters.shm_committed_bytes.add(bytes);
         }
-        status
+        BlockStatus::Stored
     }
 
     /// A commit on a reservation that expired: nothing is stored, but the answer says what became of it.
-    fn commit_late(&self, session: SessionId, lease: LeaseId, checksum: Checksum) -> BlockStatus {
-        let state = self.lock();
-        let late = state.sessions.get(&session).and_then(|session| session.quarantine.get(&lease));
-        let late = late.and_then(|resting| match &resting.right {
-            Right::Write(block) => block.as_ref(),
+    fn commit_late(&self, session: &Session, lease: LeaseId, checksum: Checksum) -> BlockStatus {
+        let late = session.hold().ok().and_then(|held| match &held.quarantine.get(&lease)?.right {
+            Right::Write(block) => block.as_ref().map(|block| block.key),
             Right::Read(_) => None,
         });
-        match late.and_then(|block| state.blocks.get(&block.key).map(|entry| (block.key, entry))) {
-            Some((_, Entry::Sealed(first))) if first.checksum() == checksum => BlockStatus::AlreadyStored,
-            Some((key, Entry::Sealed(first))) => {
-                tracing::warn!(block = %key.hash, first = %first.checksum(), given = %checksum, "conflict: other bytes under one hash");
+        match late.and_then(|key| self.table.sealed(&key)) {
+            None => BlockStatus::StaleLease,
+            Some(first) if first.checksum() == checksum => BlockStatus::AlreadyStored,
+            Some(first) => {
+                tracing::warn!(
+                    block = %first.key().hash, first = %first.checksum(), given = %checksum,
+                    "conflict: other bytes under one hash"
+                );
                 self.counters.conflicts.add(1);
                 BlockStatus::Conflict
             }
-            _ => BlockStatus::StaleLease,
         }
     }
 
     /// Takes the block of a write lease out, to work on it outside the lock.
     pub(crate) fn take_write(&self, session: SessionId, lease: LeaseId) -> Option<MutableBlock> {
-        match &mut self.lock().leases.get_mut(lease, session)?.right {
-            Right::Write(block) => block.take().map(|block| *block),
-            Right::Read(_) => None,
-        }
+        take_write(&*self.session(session).ok()?, lease)
     }
 
     /// Puts a block back that `take_write` took; false when its lease ended meanwhile.
     pub(crate) fn put_write(&self, session: SessionId, lease: LeaseId, block: MutableBlock) -> bool {
-        let mut state = self.lock();
-        if let Some(lease) = state.leases.get_mut(lease, session) {
-            lease.right = Right::Write(Some(Box::new(block)));
+        let session = self.session(session);
+        if let Ok(session) = &session
+            && let Ok(mut held) = session.hold()
+            && let Some(Right::Write(place @ None)) = held.leases.get_mut(lease)
+        {
+            *place = Some(Box::new(block));
             return true;
         }
+        let mut state = self.lock();
         state.forget_filling(block.key, block.parent);
         if let Some(namespace) = state.namespaces.get(&block.key.namespace) {
             namespace.changed.notify_waiters();
@@ -278,7 +332,7 @@ impl Tenant {
 
     /// The block of a read lease.
     pub(crate) fn leased(&self, session: SessionId, lease: LeaseId) -> Option<ImmutableBlock> {
-        match &self.lock().leases.get_mut(lease, session)?.right {
+        match self.session(session).ok()?.hold().ok()?.leases.get_mut(lease)? {
             Right::Read(block) => Some(block.clone()),
             Right::Write(_) => None,
         }
@@ -286,7 +340,25 @@ impl Tenant {
 
     /// Gives reservations back.
     pub(crate) fn abort(&self, session: SessionId, leases: &[LeaseId]) -> Result<Vec<BlockStatus>, Refusal> {
-        self.end_leases(session, leases, |right| matches!(right, Right::Write(_)))
+        let mut state = self.lock();
+        let session = self.session(session)?;
+        let mut answer = vec![BlockStatus::StaleLease; leases.len()];
+        let mut aborted = Vec::new();
+        session.hold()?.leases.end(
+            leases,
+            |right| matches!(right, Right::Write(_)),
+            |at, right| {
+                answer[at] = BlockStatus::Ok;
+                aborted.push(right);
+            },
+        );
+        for right in &aborted {
+            forget_reservation(&mut state, right);
+        }
+        if !aborted.is_empty() {
+            session.namespace.changed.notify_waiters();
+        }
+        Ok(answer)
     }
 
     /// Gives read leases back.
@@ -295,39 +367,13 @@ impl Tenant {
         session: SessionId,
         leases: &[LeaseId],
     ) -> Result<Vec<BlockStatus>, Refusal> {
-        self.end_leases(session, leases, |right| matches!(right, Right::Read(_)))
-    }
-
-    fn end_leases(
-        &self,
-        session: SessionId,
-        leases: &[LeaseId],
-        fits: impl Fn(&Right) -> bool,
-    ) -> Result<Vec<BlockStatus>, Refusal> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let namespace = state.session(session)?.namespace.clone();
-        let mut answer = Vec::with_capacity(leases.len());
-        let mut aborted = false;
-        for &id in leases {
-            let known = state.leases.get_mut(id, session).is_some_and(|lease| fits(&lease.right));
-            if !known {
-                answer.push(BlockStatus::StaleLease);
-                continue;
-            }
-            let lease = state.leases.remove(id, session).expect("looked up above");
-            state.session(session)?.leases.remove(&id);
-            if let Right::Write(block) = lease.right {
-                aborted = true;
-                if let Some(block) = block {
-                    state.forget_filling(block.key, block.parent);
-                }
-            }
-            answer.push(BlockStatus::Ok);
-        }
-        if aborted {
-            namespace.changed.notify_waiters();
-        }
+        let session = self.session(session)?;
+        let mut answer = vec![BlockStatus::StaleLease; leases.len()];
+        session.hold()?.leases.end(
+            leases,
+            |right| matches!(right, Right::Read(_)),
+            |at, _| answer[at] = BlockStatus::Ok,
+        );
         Ok(answer)
     }
 
@@ -339,29 +385,39 @@ impl Tenant {
         all: bool,
         ttl: Duration,
     ) -> Result<Vec<BlockStatus>, Refusal> {
-        let mut state = self.lock();
-        self.expire(&mut state);
+        self.expire_due();
+        let session = self.session(session)?;
+        let mut held = session.hold()?;
+        held.expires_at = held.expires_at.max(self.clock.now() + self.limits.session_ttl);
         let expires_at = self.expiry(ttl);
-        let session_expires_at = self.clock.now() + self.limits.session_ttl;
-        let State { leases: table, sessions, .. } = &mut *state;
-        if let Some(open) = sessions.get_mut(&session) {
-            open.expires_at = open.expires_at.max(session_expires_at);
-            for &id in open.leases.iter().filter(|_| all) {
-                table.renew(id, session, expires_at);
-            }
+        if all {
+            held.leases.renew_all(expires_at);
         }
-        let answer = leases.iter().map(|&id| match table.renew(id, session, expires_at) {
+        let answer = leases.iter().map(|&id| match held.leases.renew(id, expires_at) {
             true => BlockStatus::Ok,
             false => BlockStatus::StaleLease,
         });
-        let answer = answer.collect();
-        state.session(session)?;
-        Ok(answer)
+        Ok(answer.collect())
     }
 
     /// When a lease that asks for `ttl` ends; zero asks for the longest there is.
     fn expiry(&self, ttl: Duration) -> Duration {
         let most = self.limits.lease_ttl_max;
         self.clock.now() + if ttl.is_zero() { most } else { ttl.min(most) }
+    }
+}
+
+/// Takes away the trace of a reservation that ended without a commit; that of one in work stays for who works
+/// on it, that of one at rest went before.
+pub(super) fn forget_reservation(state: &mut State, right: &Right) {
+    if let Right::Write(Some(block)) = right {
+        state.forget_filling(block.key, block.parent);
+    }
+}
+
+fn take_write(session: &Session, lease: LeaseId) -> Option<MutableBlock> {
+    match session.hold().ok()?.leases.get_mut(lease)? {
+        Right::Write(block) => block.take().map(|block| *block),
+        Right::Read(_) => None,
     }
 }

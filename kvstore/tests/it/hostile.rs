@@ -109,7 +109,7 @@ async fn settings_that_make_no_sense_are_refused_before_anything_starts() {
     check(|config| config.tenants.clear(), "at least one tenant").await;
     check(
         |config| {
-            config.tenants.push(TenantOptions { name: "b".into(), token: None, dram_bytes: 4096 });
+            config.tenants.push(TenantOptions { operator: false, ..config.tenants[0].clone() });
         },
         "share a name or a token",
     )

@@ -23,7 +23,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 
-use super::Policy;
+use super::upcoming::peel;
+use super::{Policy, Weight};
+
+/// Numbers of uses have this bit; those of demoted blocks do not, and so are older than any use.
+const USED: u64 = 1 << 63;
 
 /// Least recently used first, tails before what they stand on. `H` hashes the keys: where these are uniform
 /// hashes already, a hasher that passes them through saves most of a touch.
@@ -61,7 +65,7 @@ impl<K, H> fmt::Debug for TailFirstLru<K, H> {
 impl<K: Copy + Eq + Hash, H: BuildHasher + Default> TailFirstLru<K, H> {
     /// A policy that knows no block.
     pub fn new() -> Self {
-        Self { blocks: HashMap::default(), tails: BTreeMap::new(), resident: 0, next_use: 0 }
+        Self { blocks: HashMap::default(), tails: BTreeMap::new(), resident: 0, next_use: USED }
     }
 }
 
@@ -74,12 +78,16 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> Default for TailFirstLru<K, 
 impl<K: Copy + Eq + Hash, H: BuildHasher> TailFirstLru<K, H> {
     /// Numbers a use of a resident block.
     fn renew(&mut self, key: K) {
+        self.renumber(key, self.next_use);
+    }
+
+    fn renumber(&mut self, key: K, number: u64) {
         let Some(block) = self.blocks.get_mut(&key) else { return };
         let Some(last_use) = &mut block.last_use else { return };
-        let before = std::mem::replace(last_use, self.next_use);
+        let before = std::mem::replace(last_use, number);
         if block.children == 0 {
             self.tails.remove(&before);
-            self.tails.insert(self.next_use, key);
+            self.tails.insert(number, key);
         }
         self.next_use += 1;
     }
@@ -108,9 +116,9 @@ impl<K: Copy + Eq + Hash, H: BuildHasher> TailFirstLru<K, H> {
 impl<K, H> Policy<K> for TailFirstLru<K, H>
 where
     K: Copy + Eq + Hash + Send,
-    H: BuildHasher + Send,
+    H: BuildHasher + Default + Send,
 {
-    fn insert(&mut self, key: K, parent: Option<K>) {
+    fn insert(&mut self, key: K, parent: Option<K>, _weight: Weight) {
         let block = self.blocks.entry(key).or_insert_with(Block::absent);
         if block.last_use.is_some() {
             self.renew(key);
@@ -160,6 +168,30 @@ where
             }
             self.renew(key);
         }
+    }
+
+    fn demote(&mut self, key: K) {
+        self.renumber(key, self.next_use & !USED);
+    }
+
+    fn upcoming(&self, blocks: usize) -> Vec<K> {
+        let children = |key: &K| self.blocks.get(key).map_or(0, |block| block.children);
+        let above = |key: &K| {
+            let parent = self.blocks.get(key)?.parent?;
+            Some((self.blocks.get(&parent)?.last_use?, parent))
+        };
+        let tails = self.tails.iter().map(|(last_use, key)| (*last_use, *key));
+        peel::<K, _, H>(blocks, tails, children, above)
+    }
+
+    fn set_capacity(&mut self, _blocks: usize) {}
+
+    fn contains(&self, key: &K) -> bool {
+        self.blocks.get(key).is_some_and(|block| block.last_use.is_some())
+    }
+
+    fn parent(&self, key: &K) -> Option<K> {
+        self.blocks.get(key)?.parent
     }
 
     fn len(&self) -> usize {

@@ -1,0 +1,79 @@
+//! `kelvin store` without a subcommand: runs the block store.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use kelvin_kvstore::server::{self, Listening, ServerConfig};
+
+use super::places::Places;
+use super::rules::Rules;
+use crate::ready;
+use crate::shutdown::Shutdown;
+use crate::values::{self, Size};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Address of the gRPC KV API; port 0 takes a free one
+    #[arg(long, env = "KELVIN_STORE_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:7440", value_parser = values::loopback)]
+    listen: SocketAddr,
+
+    /// Address of the metrics and admin pages over HTTP [default: none]
+    #[arg(long, env = "KELVIN_STORE_ADMIN_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
+    admin_listen: Option<SocketAddr>,
+
+    /// Unix socket over which processes of this host get at the blocks without a copy; without it, all
+    /// bytes go through gRPC [default: none]
+    #[arg(long, env = "KELVIN_STORE_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Memory for blocks; above it, the blocks least recently used are evicted
+    #[arg(long, env = "KELVIN_STORE_DRAM", value_name = "SIZE", default_value_t = Size(1 << 30))]
+    dram: Size,
+
+    /// Bearer token that clients must bring; better given by the variable than by the flag [default: none]
+    #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// A client that is silent for this long loses its session and every lease of it
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    session_ttl: Duration,
+
+    /// Longest time a lease lasts without being renewed
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
+    lease_ttl_max: Duration,
+
+    #[command(flatten)]
+    places: Places,
+
+    #[command(flatten)]
+    rules: Rules,
+}
+
+/// Runs until a signal.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let drain = Shutdown::listen_and_exit()?;
+    let secret = args.rules.secret()?;
+    let tiers = args.rules.on(args.places.tiers());
+    let mut config = ServerConfig {
+        listen: args.listen,
+        admin_listen: args.admin_listen,
+        socket: args.socket,
+        session_ttl: args.session_ttl,
+        lease_ttl_max: args.lease_ttl_max,
+        secret,
+        tiers,
+        ..ServerConfig::new(args.dram.0)
+    };
+    config.tenants[0].token = args.token;
+    let ready = |at: Listening| {
+        let facts = [
+            ("listen", Some(at.grpc.to_string())),
+            ("admin", at.admin.map(|admin| admin.to_string())),
+            ("socket", at.socket.map(|socket| socket.display().to_string())),
+        ];
+        ready::say("store", facts);
+    };
+    server::serve(config, ready, drain).await.context("run the store")
+}
