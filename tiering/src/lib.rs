@@ -6,6 +6,8 @@
 
 mod device;
 mod dram;
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 mod nvme;
 mod object;
@@ -18,11 +20,11 @@ pub use memory::{Arena, MemoryError};
 pub use nvme::{
     DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
 };
-pub use policy::{
-    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
-};
 pub use object::{
     BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
     PACK_BYTES_MAX, PACK_ENTRIES_MAX, PackEntry, PackError, PackId, PackIdError, PackInfo, PackStore,
     ReadFailure,
+};
+pub use policy::{
+    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
 };
