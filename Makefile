@@ -52,6 +52,7 @@ doc-test: tools
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
+	"$(BIN)/kelvin-bench" core --smoke
 	"$(BIN)/kelvin-bench" index --smoke
 	"$(BIN)/kelvin-bench" restart --smoke
 

@@ -9,6 +9,7 @@ mod dram;
 #[doc(hidden)]
 pub mod fuzzing;
 mod memory;
+pub mod mover;
 mod nvme;
 mod object;
 mod policy;
@@ -18,7 +19,8 @@ pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
 pub use nvme::{
-    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
+    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeProbe,
+    NvmeRate, NvmeSlot,
 };
 pub use object::{
     BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
@@ -26,5 +28,6 @@ pub use object::{
     ReadFailure,
 };
 pub use policy::{
-    Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+    Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why,
+    build as build_policy,
 };

@@ -18,9 +18,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     subject: Subject,
 
-    /// Only copies in these tiers: dram, nvme, object [default: all]
+    /// Only copies in these tiers: nvme, object [default: both]
     #[arg(long, value_name = "TIER", value_delimiter = ',', value_parser = tier_of_name)]
     tier: Vec<Tier>,
+
+    /// Read at most so much a second from NVMe, not to slow a running store down [default: no bound]
+    #[arg(long, value_name = "SIZE", conflicts_with = "data")]
+    rate: Option<Size>,
 
     /// Print one JSON object when done, instead of words
     #[arg(long)]
@@ -37,8 +41,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => {
             let client = args.subject.store.connect().await?;
             let tiers = args.tier.iter().map(|tier| super::ranges::wire(*tier).into()).collect();
-            let mut messages =
-                client.verify(v1::VerifyRequest { tiers }).await.context("verify the store")?;
+            let bytes_per_second_max = args.rate.map_or(0, |rate| rate.0);
+            let request = v1::VerifyRequest { tiers, bytes_per_second_max };
+            let mut messages = client.verify(request).await.context("verify the store")?;
             while !progress.last.done {
                 let message = messages.message().await.context("the store went away")?;
                 let Some(message) = message else { bail!("the store ended the check before its end") };

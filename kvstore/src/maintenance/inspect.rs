@@ -101,5 +101,6 @@ fn file_of(file: NvmeFile, used_bytes: u64) -> StoreFile {
         direct: file.direct,
         engine: file.engine.to_string(),
         health: health.into(),
+        ..Default::default()
     }
 }
