@@ -202,6 +202,16 @@ impl NvmeDevice {
     }
 }
 
+/// Decodes any bytes as a header page. For fuzzing.
+pub fn decode_any(bytes: &[u8]) {
+    let mut page = [0; header::PAGE_BYTES as usize];
+    let count = bytes.len().min(page.len());
+    page[..count].copy_from_slice(&bytes[..count]);
+    if let Ok(header) = header::Header::decode(&page) {
+        assert_eq!(header::Header::decode(&header.encode()), Ok(header));
+    }
+}
+
 fn stopped(action: &'static str) -> DeviceError {
     DeviceError::Io { action, source: std::io::Error::other("the engine stopped") }
 }
