@@ -13,6 +13,7 @@ mod machine;
 mod prompts;
 mod recorder;
 mod report;
+mod restart;
 mod reuse;
 mod serve;
 
@@ -32,6 +33,7 @@ struct Cli {
 enum Workload {
     Core(core::Args),
     Index(index::Args),
+    Restart(restart::Args),
     Serve(serve::Args),
 }
 
@@ -61,6 +63,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
         match cli.workload {
             Workload::Core(args) => core::run(&args).map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
+            Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
         }
     })

@@ -18,21 +18,31 @@ const STREAM_BYTES_MIN: usize = 64 << 10;
 /// # Panics
 /// When the lengths differ.
 pub fn copy_checksummed(source: &[u8], target: &mut [u8]) -> Checksum {
-    assert_eq!(source.len(), target.len(), "copy between slices of one length");
-    let past_caches = source.len() >= STREAM_BYTES_MIN;
     let mut hasher = Hasher::new();
-    for (from, to) in source.chunks(PIECE_BYTES).zip(target.chunks_mut(PIECE_BYTES)) {
-        hasher.update(from);
+    hasher.copy(source, target);
+    hasher.finish()
+}
+
+impl Hasher {
+    /// Copies `source` over `target` and adds it: [`copy_checksummed`] for bytes that come in pieces.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy(&mut self, source: &[u8], target: &mut [u8]) {
+        assert_eq!(source.len(), target.len(), "copy between slices of one length");
+        let past_caches = source.len() >= STREAM_BYTES_MIN;
+        for (from, to) in source.chunks(PIECE_BYTES).zip(target.chunks_mut(PIECE_BYTES)) {
+            self.update(from);
+            if past_caches {
+                stream::copy(from, to);
+            } else {
+                to.copy_from_slice(from);
+            }
+        }
         if past_caches {
-            stream::copy(from, to);
-        } else {
-            to.copy_from_slice(from);
+            stream::settle();
         }
     }
-    if past_caches {
-        stream::settle();
-    }
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -44,10 +54,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn copies_and_hashes_like_the_two_steps(source in prop::collection::vec(any::<u8>(), 0..80_000)) {
+        fn copies_and_hashes_like_the_two_steps(
+            source in prop::collection::vec(any::<u8>(), 0..90_000), piece in 1usize..80_000,
+        ) {
             let mut target = vec![0; source.len()];
             prop_assert_eq!(copy_checksummed(&source, &mut target), checksum(&source));
-            prop_assert_eq!(target, source);
+            prop_assert_eq!(&target, &source);
+
+            let (mut pieces, mut hasher) = (vec![0; source.len()], Hasher::new());
+            for (from, to) in source.chunks(piece).zip(pieces.chunks_mut(piece)) {
+                hasher.copy(from, to);
+            }
+            prop_assert_eq!(hasher.finish(), checksum(&source));
+            prop_assert_eq!(pieces, source);
         }
     }
 

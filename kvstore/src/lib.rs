@@ -15,6 +15,8 @@ pub mod client;
 mod hash;
 mod index;
 #[cfg(feature = "server")]
+pub mod insight;
+#[cfg(feature = "server")]
 mod random;
 #[cfg(feature = "server")]
 pub mod server;

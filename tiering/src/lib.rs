@@ -8,6 +8,7 @@ mod device;
 mod dram;
 mod memory;
 mod nvme;
+mod object;
 mod policy;
 pub mod testing;
 
@@ -19,4 +20,9 @@ pub use nvme::{
 };
 pub use policy::{
     Attributes, Order, Policy, PolicyKind, TailFirstLru, UnknownPolicy, Weight, Why, build as build_policy,
+};
+pub use object::{
+    BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
+    PACK_BYTES_MAX, PACK_ENTRIES_MAX, PackEntry, PackError, PackId, PackIdError, PackInfo, PackStore,
+    ReadFailure,
 };

@@ -13,6 +13,7 @@ use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, WriteBatch, WriteOption
 use super::{
     CatalogError, FilesFound, NamespaceId, NamespaceRecord, Opened, PackRecord, Record, Start,
     bytes::{seal, unseal},
+    error::is_busy,
     files::{FILES_MAX, FileTable},
     home::{self, FORMAT, Lock, Mark, Refused},
     pack, record,
@@ -395,16 +396,12 @@ impl Catalog {
     /// A write failed. RocksDB then refuses all others until it is opened again, which comes with the next use.
     fn failed(&self, context: &'static str, source: rocksdb::Error) -> CatalogError {
         self.writes_failed.fetch_add(1, Ordering::Relaxed);
-        match source.kind() {
-            // It would have had to wait.
-            ErrorKind::Incomplete | ErrorKind::Busy | ErrorKind::TryAgain => {}
-            kind => {
-                tracing::warn!(error = %source, "{context}");
-                if kind == ErrorKind::Corruption {
-                    home::flag_damage(&self.dir);
-                }
-                *self.database.write() = None;
+        if !is_busy(&source) {
+            tracing::warn!(error = %source, "{context}");
+            if source.kind() == ErrorKind::Corruption {
+                home::flag_damage(&self.dir);
             }
+            *self.database.write() = None;
         }
         CatalogError::Database { context, source }
     }

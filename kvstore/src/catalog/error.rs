@@ -86,7 +86,18 @@ impl CatalogError {
         }
     }
 
+    /// Whether it was refused only because RocksDB's background work is behind.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if is_busy(source))
+    }
+
     pub(super) fn database(context: &'static str) -> impl FnOnce(rocksdb::Error) -> Self {
         move |source| Self::Database { context, source }
     }
+}
+
+/// It would have had to wait.
+pub(super) fn is_busy(error: &rocksdb::Error) -> bool {
+    use rocksdb::ErrorKind::{Busy, Incomplete, TryAgain};
+    matches!(error.kind(), Incomplete | Busy | TryAgain)
 }

@@ -14,7 +14,7 @@ pub(super) const FAMILIES: [&str; 4] = [FACTS, NAMESPACES, BLOCKS, PACKS];
 
 /// The log is cut here: a restart after a crash replays at most this much, 150,000 blocks in about 0.15 s.
 pub const WAL_BYTES_MAX: u64 = 16 << 20;
-/// Two a family may be full at once.
+/// Three of them may wait to be written out before a write is refused.
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
 /// Blocks are read once, in order: a cache would only hold what is not asked for again.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -73,7 +73,7 @@ fn family(name: &str, cache: &Cache) -> Options {
         BLOCKS | PACKS => WRITE_BUFFER_BYTES,
         _ => 1 << 20,
     });
-    options.set_max_write_buffer_number(3);
+    options.set_max_write_buffer_number(4);
     options.set_target_file_size_base(TABLE_BYTES);
     options.set_max_bytes_for_level_base(4 * TABLE_BYTES);
     options.set_level_compaction_dynamic_level_bytes(true);

@@ -1,5 +1,6 @@
 //! What equal-shaped blocks share: the hash key, the radix index, the event log.
 
+use crossbeam::utils::CachePadded;
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
@@ -18,8 +19,9 @@ pub(crate) struct Namespace {
     pub(crate) events: EventLog,
     /// Wakes those who wait for a block being filled, at every commit and abort.
     pub(crate) changed: Notify,
-    pub(crate) match_blocks: Counter,
-    pub(crate) hit_blocks: Counter,
+    // Written by every match, so apart from what every match reads.
+    pub(crate) match_blocks: CachePadded<Counter>,
+    pub(crate) hit_blocks: CachePadded<Counter>,
 }
 
 impl Namespace {
@@ -31,8 +33,8 @@ impl Namespace {
             index: RadixIndex::new(),
             events: EventLog::new(),
             changed: Notify::new(),
-            match_blocks: Counter::default(),
-            hit_blocks: Counter::default(),
+            match_blocks: CachePadded::default(),
+            hit_blocks: CachePadded::default(),
         }
     }
 

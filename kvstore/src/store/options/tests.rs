@@ -167,7 +167,10 @@ fn rules_are_about_tiers_there_are() {
     let quota = |tier, model: &str, bytes| Quota { tier, model: model.into(), bytes };
     type Change<'a> = &'a dyn Fn(&mut TierOptions);
     let cases: [(Change, &str); 8] = [
-        (&|options| drop(options.policies.insert(Tier::Object, PolicyKind::ALL[0])), "give --object too"),
+        (
+            &|options| options.policies = BTreeMap::from([(Tier::Object, PolicyKind::ALL[0])]),
+            "give --object too",
+        ),
         (&|options| options.admission = 99, "give at most 15"),
         (&|options| options.quotas = vec![quota(Tier::Object, "m", 1)], "give --object too"),
         (&|options| options.quotas = vec![quota(Tier::Dram, "m", 2 * GIB)], "more than the tier has, 1GiB"),
