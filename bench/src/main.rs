@@ -16,6 +16,7 @@ mod report;
 mod restart;
 mod reuse;
 mod serve;
+mod tiers;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ enum Workload {
     Index(index::Args),
     Restart(restart::Args),
     Serve(serve::Args),
+    Tiers(tiers::Args),
 }
 
 /// As shells have it: 128 + SIGINT.
@@ -65,6 +67,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
             Workload::Index(args) => index::run(&args).map(Some),
             Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
+            Workload::Tiers(args) => tiers::run(args).await,
         }
     })
 }

@@ -17,6 +17,8 @@ mod index;
 #[cfg(feature = "server")]
 pub mod insight;
 #[cfg(feature = "server")]
+pub mod maintenance;
+#[cfg(feature = "server")]
 mod random;
 #[cfg(feature = "server")]
 pub mod server;
@@ -27,8 +29,8 @@ mod transport;
 
 #[cfg(feature = "client")]
 pub use client::{
-    Acquired, Client, ClientOptions, Match, Namespace, ReadLease, Reserved, Transport, WriteLease, prefix,
-    prefix_up_to,
+    Acquired, Client, ClientOptions, Keep, Match, Namespace, ReadLease, Reserved, Transport, WriteLease,
+    prefix, prefix_up_to,
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{

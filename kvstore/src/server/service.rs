@@ -53,7 +53,7 @@ impl Service {
     /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
     async fn acquire_waiting(
         &self,
-        tenant: &Tenant,
+        tenant: &Arc<Tenant>,
         session: u64,
         hashes: &[SequenceHash],
         wait: Duration,
@@ -65,6 +65,11 @@ impl Service {
             // Registered before the look, so that a commit between look and wait is not missed.
             let mut changed = std::pin::pin!(namespace.changed.notified());
             changed.as_mut().enable();
+            // What has to come from a colder tier is held until it is leased.
+            let _onboarded = match tenant.cold_prefix(&namespace, hashes) {
+                Some(blocks) => tenant.onboard(&namespace, &hashes[..blocks]).await,
+                None => Vec::new(),
+            };
             let blocks = tenant.acquire(session, hashes, ttl)?;
             let filling = blocks.first().is_some_and(|block| block.status == v1::BlockStatus::Filling);
             if !filling || wait.is_zero() {
@@ -113,7 +118,7 @@ impl KvService for Service {
                 leases_max: crate::store::LEASES_MAX,
                 wait_ms_max: WAIT_MAX.as_millis() as u64,
                 lease_ttl_ms_max: tenant.lease_ttl_max().as_millis() as u64,
-                pins_max: 4096,
+                pins_max: crate::store::PINS_MAX,
             }),
             incarnation: self.store.incarnation(),
         }))
@@ -126,16 +131,20 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let hashes = convert::prefix(message.prefix, &namespace)?;
-        let blocks = tenant.longest_prefix(&namespace, &hashes);
+        let found = tenant.match_prefix(&namespace, &hashes);
+        let blocks = found.len();
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        if let Some(first) = hashes.get(blocks + filling) {
+            tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
+        }
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
-            tiers: vec![v1::Tier::Dram.into(); blocks],
+            tiers: found.iter().map(|holders| convert::hottest(*holders).into()).collect(),
             restorable_tokens: (1..=blocks as u64).map(|block| block * block_tokens).collect(),
             filling_blocks: filling as u32,
-            loads: Vec::new(),
+            loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
         }))
     }
 
@@ -159,8 +168,9 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let hashes = convert::hashes(&message.hashes)?;
         let parent = convert::parent(&message.parent)?;
-        let blocks =
-            tenant.reserve(message.session_id, parent, &hashes, convert::ttl(message.lease_ttl_ms))?;
+        let ttl = convert::ttl(message.lease_ttl_ms);
+        let keep = convert::keep(message.priority, message.block_ttl_ms, tenant.now())?;
+        let blocks = tenant.reserve_to_keep(message.session_id, parent, &hashes, ttl, keep)?;
         let leases = blocks.into_iter().map(convert::write_lease).collect();
         Ok(Response::new(v1::ReserveResponse { leases }))
     }
@@ -257,22 +267,22 @@ impl KvService for Service {
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::prefetch(&tenant, message)?))
+        Ok(Response::new(ranges::prefetch(tenant, message).await?))
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::pin(&tenant, message)?))
+        Ok(Response::new(ranges::pin(tenant, message).await?))
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::unpin(&tenant, message)?))
+        Ok(Response::new(ranges::unpin(tenant, message).await?))
     }
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::evict(&tenant, message)?))
+        Ok(Response::new(ranges::evict(tenant, message).await?))
     }
 
     async fn end_session(
@@ -280,7 +290,7 @@ impl KvService for Service {
         request: Request<v1::EndSessionRequest>,
     ) -> Result<Response<v1::EndSessionResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::end_session(&tenant, message)?))
+        Ok(Response::new(ranges::end_session(tenant, message).await?))
     }
 
     async fn explain(
@@ -288,7 +298,7 @@ impl KvService for Service {
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::explain(&tenant, message)?))
+        Ok(Response::new(ranges::explain(tenant, message).await?))
     }
 
     async fn inspect(

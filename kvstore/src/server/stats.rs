@@ -2,7 +2,11 @@
 
 use kelvin_proto::kv::v1;
 
-use crate::store::{Store, Tenant};
+use super::ranges::miss_reason;
+use crate::{
+    insight::Reason,
+    store::{Store, Tenant},
+};
 
 /// What one tenant sees.
 pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
@@ -48,6 +52,25 @@ pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
         copied_bytes: counters.copied_bytes.get(),
         damaged_blocks: counters.damaged_blocks.get(),
         parked_slots: survey.parked_slots,
-        ..Default::default()
+        pins: Some(pins(tenant)),
+        misses: misses(tenant),
     }
+}
+
+fn pins(tenant: &Tenant) -> v1::PinStats {
+    let pins = tenant.pin_survey();
+    v1::PinStats {
+        soft: pins.soft,
+        hard: pins.hard,
+        blocks: pins.blocks,
+        bytes: pins.bytes,
+        expired: pins.expired,
+    }
+}
+
+/// Those that there were.
+fn misses(tenant: &Tenant) -> Vec<v1::MissStats> {
+    let counts = Reason::ALL.iter().map(|&reason| (reason, tenant.counters().misses[reason as usize].get()));
+    let some = counts.filter(|(_, blocks)| *blocks > 0);
+    some.map(|(reason, blocks)| v1::MissStats { reason: miss_reason(reason).into(), blocks }).collect()
 }

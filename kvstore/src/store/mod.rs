@@ -25,9 +25,12 @@ mod block;
 mod clock;
 mod counters;
 mod events;
+mod explain;
 mod lease;
 mod namespace;
 mod options;
+mod pins;
+mod ranges;
 mod registry;
 mod room;
 mod session;
@@ -36,18 +39,24 @@ mod table;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod tiers;
 mod touches;
 mod verbs;
 
+pub(crate) use block::Keep;
 pub(crate) use block::{ImmutableBlock, MutableBlock};
 #[cfg(test)]
 pub(crate) use clock::ManualClock;
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use counters::Counters;
 pub(crate) use events::{Event, EventKind};
+pub(crate) use explain::{Explanation, What};
 pub(crate) use lease::LeaseId;
 pub(crate) use namespace::Namespace;
+pub(crate) use options::show;
 pub use options::{NvmeSpace, ObjectSpace, Offload, PolicyKind, Quota, TierOptions, tier_name, tier_of_name};
+pub(crate) use pins::PINS_MAX;
+pub(crate) use ranges::Range;
 pub use registry::TenantOptions;
 pub(crate) use registry::{Store, StoreOptions};
 pub(crate) use tenant::{BlockKey, LEASES_MAX, SessionId, Tenant};

@@ -277,6 +277,11 @@ impl Table {
 
     /// What `look` gives for each sealed block that nobody else holds.
     pub(super) fn unleased<T>(&self, mut look: impl FnMut(&ImmutableBlock) -> Option<T>) -> Vec<T> {
+        self.each_sealed(|block| if block.is_leased() { None } else { look(block) })
+    }
+
+    /// What `look` gives for each sealed block. Called under a run's lock: `look` must not call the table.
+    pub(super) fn each_sealed<T>(&self, mut look: impl FnMut(&ImmutableBlock) -> Option<T>) -> Vec<T> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let places: Vec<(SequenceHash, Place)> =
@@ -285,7 +290,6 @@ impl Table {
                 if let Some(Slot { hash: there, entry: Entry::Sealed(block) }) =
                     place.run.blocks.lock().get(place.at as usize)
                     && *there == hash
-                    && !block.is_leased()
                 {
                     found.extend(look(block));
                 }

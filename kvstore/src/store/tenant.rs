@@ -28,19 +28,20 @@ use std::{
 
 use crossbeam::utils::CachePadded;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, PolicyKind, Usage};
+use kelvin_tiering::{Device, DramPool, DramSlot, Tier, Usage};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Clock, Counters, Namespace,
+    Clock, Counters, Namespace, Quota, TierOptions,
     lease::Right,
     session::{Ended, Resting, Session, Sessions, unknown_session},
     state::State,
     table::Table,
+    tiers::Below,
     touches::{RUN_KEYS_MAX, Touches},
     verbs::forget_reservation,
 };
-use crate::{NamespaceKey, SequenceHash};
+use crate::{NamespaceKey, SequenceHash, catalog::namespace_id, insight::Explainer};
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
@@ -92,8 +93,14 @@ pub(crate) struct Tenant {
     /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
     /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
     due: AtomicU64,
+    /// Why blocks went.
+    gone: Arc<Explainer>,
+    /// Of DRAM.
+    quotas: Vec<Quota>,
     /// The structural lock.
     state: CachePadded<Mutex<State>>,
+    /// What it offers to, and has of, the tiers below DRAM.
+    pub(super) below: Below,
 }
 
 impl Tenant {
@@ -103,9 +110,12 @@ impl Tenant {
         pool: DramPool,
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
+        tiers: &TierOptions,
     ) -> Self {
         let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
-        let state = State::new(table.clone(), touches.clone(), pool.clone(), PolicyKind::default());
+        let policy = tiers.policies.get(&Tier::Dram).copied().unwrap_or_default();
+        let state = State::new(table.clone(), touches.clone(), clock.clone(), pool.clone(), policy);
+        let quotas = tiers.quotas.iter().filter(|quota| quota.tier == Tier::Dram).cloned().collect();
         Self {
             name,
             secret,
@@ -119,6 +129,9 @@ impl Tenant {
             sessions: Sessions::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            gone: Arc::default(),
+            quotas,
+            below: Below::default(),
         }
     }
 
@@ -136,6 +149,11 @@ impl Tenant {
 
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
+    }
+
+    /// The store's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     pub(crate) fn lease_ttl_max(&self) -> Duration {
@@ -181,7 +199,7 @@ impl Tenant {
         }
         if state.namespaces.len() >= NAMESPACES_MAX {
             let open: HashSet<u64> = self.sessions.all().iter().map(|session| session.namespace.id).collect();
-            state.namespaces.retain(|id, known| open.contains(id) || !known.index.is_empty());
+            state.retain_namespaces(|known| open.contains(&known.id) || !known.index.is_empty());
             if state.namespaces.len() >= NAMESPACES_MAX {
                 return Err(Refusal::new(
                     Reason::Exhausted,
@@ -190,7 +208,7 @@ impl Tenant {
             }
         }
         let key = NamespaceKey::derive(&self.secret, &self.name, &spec.canonical());
-        let id = u64::from_le_bytes(crate::random::bytes());
+        let persistent = namespace_id(&self.secret, &self.name, &spec);
         tracing::info!(
             tenant = self.name,
             model = spec.model,
@@ -198,15 +216,30 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(id, spec, key));
-        state.namespaces.insert(id, namespace.clone());
+        let namespace = Arc::new(Namespace::new(persistent, spec, key, self.gone.clone()));
+        if let Some(quota) = self.quotas.iter().find(|quota| quota.model == namespace.spec.model) {
+            let slot_bytes = DramSlot::slot_bytes_for(namespace.spec.block_bytes);
+            state.set_quota(namespace.id, slot_bytes, quota.bytes);
+        }
+        state.namespaces.insert(namespace.id, namespace.clone());
+        self.below.opened(&self.name, &namespace);
         Ok(namespace)
+    }
+
+    /// A namespace of an earlier start.
+    pub(super) fn restore_namespace(&self, spec: NamespaceSpec) -> Result<Arc<Namespace>, Refusal> {
+        self.namespace_for(&mut self.lock(), spec)
     }
 
     /// A namespace by its id.
     pub(crate) fn namespace(&self, id: u64) -> Result<Arc<Namespace>, Refusal> {
         let found = self.lock().namespaces.get(&id).cloned();
         found.ok_or_else(|| Refusal::invalid(format!("namespace {id} is not known; Stats lists them")))
+    }
+
+    /// All namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.lock().namespaces.values().cloned().collect()
     }
 
     /// An open session, or a refusal that makes its client open it again.
@@ -259,6 +292,9 @@ impl Tenant {
         let mut state = self.lock();
         self.expire(&mut state);
         state.settle();
+        self.drop_expired(&mut state);
+        let now = self.clock.now();
+        state.namespaces.values().for_each(|namespace| namespace.pins.expire(now));
     }
 
     /// Ends what time has run out for, if there may be anything. Takes the structural lock then only.

@@ -9,8 +9,8 @@ use kelvin_kernels::Checksum;
 use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
-    BlockKey, ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant, block::CompleteBlock,
-    lease::Right, session::Session, state::State, table::Found,
+    BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
+    block::CompleteBlock, lease::Right, session::Session, state::State, table::Found,
 };
 use crate::SequenceHash;
 
@@ -120,12 +120,25 @@ impl Tenant {
     }
 
     /// Write leases on the blocks of a run that nobody has or makes.
+    #[allow(dead_code, reason = "for benches and tests")]
     pub(crate) fn reserve(
         &self,
         session: SessionId,
         parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
         ttl: Duration,
+    ) -> Result<Vec<ReservedBlock>, Refusal> {
+        self.reserve_to_keep(session, parent, hashes, ttl, Keep::default())
+    }
+
+    /// The same, saying how much the blocks will be worth.
+    pub(crate) fn reserve_to_keep(
+        &self,
+        session: SessionId,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+        ttl: Duration,
+        keep: Keep,
     ) -> Result<Vec<ReservedBlock>, Refusal> {
         let mut state = self.lock();
         self.expire(&mut state);
@@ -182,7 +195,7 @@ impl Tenant {
                 bytes: slot.len(),
             });
             self.table.fill(key, parent);
-            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot })))));
+            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot, keep })))));
             (parent, rooted) = (Some(hash), true);
         }
         let mut held = session.hold().expect("a session ends under the structural lock");

@@ -3,6 +3,8 @@
 mod harness;
 mod hostile;
 mod inline;
+mod keep;
+mod ranges;
 mod restart;
 mod shared_memory;
 mod watch;

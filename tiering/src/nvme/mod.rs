@@ -23,6 +23,7 @@ mod header;
 mod health;
 mod options;
 mod pool;
+mod probe;
 mod request;
 mod ring;
 mod slot;
@@ -52,6 +53,7 @@ use self::{
 pub use self::{
     health::DeviceHealth,
     options::{NvmeEngine, NvmeError, NvmeOptions, NvmePath},
+    probe::{NvmeProbe, NvmeRate},
     slot::{NvmeAddress, NvmeSlot},
 };
 use crate::{Device, DeviceError, Tier, Usage};

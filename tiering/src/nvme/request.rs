@@ -48,7 +48,8 @@ pub(super) struct Request {
     write_ok: AtomicBool,
     /// From `Box::into_raw`; taken when the request is settled or dropped.
     payload: Option<NonNull<dyn Payload>>,
-    _queued: OwnedSemaphorePermit,
+    /// Its place in a queue, given up before the answer.
+    queued: Option<OwnedSemaphorePermit>,
 }
 
 // SAFETY: the payload is `Send` (the constructors ask for it), and the memory is the payload's own, reached
@@ -147,7 +148,7 @@ impl Request {
             bytes,
             write_ok: AtomicBool::new(false),
             payload: Some(payload),
-            _queued: queued,
+            queued: Some(queued),
         }
     }
 
@@ -225,6 +226,7 @@ impl Request {
     /// Answers it. The kernel must be done with it.
     pub(super) fn settle(mut self, result: io::Result<()>) {
         let write_ok = self.write_ok.load(Relaxed);
+        self.queued = None;
         if let Some(payload) = self.payload.take() {
             // SAFETY: from `Box::into_raw`, and taken once.
             unsafe { Box::from_raw(payload.as_ptr()) }.settle(result, write_ok);

@@ -143,7 +143,8 @@ impl Fault {
 
     /// The HTTP status is only in the text; what has none did not get that far.
     fn of_generic(error: &object_store::Error) -> Self {
-        let text = brief(&chain(error));
+        let whole = chain(error);
+        let text = brief(&whole);
         let mut source = error.source();
         while let Some(error) = source {
             match error.downcast_ref::<HttpError>().map(HttpError::kind) {
@@ -182,9 +183,15 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Servers answer with pages; a line is enough.
+/// Servers answer with pages; a line is enough, and where they give a code, that and its message.
 fn brief(text: &str) -> String {
     const CHARS_MAX: usize = 300;
+    let tag = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(value, _)| value)
+    };
+    let said = tag("Code").map(|code| format!("{code} {}", tag("Message").unwrap_or_default()));
+    let text = said.as_deref().unwrap_or(text);
     let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(CHARS_MAX) {
         line.truncate(end);
@@ -236,6 +243,9 @@ mod tests {
         assert!(of("500 Internal Server Error").is_passing());
         assert!(of("429 Too Many Requests").is_passing());
         assert!(matches!(of("400 Bad Request"), Fault::Lasting(_)));
+        assert!(matches!(of("403 Forbidden"), Fault::Refused(_)));
+        assert_eq!(of("404 Not Found"), Fault::Missing);
+        assert_eq!(of("404 Not Found <Code>NoSuchBucket</Code>"), Fault::NoBucket);
         assert_eq!(of("416 Range Not Satisfiable"), Fault::OutOfRange);
         assert!(Fault::of(&generic("connection closed")).is_passing());
         assert_eq!(Fault::of(&generic("Requested 0..9, got 0..5")), Fault::OutOfRange);
@@ -248,5 +258,7 @@ mod tests {
     fn long_answers_are_cut() {
         assert!(brief(&"ä \n".repeat(10_000)).chars().count() < 310);
         assert_eq!(brief("a\n  b"), "a b");
+        let page = "403: <Error><Code>AccessDenied</Code><Message>Not you.</Message></Error>";
+        assert_eq!(brief(page), "AccessDenied Not you.");
     }
 }

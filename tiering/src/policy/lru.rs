@@ -186,6 +186,14 @@ where
 
     fn set_capacity(&mut self, _blocks: usize) {}
 
+    fn contains(&self, key: &K) -> bool {
+        self.blocks.get(key).is_some_and(|block| block.last_use.is_some())
+    }
+
+    fn parent(&self, key: &K) -> Option<K> {
+        self.blocks.get(key)?.parent
+    }
+
     fn len(&self) -> usize {
         self.resident
     }

@@ -12,15 +12,24 @@
 //! **Closure**: no victim has a resident child. A block whose parent is gone can't be matched, and it would
 //! hold its place for nothing.
 
+mod adaptive;
+mod arc;
+mod density;
+mod frequency;
+mod ghost;
 mod kind;
 mod lru;
 mod order;
+mod ranked;
+mod remembered;
+mod s3fifo;
 #[cfg(test)]
 mod tests;
 mod upcoming;
 
 use std::hash::Hash;
 
+pub use ghost::{GhostBoard, GhostRate};
 pub use kind::{PolicyKind, UnknownPolicy, build};
 pub use lru::TailFirstLru;
 pub use order::{Attributes, Order, Why};
@@ -70,6 +79,17 @@ pub trait Policy<K: Copy + Eq + Hash>: Send {
 
     /// How many blocks the tier has room for: for policies that divide it.
     fn set_capacity(&mut self, blocks: usize);
+
+    /// Whether a block is resident.
+    fn contains(&self, key: &K) -> bool;
+
+    /// What a resident block came in behind.
+    fn parent(&self, key: &K) -> Option<K>;
+
+    /// What all policies would have hit lately, if this one compares them.
+    fn ghost_rates(&self) -> Vec<GhostRate> {
+        Vec::new()
+    }
 
     /// Resident blocks.
     fn len(&self) -> usize;

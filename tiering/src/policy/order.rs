@@ -16,6 +16,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
+use super::ghost::{GhostBoard, GhostRate};
 use super::{Policy, PolicyKind, Weight, build};
 
 /// An expired block in use is asked about again after this time.
@@ -52,6 +53,7 @@ pub struct Order<K, H = RandomState> {
     capacity_blocks: usize,
     blocks: HashMap<K, Block<K>, H>,
     all: Classes<K>,
+    ghosts: Option<GhostBoard<K, H>>,
     groups: HashMap<u64, Group<K>>,
     /// Groups that are over their quota.
     over: BTreeSet<u64>,
@@ -167,6 +169,7 @@ where
             capacity_blocks,
             blocks: HashMap::default(),
             all: Classes::new(capacity_blocks),
+            ghosts: None,
             groups: HashMap::new(),
             over: BTreeSet::new(),
             expiring: BTreeMap::new(),
@@ -185,6 +188,20 @@ where
     pub fn set_capacity(&mut self, blocks: usize) {
         self.capacity_blocks = blocks;
         self.all.set_capacity(blocks);
+        if let Some(ghosts) = &mut self.ghosts {
+            ghosts.set_capacity(blocks);
+        }
+    }
+
+    /// Runs all fixed policies beside the real one, on a sample, from now on.
+    pub fn watch_ghosts(&mut self) {
+        let board = || GhostBoard::new(&PolicyKind::FIXED, self.capacity_blocks);
+        self.ghosts.get_or_insert_with(board);
+    }
+
+    /// What each policy would have hit lately; nothing without [`watch_ghosts`](Self::watch_ghosts).
+    pub fn ghost_rates(&self) -> Vec<GhostRate> {
+        self.ghosts.as_ref().map_or_else(Vec::new, GhostBoard::rates)
     }
 
     /// A block came in behind `parent`, which need not be resident. Of one that is resident already it is a
@@ -206,6 +223,9 @@ where
             }
         }
         self.all.insert::<H>(self.kind, key, parent, &attributes);
+        if let Some(ghosts) = &mut self.ghosts {
+            ghosts.insert(key, parent, attributes.weight);
+        }
         let group = self.groups.entry(attributes.group).or_insert(Group { bytes: 0, quota: None });
         group.bytes += u64::from(attributes.weight.bytes);
         if let Some(quota) = &mut group.quota {
@@ -220,6 +240,9 @@ where
     /// passed over.
     pub fn touch(&mut self, prefix: &[K]) {
         self.all.touch(prefix);
+        if let Some(ghosts) = &mut self.ghosts {
+            ghosts.touch(prefix);
+        }
         if self.groups.values().all(|group| group.quota.is_none()) {
             return;
         }
@@ -374,6 +397,11 @@ where
     /// Of a resident block.
     pub fn attributes(&self, key: &K) -> Option<&Attributes> {
         self.blocks.get(key)?.attributes.as_ref()
+    }
+
+    /// Whether a block is resident and no resident one stands behind it.
+    pub fn is_tail(&self, key: &K) -> bool {
+        self.contains(key) && is_tail(&self.blocks, key)
     }
 
     /// Resident blocks.

@@ -1,10 +1,15 @@
-//! Tests of the policies: cases, and an oracle that looks at every block for every answer.
+//! Tests of the policies: cases, and oracles that look at every block for every answer.
 
+mod oracles;
+mod order;
+
+use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{Policy, TailFirstLru, Weight};
+use super::adaptive::Adaptive;
+use super::{GhostBoard, Policy, PolicyKind, TailFirstLru, Weight, build};
 
 /// Tail-first LRU as its definition reads, in linear time.
 #[derive(Default)]
@@ -89,12 +94,30 @@ impl Policy<u8> for NaiveLru {
 
     fn set_capacity(&mut self, _: usize) {}
 
+    fn contains(&self, key: &u8) -> bool {
+        self.blocks.contains_key(key)
+    }
+
+    fn parent(&self, key: &u8) -> Option<u8> {
+        self.blocks.get(key)?.parent
+    }
+
     fn len(&self) -> usize {
         self.blocks.len()
     }
 }
 
 const KEYS: u8 = 24;
+/// What the policies are told; no test keeps to it.
+const CAPACITY: usize = 10;
+
+fn weight(key: u8) -> Weight {
+    Weight { bytes: 1 + u32::from(key % 3), cost: 1 + u32::from(key % 5) }
+}
+
+fn policy(kind: PolicyKind) -> Box<dyn Policy<u8>> {
+    build::<u8, RandomState>(kind, CAPACITY)
+}
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -168,7 +191,7 @@ fn ask(policy: &mut dyn Policy<u8>, leased: &BTreeSet<u8>) -> (Option<u8>, Vec<u
 /// Does it, and returns all that could be seen of it.
 fn apply(policy: &mut dyn Policy<u8>, forest: &[Option<u8>], op: &Op) -> Vec<(Option<u8>, Vec<u8>)> {
     match op {
-        Op::Insert { key } => policy.insert(*key, forest[usize::from(*key)], Weight::default()),
+        Op::Insert { key } => policy.insert(*key, forest[usize::from(*key)], weight(*key)),
         Op::Touch { tip, blocks } => {
             let path = path(forest, *tip);
             policy.touch(&path[..(*blocks).min(path.len())]);
@@ -216,6 +239,184 @@ proptest! {
         assert_eq!(apply(&mut lru, &forest, &all), apply(&mut naive, &forest, &all));
         assert!(lru.is_empty(), "a block can't be evicted any more");
     }
+}
+
+/// Compares a policy with an oracle that answers all but `upcoming`.
+fn apply_and_compare(kind: PolicyKind, naive: &mut dyn Policy<u8>, forest: &[Option<u8>], ops: &[Op]) {
+    let mut real = policy(kind);
+    for op in ops {
+        match op {
+            Op::Upcoming { .. } => check_upcoming(real.as_ref(), forest),
+            _ => assert_eq!(apply(real.as_mut(), forest, op), apply(naive, forest, op), "{kind}: {op:?}"),
+        }
+        assert_eq!(real.len(), naive.len());
+        for key in 0..KEYS {
+            assert_eq!(real.contains(&key), naive.contains(&key));
+            assert_eq!(real.parent(&key), naive.parent(&key));
+        }
+    }
+    let all = Op::EvictAll { leased: BTreeSet::new() };
+    assert_eq!(apply(real.as_mut(), forest, &all), apply(naive, forest, &all));
+    assert!(real.is_empty(), "a block can't be evicted any more");
+}
+
+/// All that is resident comes up, children before their parents.
+fn check_upcoming(policy: &dyn Policy<u8>, forest: &[Option<u8>]) {
+    let all = policy.upcoming(usize::MAX);
+    let place: BTreeMap<_, _> = all.iter().enumerate().map(|(place, key)| (*key, place)).collect();
+    assert_eq!((all.len(), place.len()), (policy.len(), policy.len()), "{all:?}");
+    for (key, at) in &place {
+        assert!(policy.contains(key));
+        let above = forest[usize::from(*key)].and_then(|parent| place.get(&parent));
+        assert!(above.is_none_or(|above| above > at), "{key} comes after its parent: {all:?}");
+    }
+    for blocks in 0..all.len() {
+        assert_eq!(policy.upcoming(blocks), all[..blocks]);
+    }
+}
+
+/// Asserts closure for whatever a policy gives away.
+fn check_victims(policy: &dyn Policy<u8>, forest: &[Option<u8>], victim: Option<u8>, leased: &BTreeSet<u8>) {
+    let child =
+        |key: u8| (0..KEYS).find(|child| forest[usize::from(*child)] == Some(key) && policy.contains(child));
+    match victim {
+        Some(victim) => {
+            assert!(policy.contains(&victim) && !leased.contains(&victim));
+            assert_eq!(child(victim), None, "{victim} has a resident child");
+        }
+        None => {
+            let free =
+                (0..KEYS).find(|key| policy.contains(key) && !leased.contains(key) && child(*key).is_none());
+            assert_eq!(free, None, "could have gone");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_victim_has_a_resident_child(
+        forest in forest(),
+        ops in proptest::collection::vec((op(), 0..PolicyKind::FIXED.len() * 8), 1..150),
+    ) {
+        for kind in PolicyKind::ALL {
+            let mut real = Adaptive::<u8, RandomState>::among(&[kind]);
+            real.set_capacity(CAPACITY);
+            for (op, change) in &ops {
+                if let (PolicyKind::Adaptive, Some(to)) = (kind, PolicyKind::FIXED.get(*change)) {
+                    real.change(*to);
+                }
+                match op {
+                    Op::Evict { leased, drop } => {
+                        let victim = ask(&mut real, leased).0;
+                        check_victims(&real, &forest, victim, leased);
+                        if let (Some(victim), true) = (victim, drop) {
+                            assert!(real.remove(victim));
+                        }
+                    }
+                    Op::Upcoming { .. } => check_upcoming(&real, &forest),
+                    _ => drop(apply(&mut real, &forest, op)),
+                }
+            }
+            let all = Op::EvictAll { leased: BTreeSet::new() };
+            apply(&mut real, &forest, &all);
+            assert!(real.is_empty(), "{kind}");
+        }
+    }
+
+    /// One that is asked about twice in a call costs its owner twice.
+    #[test]
+    fn a_block_is_asked_about_once_a_call(
+        forest in forest(),
+        ops in proptest::collection::vec(op(), 1..150),
+    ) {
+        for kind in PolicyKind::ALL {
+            let mut real = policy(kind);
+            for op in &ops {
+                let leased = match op {
+                    Op::Evict { leased, .. } => leased.clone(),
+                    _ => (0..KEYS).collect(),
+                };
+                let mut asked = ask(real.as_mut(), &leased).1;
+                let count = asked.len();
+                asked.sort_unstable();
+                asked.dedup();
+                assert_eq!(asked.len(), count, "{kind}");
+                apply(real.as_mut(), &forest, op);
+            }
+        }
+    }
+}
+
+#[test]
+fn policies_have_names() {
+    for kind in PolicyKind::ALL {
+        assert_eq!(kind.to_string().parse(), Ok(kind));
+    }
+    let unknown = "mru".parse::<PolicyKind>().unwrap_err().to_string();
+    assert!(unknown.contains("\"mru\"") && unknown.contains("density, lru"), "{unknown}");
+}
+
+#[test]
+fn the_adaptive_policy_hands_over_to_what_hits_more() {
+    const CAPACITY: u64 = 2000;
+    let mut policy = Adaptive::<u64, RandomState>::among(&[PolicyKind::Lru, PolicyKind::Lfu]);
+    policy.set_capacity(CAPACITY as usize);
+    // Some blocks are used three times in a row now and then, and between more comes in than the tier holds.
+    for round in 1..40 {
+        let often = (0..3).flat_map(|_| 0..300);
+        for key in often.chain(round * 4000..(round + 1) * 4000) {
+            if policy.contains(&key) {
+                policy.touch(&[key]);
+                continue;
+            }
+            while policy.len() >= CAPACITY as usize {
+                let victim = policy.victim(&mut |_| true).unwrap();
+                assert!(policy.remove(victim));
+            }
+            policy.insert(key, None, Weight::default());
+        }
+    }
+    let rates = policy.ghost_rates();
+    assert_eq!(policy.kind(), PolicyKind::Lfu, "{rates:?}");
+    // Of 4,900 uses a round LRU hits 600 and LFU 900.
+    assert!(
+        (rates[0].hit_rate - 0.122).abs() < 0.03 && (rates[1].hit_rate - 0.184).abs() < 0.03,
+        "{rates:?}"
+    );
+}
+
+#[test]
+fn ghosts_are_a_sample_that_tells_the_rate_of_the_whole() {
+    const CAPACITY: usize = 8192;
+    let mut board = GhostBoard::<u64, RandomState>::new(&[PolicyKind::Lru], CAPACITY);
+    assert!(!board.is_warm());
+    let mut real = build::<u64, RandomState>(PolicyKind::Lru, CAPACITY);
+    let (mut random, mut hits, mut uses) = (1u64, 0, 0);
+    for step in 0..200_000u64 {
+        // Small keys are frequent: a product of two uniform numbers.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let key = (((random >> 33) & 0x7fff) * ((random >> 48) & 0x7fff)) >> 12;
+        let is_hit = real.contains(&key);
+        if step >= 150_000 {
+            hits += u32::from(is_hit);
+            uses += 1;
+        }
+        if is_hit {
+            board.touch(&[key]);
+            real.touch(&[key]);
+            continue;
+        }
+        if real.len() == CAPACITY {
+            let victim = real.victim(&mut |_| true).unwrap();
+            real.remove(victim);
+        }
+        board.insert(key, None, Weight::default());
+        real.insert(key, None, Weight::default());
+    }
+    let (rate, exact) = (board.rates()[0].hit_rate, f64::from(hits) / f64::from(uses));
+    assert!(board.is_warm() && (rate - exact).abs() < 0.05, "{rate} {exact}");
 }
 
 /// Plays a script of `+key<parent`, `+key`, `-key` and `=keys` (touch), then drops victims until there are

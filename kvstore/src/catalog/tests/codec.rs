@@ -135,6 +135,18 @@ proptest! {
     }
 
     #[test]
+    fn places_survive(
+        nvme in vec((".{0,40}", any::<u64>()), 0..5),
+        object in option::of(".{0,40}"),
+        object_endpoint in option::of(".{0,40}"),
+        object_bytes in option::of(any::<u64>()),
+    ) {
+        let nvme = nvme.into_iter().map(|(path, bytes)| (path.into(), bytes)).collect();
+        let places = Places { nvme, object, object_endpoint, object_bytes };
+        prop_assert_eq!(Places::decode(b"places", &places.encode(b"places")), Some(places));
+    }
+
+    #[test]
     fn a_mark_survives(format: u32, store_uuid: [u8; 16], incarnation: u64) {
         let mark = Mark { format, store_uuid, incarnation };
         prop_assert_eq!(Mark::parse(mark.text().as_bytes()), Some(mark));
@@ -146,6 +158,7 @@ fn decode_everything(key: &[u8], value: &[u8]) {
     _ = PackRecord::decode(key, value);
     _ = NamespaceRecord::decode(key, value);
     _ = FileTable::decode(key, value);
+    _ = Places::decode(key, value);
     _ = Mark::parse(value);
 }
 
