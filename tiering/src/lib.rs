@@ -21,7 +21,6 @@ pub use memory::{Arena, MemoryError};
 pub use nvme::{
     DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeProbe,
     NvmeRate, NvmeSlot,
-    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
 };
 pub use object::{
     BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,
