@@ -4,6 +4,7 @@ mod cpu;
 mod dram;
 mod nvme;
 mod peer;
+mod s3;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::report::Report;
 ///
 /// NVMe: reads and writes of whole blocks at random places of one file, by Kelvin's device into DRAM slots
 /// and by fio (io_uring, direct) on the same file, in turns; medians of several turns. DRAM: a put (copy and
-/// checksum in one pass) beside memcpy.
+/// checksum in one pass) beside memcpy. Object: packs put to and read from an S3 server in memory, beside a plain
+/// S3 client.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Run in seconds, with one block size and one turn
@@ -106,6 +108,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<()>> {
 async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     dram::measure(args, report)?;
     nvme::measure(args, report).await?;
+    s3::measure(args, report).await?;
     Ok(())
 }
 

@@ -139,7 +139,8 @@ impl Bench {
         let payload = Bytes::from(payload);
         let blocks = (0..PACK_BYTES / block_bytes)
             .map(|index| {
-                let block = payload.slice((index * block_bytes) as usize..((index + 1) * block_bytes) as usize);
+                let block =
+                    payload.slice((index * block_bytes) as usize..((index + 1) * block_bytes) as usize);
                 let mut hash = [0; 16];
                 hash[..8].copy_from_slice(&index.to_le_bytes());
                 let entry = PackEntry {
@@ -165,7 +166,8 @@ impl Bench {
             let warm = turn > 0;
             let written = self.turn(if warm { &mut put } else { &mut scrap }, self.put()).await?;
             self.turn(if warm { &mut plain_put } else { &mut scrap }, self.plain_put()).await?;
-            buffers = self.turn(if warm { &mut get } else { &mut scrap }, self.get(&written, buffers)).await?;
+            buffers =
+                self.turn(if warm { &mut get } else { &mut scrap }, self.get(&written, buffers)).await?;
             self.turn(if warm { &mut plain_get } else { &mut scrap }, self.plain_get()).await?;
             for pack in written {
                 self.packs.delete(NAMESPACE, pack.id).await?;
@@ -230,11 +232,7 @@ impl Bench {
         Ok(stream::iter(puts).buffer_unordered(CONCURRENCY).try_collect().await?)
     }
 
-    async fn get(
-        &self,
-        packs: &[PackInfo],
-        buffers: Vec<Vec<Vec<u8>>>,
-    ) -> anyhow::Result<Vec<Vec<Vec<u8>>>> {
+    async fn get(&self, packs: &[PackInfo], buffers: Vec<Vec<Vec<u8>>>) -> anyhow::Result<Vec<Vec<Vec<u8>>>> {
         let gets = packs.iter().zip(buffers).map(async |(pack, buffers)| {
             let wanted = pack.entries.iter().copied().zip(buffers).collect();
             let read = self.packs.get(NAMESPACE, pack.id, wanted).await;

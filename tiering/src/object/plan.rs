@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(plan(&[]), []);
         assert_eq!(plan(&[(0, 10), (10, 10), (30, 10), (51, 10)]), [0..3, 3..4], "the last gap is too wide");
         assert_eq!(plan(&[(0, 80), (80, 80), (160, 80), (240, 80)]), [0..2, 2..4], "two large ones at least");
-        assert_eq!(plan(&[(0, 80), (80, 80), (160, 80)]), [0..3], "nor one left over");
+        assert_eq!(plan(&[(0, 80), (80, 80), (160, 80), (999, 1)]), [0..3, 3..4], "nor one left over");
         assert_eq!(plan(&[(0, 60), (60, 20), (80, 20), (100, 1)]), [0..1, 1..4], "even by bytes");
         assert_eq!(plan(&[(0, 10), (0, 10), (5, 10)]), [0..1, 1..2, 2..3], "no request has overlaps");
     }
