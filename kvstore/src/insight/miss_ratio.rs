@@ -258,9 +258,9 @@ mod tests {
         for number in 0..conversations {
             let mut at = number as f64;
             let mut prompt = vec![head];
-            let goes_on = if rng.random_bool(0.3) { 0.9 } else { 0.2 };
+            let goes_on = if rng.random_bool(0.25) { 0.85 } else { 0.15 };
             loop {
-                prompt.extend((0..rng.random_range(1..30)).map(|_| fresh()));
+                prompt.extend((0..rng.random_range(1..20)).map(|_| fresh()));
                 requests.push((at, prompt.clone()));
                 if !rng.random_bool(goes_on) {
                     break;
@@ -283,7 +283,7 @@ mod tests {
             lru.touch(&prompt[..hit]);
             for at in hit..prompt.len() {
                 while lru.len() >= capacity {
-                    let victim = lru.victim(&mut |hash| !prompt.contains(hash)).unwrap();
+                    let victim = lru.victim(&mut |_| true).unwrap();
                     lru.remove(victim);
                 }
                 lru.insert(prompt[at], at.checked_sub(1).map(|above| prompt[above]), Weight::default());
@@ -294,9 +294,9 @@ mod tests {
 
     #[test]
     fn a_small_sample_tells_what_tiers_of_five_sizes_hit() {
-        const SAMPLES: usize = 4096;
-        for seed in [1, 2, 3] {
-            let trace = trace(seed, 3000);
+        const SAMPLES: usize = 8192;
+        for seed in [1, 2] {
+            let trace = trace(seed, 8000);
             let mut curve = MissRatio::new(SAMPLES);
             trace.iter().for_each(|prompt| curve.observe(prompt));
             assert_eq!(curve.samples(), SAMPLES);
