@@ -52,8 +52,10 @@ doc-test: tools
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
+	"$(BIN)/kelvin-bench" core --smoke
 	"$(BIN)/kelvin-bench" index --smoke
 	"$(BIN)/kelvin-bench" restart --smoke
+	"$(BIN)/kelvin-bench" tiers --smoke
 
 tools:
 	@cli/setup.sh tools

@@ -5,6 +5,7 @@
 
 mod client;
 mod cluster;
+mod core;
 mod counting;
 mod index;
 mod load;
@@ -16,6 +17,7 @@ mod report;
 mod restart;
 mod reuse;
 mod serve;
+mod tiers;
 mod trace;
 
 use std::process::ExitCode;
@@ -32,10 +34,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
+    Core(core::Args),
     Index(index::Args),
     Policies(policies::Args),
     Restart(restart::Args),
     Serve(serve::Args),
+    Tiers(tiers::Args),
 }
 
 /// As shells have it: 128 + SIGINT.
@@ -62,10 +66,12 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.workload {
+            Workload::Core(args) => core::run(&args).map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
             Workload::Policies(args) => policies::run(&args).map(Some),
             Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
+            Workload::Tiers(args) => tiers::run(args).await,
         }
     })
 }

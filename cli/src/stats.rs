@@ -1,10 +1,12 @@
 //! `kelvin stats`: what a running store holds.
 
+mod tiers;
+
 use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::Context;
-use kelvin_proto::kv::v1::{NamespaceStats, StatsResponse, TierStats};
+use kelvin_proto::kv::v1::{MissStats, NamespaceStats, StatsResponse};
 use serde_json::{Value, json};
 
 use crate::store_at::StoreAt;
@@ -32,10 +34,6 @@ fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1}%", part as f64 / whole as f64 * 100.0) }
 }
 
-fn tier_name(tier: &TierStats) -> String {
-    values::tier(tier.tier())
-}
-
 fn table(store: &str, stats: &StatsResponse) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -46,19 +44,7 @@ fn table(store: &str, stats: &StatsResponse) -> String {
 fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt::Result {
     writeln!(out, "store {store}, up {}", uptime(Duration::from_millis(stats.uptime_ms)))?;
 
-    writeln!(out, "\n{:<8}{:>12}{:>12}{:>12}{:>8}", "tier", "blocks", "used", "capacity", "fill")?;
-    for tier in &stats.tiers {
-        let (used, capacity) = (Size(tier.used_bytes), Size(tier.capacity_bytes));
-        let fill = percent(tier.used_bytes, tier.capacity_bytes);
-        let name = tier_name(tier);
-        writeln!(
-            out,
-            "{name:<8}{:>12}{:>12}{:>12}{fill:>8}",
-            tier.blocks,
-            used.to_string(),
-            capacity.to_string()
-        )?;
-    }
+    tiers::write_table(out, &stats.tiers)?;
 
     let width = stats.namespaces.iter().map(|space| space.model.len()).max().unwrap_or(0).max(5) + 2;
     writeln!(
@@ -91,6 +77,21 @@ fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt
         "so far    {} evictions, {} leases expired, {} conflicts, {} checksum failures",
         stats.evictions, stats.leases_expired, stats.conflicts, stats.checksum_failures
     )?;
+    let misses: Vec<String> =
+        stats.misses.iter().map(|miss| format!("{} {}", miss.blocks, reason(miss))).collect();
+    if !misses.is_empty() {
+        writeln!(out, "missed    {}", misses.join(", "))?;
+    }
+    if let Some(pins) = stats.pins.filter(|pins| pins.soft + pins.hard > 0) {
+        writeln!(
+            out,
+            "pinned    {} blocks, {}, by {} hard and {} soft pins",
+            pins.blocks,
+            Size(pins.bytes),
+            pins.hard,
+            pins.soft
+        )?;
+    }
     writeln!(
         out,
         "bytes     in place: {} read, {} filled; over gRPC: {} read, {} written; copied by the store: {}",
@@ -100,6 +101,11 @@ fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt
         Size(stats.grpc_written_bytes),
         Size(stats.copied_bytes)
     )
+}
+
+/// `never stored` of `MISS_REASON_NEVER_STORED`.
+fn reason(miss: &MissStats) -> String {
+    miss.reason().as_str_name().trim_start_matches("MISS_REASON_").to_lowercase().replace('_', " ")
 }
 
 /// The two largest units: `3d 4h`, `5m 6s`, `7s`.
@@ -116,14 +122,6 @@ fn uptime(time: Duration) -> String {
 
 /// The message as it is on the wire, field by field.
 fn as_json(stats: &StatsResponse) -> Value {
-    let tier = |tier: &TierStats| {
-        json!({
-            "tier": tier_name(tier),
-            "capacity_bytes": tier.capacity_bytes,
-            "used_bytes": tier.used_bytes,
-            "blocks": tier.blocks,
-        })
-    };
     let namespace = |space: &NamespaceStats| {
         json!({
             "namespace_id": space.namespace_id,
@@ -135,12 +133,22 @@ fn as_json(stats: &StatsResponse) -> Value {
             "match_blocks": space.match_blocks,
             "hit_blocks": space.hit_blocks,
             "sessions": space.sessions,
+            "hits": space
+                .hits
+                .iter()
+                .map(|hits| json!({"tier": values::tier(hits.tier()), "blocks": hits.blocks}))
+                .collect::<Vec<_>>(),
+            "miss_ratio": space
+                .miss_ratio
+                .iter()
+                .map(|point| json!({"capacity_bytes": point.capacity_bytes, "miss_ratio": point.miss_ratio}))
+                .collect::<Vec<_>>(),
         })
     };
     json!({
         "incarnation": stats.incarnation,
         "uptime_ms": stats.uptime_ms,
-        "tiers": stats.tiers.iter().map(tier).collect::<Vec<_>>(),
+        "tiers": stats.tiers.iter().map(tiers::as_json).collect::<Vec<_>>(),
         "namespaces": stats.namespaces.iter().map(namespace).collect::<Vec<_>>(),
         "sessions": stats.sessions,
         "read_leases": stats.read_leases,
@@ -156,11 +164,27 @@ fn as_json(stats: &StatsResponse) -> Value {
         "copied_bytes": stats.copied_bytes,
         "damaged_blocks": stats.damaged_blocks,
         "parked_slots": stats.parked_slots,
+        "pins": stats.pins.map(|pins| {
+            json!({
+                "soft": pins.soft,
+                "hard": pins.hard,
+                "blocks": pins.blocks,
+                "bytes": pins.bytes,
+                "expired": pins.expired,
+            })
+        }),
+        "misses": stats
+            .misses
+            .iter()
+            .map(|miss| (reason(miss).replace(' ', "_"), json!(miss.blocks)))
+            .collect::<serde_json::Map<_, _>>(),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use kelvin_proto::kv::v1::{MissReason, PinStats, TierStats};
+
     use super::*;
 
     #[test]
@@ -188,15 +212,27 @@ mod tests {
             uptime_ms: 61_000,
             tiers: vec![tier],
             namespaces: vec![space],
+            misses: vec![MissStats { reason: MissReason::NeverStored.into(), blocks: 12 }],
+            pins: Some(PinStats { hard: 1, blocks: 2, bytes: 2 << 20, ..Default::default() }),
             ..Default::default()
         };
         let table = table("http://here", &stats);
-        for words in
-            ["up 1m 1s", "dram", "512MiB", "50.0%", "a-model-with-a-long-name", "3MiB", " 128", "75.0%"]
-        {
+        for words in [
+            "up 1m 1s",
+            "dram",
+            "512MiB",
+            "50.0%",
+            "a-model-with-a-long-name",
+            "3MiB",
+            " 128",
+            "75.0%",
+            "12 never stored",
+            "2 blocks, 2MiB, by 1 hard and 0 soft pins",
+        ] {
             assert!(table.contains(words), "{words} is not in:\n{table}");
         }
         assert_eq!(as_json(&stats)["namespaces"][0]["hit_blocks"], 6);
+        assert_eq!(as_json(&stats)["misses"]["never_stored"], 12);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod places;
 mod ranges;
 mod rules;
 mod serve;
+mod stopped;
 mod verify;
 
 use clap::Subcommand;

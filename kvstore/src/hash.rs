@@ -14,10 +14,17 @@ pub struct SequenceHash(u128);
 impl SequenceHash {
     /// Bytes of a hash.
     pub const BYTES: usize = 16;
+    /// Of no block: fills memory.
+    pub(crate) const ZERO: Self = Self(0);
 
     /// From its wire form.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_le_bytes(bytes))
+    }
+
+    /// Half of it: enough to tell blocks apart where a mistake costs little.
+    pub fn fingerprint(self) -> u64 {
+        self.0 as u64
     }
 
     /// Its wire form.

@@ -3,6 +3,9 @@
 //! Features: `index` is hashes and the radix index alone; `client` adds the client library; `server`
 //! (default) adds the store itself.
 
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod bench_support;
 // Open to the benches, the fuzz targets and the maintenance commands; no part of the library's promises.
 #[cfg(feature = "server")]
 #[doc(hidden)]
@@ -14,6 +17,8 @@ mod index;
 #[cfg(feature = "server")]
 pub mod insight;
 #[cfg(feature = "server")]
+pub mod maintenance;
+#[cfg(feature = "server")]
 mod random;
 #[cfg(feature = "server")]
 pub mod server;
@@ -24,8 +29,8 @@ mod transport;
 
 #[cfg(feature = "client")]
 pub use client::{
-    Acquired, Client, ClientOptions, Match, Namespace, ReadLease, Reserved, Transport, WriteLease, prefix,
-    prefix_up_to,
+    Acquired, Client, ClientOptions, Keep, Match, Namespace, ReadLease, Reserved, Transport, WriteLease,
+    prefix, prefix_up_to,
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{

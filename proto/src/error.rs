@@ -36,6 +36,8 @@ reasons! {
     FingerprintMismatch = "FINGERPRINT_MISMATCH" => FailedPrecondition, retry false;
     /// The session does not exist (any more): open the namespace again.
     UnknownSession = "UNKNOWN_SESSION" => FailedPrecondition, retry true;
+    /// The block is not stored.
+    UnknownBlock = "UNKNOWN_BLOCK" => NotFound, retry false;
     /// No such model here.
     UnknownModel = "UNKNOWN_MODEL" => NotFound, retry false;
     /// No or a wrong bearer token.

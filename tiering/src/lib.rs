@@ -6,7 +6,10 @@
 
 mod device;
 mod dram;
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
+pub mod mover;
 mod nvme;
 mod object;
 mod policy;
@@ -16,7 +19,8 @@ pub use device::{Device, DeviceError, Tier, Usage};
 pub use dram::{DramPool, DramSlot};
 pub use memory::{Arena, MemoryError};
 pub use nvme::{
-    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeSlot,
+    DeviceHealth, NvmeAddress, NvmeDevice, NvmeEngine, NvmeError, NvmeFile, NvmeOptions, NvmePath, NvmeProbe,
+    NvmeRate, NvmeSlot,
 };
 pub use object::{
     BreakerOptions, BreakerState, Credentials, Namespace, ObjectError, ObjectOptions, ObjectStats,

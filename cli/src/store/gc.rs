@@ -1,17 +1,18 @@
 //! `kelvin store gc`: collects what nobody can find any more.
 
 use anyhow::Context;
+use kelvin_kvstore::maintenance::Purpose;
 use kelvin_proto::kv::v1::{CollectRequest, CollectResponse};
 use serde_json::{Value, json};
 
-use crate::store_at::StoreAt;
+use super::stopped::Subject;
 use crate::values::{self, Size};
 
 /// Collect what nobody can find any more: dead packs in the bucket, records and slots without a block
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    store: StoreAt,
+    subject: Subject,
 
     /// Rewrite packs of which less than this is still wanted, in percent [default: the store's own, 50]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -27,9 +28,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let client = args.store.connect().await?;
-    let request = CollectRequest { live_percent_min: args.live.unwrap_or(0), dry_run: args.dry_run };
-    let done = client.collect(request).await.context("collect")?;
+    let purpose = if args.dry_run { Purpose::Look } else { Purpose::Collect };
+    let live_percent_min = args.live.unwrap_or(0);
+    let done = match args.subject.stopped(purpose)? {
+        Some(store) => store.collect(live_percent_min).await.context("collect in the stopped store")?,
+        None => {
+            let request = CollectRequest { live_percent_min, dry_run: args.dry_run };
+            args.subject.store.connect().await?.collect(request).await.context("collect")?
+        }
+    };
     values::print(&if args.json { format!("{:#}\n", as_json(&done)) } else { words(&done, args.dry_run) })
 }
 

@@ -3,17 +3,18 @@
 use std::fmt::Write;
 
 use anyhow::Context;
+use kelvin_kvstore::maintenance::Purpose;
 use kelvin_proto::kv::v1::{InspectRequest, InspectResponse, StoreFile, StoredNamespace, TierHealth};
 use serde_json::{Value, json};
 
-use crate::store_at::StoreAt;
+use super::stopped::Subject;
 use crate::values::{self, Size};
 
 /// Show what a store keeps on its disks and in its bucket, by namespace and tier
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    store: StoreAt,
+    subject: Subject,
 
     /// Print JSON instead of a table
     #[arg(long)]
@@ -21,8 +22,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let client = args.store.connect().await?;
-    let found = client.inspect(InspectRequest {}).await.context("inspect the store")?;
+    let found = match args.subject.stopped(Purpose::Look)? {
+        Some(store) => store.inspect().context("inspect the stopped store")?,
+        None => {
+            let client = args.subject.store.connect().await?;
+            client.inspect(InspectRequest {}).await.context("inspect the store")?
+        }
+    };
     values::print(&if args.json { format!("{:#}\n", as_json(&found)) } else { table(&found) })
 }
 

@@ -10,11 +10,11 @@ use crate::values::Size;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Which blocks are kept")]
 pub(crate) struct Rules {
-    /// In which order blocks leave a tier (dram, nvme, object): lru, lfu, arc, s3-fifo, gdsf or adaptive
+    /// In which order blocks leave a tier (dram, nvme, object): lru, lfu, fifo, arc, s3fifo, gdsf, density or adaptive
     #[arg(long, env = "KELVIN_STORE_POLICY", value_name = "TIER=POLICY", value_delimiter = ',', value_parser = policy)]
     policy: Vec<(Tier, PolicyKind)>,
 
-    /// Most bytes that a model's blocks may take in a tier [default: no quota]
+    /// Most bytes that a model's blocks may take in a tier; above it, its own make room [default: no quota]
     #[arg(long, env = "KELVIN_STORE_QUOTA", value_name = "TIER:MODEL=SIZE", value_delimiter = ',', value_parser = quota)]
     quota: Vec<Quota>,
 
@@ -106,11 +106,11 @@ mod tests {
 
     #[test]
     fn policies_are_of_tiers() {
-        assert_eq!(policy("nvme=arc"), Ok((Tier::Nvme, PolicyKind::Arc)));
+        assert_eq!(policy("nvme=lru"), Ok((Tier::Nvme, PolicyKind::Lru)));
         for (text, hint) in [
             ("arc", "TIER=POLICY"),
             ("disk=arc", "the tiers are dram, nvme and object"),
-            ("nvme=best", "adaptive"),
+            ("nvme=best", "no policy is called"),
         ] {
             let error = policy(text).unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");

@@ -3,11 +3,12 @@
 use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, bail};
+use kelvin_kvstore::maintenance::Purpose;
 use kelvin_kvstore::server::{Tier, tier_of_name};
 use kelvin_proto::kv::v1;
 use serde_json::json;
 
-use crate::store_at::StoreAt;
+use super::stopped::Subject;
 use crate::values::{self, Size, hex};
 
 /// Read every copy on the disks and in the bucket, and check its checksum; damaged ones are dropped. Ends with
@@ -15,11 +16,15 @@ use crate::values::{self, Size, hex};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    store: StoreAt,
+    subject: Subject,
 
-    /// Only copies in these tiers: dram, nvme, object [default: all]
+    /// Only copies in these tiers: nvme, object [default: both]
     #[arg(long, value_name = "TIER", value_delimiter = ',', value_parser = tier_of_name)]
     tier: Vec<Tier>,
+
+    /// Read at most so much a second from NVMe, not to slow a running store down [default: no bound]
+    #[arg(long, value_name = "SIZE", conflicts_with = "data")]
+    rate: Option<Size>,
 
     /// Print one JSON object when done, instead of words
     #[arg(long)]
@@ -27,28 +32,26 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let client = args.store.connect().await?;
-    let tiers = args.tier.iter().map(|tier| super::ranges::wire(*tier).into()).collect();
-    let mut progress = client.verify(v1::VerifyRequest { tiers }).await.context("verify the store")?;
-    let mut damaged = Vec::new();
-    let mut terminal = std::io::stderr();
-    let shows = terminal.is_terminal() && !args.json;
-    let last = loop {
-        let message = progress.message().await.context("the store went away")?;
-        let Some(mut message) = message else { bail!("the store ended the check before its end") };
-        damaged.append(&mut message.damaged);
-        if shows {
-            // A terminal that is gone is no reason to stop.
-            let _ =
-                write!(terminal, "\r{} of {} copies checked", message.checked_blocks, message.total_blocks);
+    let mut progress = Progress::new(!args.json);
+    match args.subject.stopped(Purpose::Verify)? {
+        Some(store) => {
+            let told = store.verify(&args.tier, |message| progress.tell(message)).await;
+            told.context("verify the stopped store")?;
         }
-        if message.done {
-            break message;
+        None => {
+            let client = args.subject.store.connect().await?;
+            let tiers = args.tier.iter().map(|tier| super::ranges::wire(*tier).into()).collect();
+            let bytes_per_second_max = args.rate.map_or(0, |rate| rate.0);
+            let request = v1::VerifyRequest { tiers, bytes_per_second_max };
+            let mut messages = client.verify(request).await.context("verify the store")?;
+            while !progress.last.done {
+                let message = messages.message().await.context("the store went away")?;
+                let Some(message) = message else { bail!("the store ended the check before its end") };
+                progress.tell(message);
+            }
         }
-    };
-    if shows {
-        let _ = writeln!(terminal);
     }
+    let (last, damaged) = progress.end();
     values::print(&if args.json {
         format!("{:#}\n", as_json(&last, &damaged))
     } else {
@@ -57,6 +60,37 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match last.damaged_blocks {
         0 => Ok(()),
         found => bail!("{found} damaged copies were found"),
+    }
+}
+
+/// What was said so far.
+struct Progress {
+    last: v1::VerifyResponse,
+    damaged: Vec<v1::DamagedBlock>,
+    shows: bool,
+}
+
+impl Progress {
+    fn new(for_people: bool) -> Self {
+        let shows = for_people && std::io::stderr().is_terminal();
+        Self { last: v1::VerifyResponse::default(), damaged: Vec::new(), shows }
+    }
+
+    fn tell(&mut self, mut message: v1::VerifyResponse) {
+        self.damaged.append(&mut message.damaged);
+        if self.shows {
+            let (checked, total) = (message.checked_blocks, message.total_blocks);
+            // A terminal that is gone is no reason to stop.
+            let _ = write!(std::io::stderr(), "\r{checked} of {total} copies checked");
+        }
+        self.last = message;
+    }
+
+    fn end(self) -> (v1::VerifyResponse, Vec<v1::DamagedBlock>) {
+        if self.shows {
+            let _ = writeln!(std::io::stderr());
+        }
+        (self.last, self.damaged)
     }
 }
 

@@ -49,9 +49,9 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
 
 /// Subcommand of `kelvin store`, and what its help must say.
 const OF_A_STORE: [(&str, &[&str]); 8] = [
-    ("inspect", &["--store <URL>", "--json"]),
-    ("verify", &["--store <URL>", "--tier <TIER>", "code 1"]),
-    ("gc", &["--live <PERCENT>", "--dry-run"]),
+    ("inspect", &["--store <URL>", "--data <DIR>", "--json"]),
+    ("verify", &["--store <URL>", "--data <DIR>", "--tier <TIER>", "code 1", "--rate <SIZE>"]),
+    ("gc", &["--data <DIR>", "--live <PERCENT>", "--dry-run"]),
     ("pin", &["<HASH>", "--ttl <DURATION>", "--subtree", "--owner"]),
     ("unpin", &["[PIN]...", "--owner"]),
     ("prefetch", &["<HASH>", "--namespace <ID>"]),

@@ -39,10 +39,15 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    /// Bytes behind their length.
+    pub(super) fn text_bytes(&mut self) -> Option<&'a [u8]> {
+        let count = self.u16()?;
+        self.take(usize::from(count))
+    }
+
     /// Text behind its length.
     pub(super) fn text(&mut self) -> Option<String> {
-        let count = self.u16()?;
-        String::from_utf8(self.take(usize::from(count))?.to_vec()).ok()
+        String::from_utf8(self.text_bytes()?.to_vec()).ok()
     }
 
     pub(super) fn left(&self) -> usize {
@@ -56,13 +61,18 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends text behind its length.
+pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    put_bytes(bytes, text.as_bytes());
+}
+
+/// Appends bytes behind their length.
 ///
 /// # Panics
-/// On more than 64 KiB: names are bounded where they enter the store.
-pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    let count = u16::try_from(text.len()).expect("names in a namespace have at most 64 KiB");
+/// On more than 64 KiB: names and paths are bounded where they enter the store.
+pub(super) fn put_bytes(bytes: &mut Vec<u8>, text: &[u8]) {
+    let count = u16::try_from(text.len()).expect("names and paths have at most 64 KiB");
     bytes.extend(count.to_le_bytes());
-    bytes.extend(text.as_bytes());
+    bytes.extend(text);
 }
 
 /// The check of a value under its key.

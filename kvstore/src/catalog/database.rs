@@ -11,7 +11,7 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, WriteBatch, WriteOptions};
 
 use super::{
-    CatalogError, FilesFound, NamespaceId, NamespaceRecord, Opened, PackRecord, Record, Start,
+    CatalogError, FilesFound, NamespaceId, NamespaceRecord, Opened, PackRecord, Places, Record, Start,
     bytes::{seal, unseal},
     error::is_busy,
     files::{FILES_MAX, FileTable},
@@ -26,15 +26,28 @@ const INCARNATION_KEY: &[u8] = b"incarnation";
 const CLEAN_KEY: &[u8] = b"clean";
 const SEQUENCE_KEY: &[u8] = b"sequence";
 const FILES_KEY: &[u8] = b"files";
+const PLACES_KEY: &[u8] = b"places";
 
 /// Numbers set aside at once: a start skips at most so many.
 const SEQUENCES_RESERVED: u64 = 1 << 20;
 /// A database that failed is not opened more often than this.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
+/// What may be done with a catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything; a store runs.
+    Serve,
+    /// Records may be deleted; the store is stopped, and its next start must not notice.
+    Change,
+    /// Nothing; the store is stopped.
+    Read,
+}
+
 /// The durable copy of what a store knows. Cheap to share by reference; every method may block on the disk.
 pub struct Catalog {
     pub(super) dir: PathBuf,
+    pub(super) access: Access,
     /// `None` after a write failed, until it could be opened again.
     database: RwLock<Option<DB>>,
     pub(super) files: RwLock<FileTable>,
@@ -125,16 +138,7 @@ impl Catalog {
         let clean = facts.as_ref().is_some_and(|facts| facts.clean);
         let sequence = facts.as_ref().map_or(1, |facts| facts.sequence);
         let files = facts.map(|facts| facts.files).unwrap_or_default();
-        let catalog = Self {
-            dir: dir.to_owned(),
-            database: RwLock::new(Some(database)),
-            files: RwLock::new(files),
-            sequence: AtomicU64::new(sequence),
-            sequence_reserved: AtomicU64::new(sequence),
-            writes_failed: AtomicU64::new(0),
-            reopened_at: Mutex::new(None),
-            _lock: lock,
-        };
+        let catalog = Self::with(dir, Access::Serve, lock, database, files, sequence);
         catalog.put_facts(&[
             (FORMAT_KEY, &FORMAT.to_le_bytes()),
             (STORE_KEY, &store_uuid),
@@ -145,6 +149,58 @@ impl Catalog {
         // After the database, so that a crash in between does not look like an older copy.
         Mark { format: FORMAT, store_uuid, incarnation }.write(dir)?;
         Ok((catalog, Opened { clean, incarnation, store_uuid, start }))
+    }
+
+    /// Opens the catalog of a stopped store, with `Access::Read` or `Access::Change`. Neither counts as a start.
+    ///
+    /// # Errors
+    /// When there is none, the store runs, or the catalog is damaged; it is then left as it is.
+    pub fn open_stopped(dir: &Path, access: Access) -> Result<(Self, Opened), CatalogError> {
+        assert!(access != Access::Serve, "a store that runs uses `open`");
+        if !home::has_database(dir) {
+            return Err(CatalogError::Absent { dir: dir.to_owned() });
+        }
+        let lock = Lock::take(dir)?;
+        let mark = Mark::read(dir);
+        if let Some(mark) = mark.filter(|mark| mark.format > FORMAT) {
+            return Err(newer(dir, mark.format));
+        }
+        let database = match access {
+            Access::Read => home::open_read_only(dir),
+            _ => home::open_database(dir),
+        };
+        let opened = database.and_then(|database| Ok((read_facts(dir, &database)?, database)));
+        let (facts, database) = opened.map_err(|refused| match refused {
+            Refused::Failed(error) => error,
+            Refused::Damaged(why) => CatalogError::Damaged { dir: dir.to_owned(), why },
+        })?;
+        let Some(facts) = facts else { return Err(CatalogError::Absent { dir: dir.to_owned() }) };
+        let start = match mark.map_or(0, |mark| mark.incarnation.saturating_sub(facts.incarnation)) {
+            0 => Start::Kept,
+            starts => Start::Older { starts },
+        };
+        let Facts { store_uuid, incarnation, clean, sequence, files } = facts;
+        let catalog = Self::with(dir, access, lock, database, files, sequence);
+        Ok((catalog, Opened { clean, incarnation, store_uuid, start }))
+    }
+
+    fn with(dir: &Path, access: Access, lock: Lock, database: DB, files: FileTable, sequence: u64) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            access,
+            database: RwLock::new(Some(database)),
+            files: RwLock::new(files),
+            sequence: AtomicU64::new(sequence),
+            sequence_reserved: AtomicU64::new(sequence),
+            writes_failed: AtomicU64::new(0),
+            reopened_at: Mutex::new(None),
+            _lock: lock,
+        }
+    }
+
+    /// What may be done with it.
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// The data directory.
@@ -229,7 +285,10 @@ impl Catalog {
     pub fn set_files(&self, uuids: &[[u8; 16]]) -> Result<FilesFound, CatalogError> {
         let mut table = self.files.read().clone();
         let found = table.set(uuids).ok_or(CatalogError::TooManyFiles { max: FILES_MAX })?;
-        self.put_files(table)?;
+        match self.access {
+            Access::Serve => self.put_files(table)?,
+            Access::Change | Access::Read => *self.files.write() = table,
+        }
         Ok(found)
     }
 
@@ -244,6 +303,20 @@ impl Catalog {
     /// The files given last.
     pub fn files(&self) -> Vec<[u8; 16]> {
         self.files.read().uuids()
+    }
+
+    /// Notes where the copies are, for those who have only the data directory.
+    pub fn set_places(&self, places: &Places) -> Result<(), CatalogError> {
+        let mut batch = WriteBatch::default();
+        batch.put(PLACES_KEY, places.encode(PLACES_KEY));
+        self.write(batch, &settings::synced(), "write the places of copies to the catalog")
+    }
+
+    /// Where the copies were at the last start; `None` if that was not noted.
+    pub fn places(&self) -> Result<Option<Places>, CatalogError> {
+        let value = self.database()?.get(PLACES_KEY);
+        let value = value.map_err(CatalogError::database("read the places of copies from the catalog"))?;
+        Ok(value.and_then(|value| Places::decode(PLACES_KEY, &value)))
     }
 
     /// Writes a namespace, or writes it again.
@@ -370,6 +443,9 @@ impl Catalog {
         options: &WriteOptions,
         context: &'static str,
     ) -> Result<(), CatalogError> {
+        if self.access == Access::Read {
+            return Err(CatalogError::ReadOnly);
+        }
         let result = self.database()?.write_opt(batch, options);
         result.map_err(|error| self.failed(context, error))
     }

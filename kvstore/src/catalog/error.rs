@@ -36,6 +36,14 @@ pub enum CatalogError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// It cannot be read, and was left as it is.
+    #[error("the catalog in {} is damaged: {why}; the next start of its store moves it aside and begins empty", dir.display())]
+    Damaged {
+        /// The data directory.
+        dir: PathBuf,
+        /// What cannot be read.
+        why: String,
+    },
     /// The database failed.
     #[error("{context}: {source}")]
     Database {
@@ -57,6 +65,9 @@ pub enum CatalogError {
     /// A write failed a moment ago; the database is opened again after a while.
     #[error("the catalog is closed since a write failed; it is tried again within a second")]
     Closed,
+    /// It was opened to be read.
+    #[error("the catalog is open for reading alone")]
+    ReadOnly,
     /// A record names a file that is not in the list of files.
     #[error("file {file} is not one of the {files} files of this catalog")]
     UnknownFile {
@@ -81,6 +92,8 @@ impl CatalogError {
             Self::InUse { .. }
             | Self::NewerFormat { .. }
             | Self::Absent { .. }
+            | Self::Damaged { .. }
+            | Self::ReadOnly
             | Self::UnknownFile { .. }
             | Self::TooManyFiles { .. } => false,
         }

@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use super::{CatalogError, settings};
 
 /// Version of the layout of keys and values. A build refuses a newer one.
-pub(super) const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 const DATABASE: &str = "catalog";
 const LOCK: &str = "catalog.lock";
 const MARK: &str = "catalog.mark";
@@ -181,6 +181,18 @@ pub(super) fn open_database(dir: &Path) -> Result<DB, Refused> {
     }
     DB::open_cf_descriptors(&settings::database(), &path, settings::families())
         .map_err(|error| refused(dir, error))
+}
+
+/// Opens the database of a stopped store as it is, and changes nothing in it.
+pub(super) fn open_read_only(dir: &Path) -> Result<DB, Refused> {
+    let path = database_dir(dir);
+    DB::open_cf_descriptors_read_only(&settings::database(), &path, settings::families(), false)
+        .map_err(|error| refused(dir, error))
+}
+
+/// Whether there is a database.
+pub(super) fn has_database(dir: &Path) -> bool {
+    database_dir(dir).is_dir()
 }
 
 /// Sorts RocksDB's refusals.

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rocksdb::DB;
 
 use super::{
-    Catalog, CatalogError, NamespaceId, Record,
+    Access, Catalog, CatalogError, NamespaceId, Record,
     database::family,
     home,
     record::{self, KEY_BYTES},
@@ -39,9 +39,9 @@ pub struct LoadStats {
     pub records: u64,
     /// Namespaces that have records.
     pub namespaces: u64,
-    /// Records that could not be decoded; they were deleted.
+    /// Records that could not be decoded; a store that starts deletes them.
     pub undecodable: u64,
-    /// Records of files that are not there; they were deleted.
+    /// Records of files that are not there; a store that starts deletes them.
     pub absent: u64,
     /// Places where the database could not be read; an unknown number of records is lost at each.
     pub damaged: u64,
@@ -103,6 +103,9 @@ impl Catalog {
         stats.undecodable = tally.undecodable.into_inner();
         stats.absent = tally.absent.into_inner();
         stats.damaged = tally.damaged.into_inner();
+        if self.access != Access::Serve {
+            return Ok(stats);
+        }
         if stats.damaged > 0 {
             home::flag_damage(&self.dir);
             tracing::error!(
@@ -208,6 +211,9 @@ impl Catalog {
 
     /// A failure is no loss: they are met again at the next start.
     fn drop_records(&self, keys: &mut Vec<[u8; KEY_BYTES]>) {
+        if self.access != Access::Serve {
+            keys.clear();
+        }
         _ = self.remove_keys(BLOCKS, keys.drain(..), "delete records of no use from the catalog");
     }
 }

@@ -30,28 +30,33 @@
 //! with another lock but `database`, which is taken first.
 //!
 //! # Limits
-//! Memory: two write buffers a family, the block cache and the table readers, in all about 64 MiB. The log
+//! Memory: at most six write buffers of 4 MiB for blocks and for packs (mostly one of them), the block cache
+//! and the table readers, in all about 64 MiB. The log
 //! is at most [`WAL_BYTES_MAX`] plus one write buffer, which bounds what a restart after a crash replays.
 
 mod bytes;
 mod database;
 mod error;
 mod files;
+mod fuzzing;
 mod home;
 mod load;
 mod namespace;
 mod pack;
+mod places;
 mod record;
 mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use database::{Catalog, CatalogStats};
+pub use database::{Access, Catalog, CatalogStats};
 pub use error::CatalogError;
 pub use files::{FILES_MAX, FilesFound};
-pub use home::{Opened, Start};
+pub use fuzzing::decode_any;
+pub use home::{FORMAT, Opened, Start};
 pub use load::LoadStats;
 pub use namespace::{NamespaceId, NamespaceRecord, namespace_id};
 pub use pack::{PackEntryRecord, PackRecord};
+pub use places::Places;
 pub use record::{RECORD_BYTES_MAX, Record};
 pub use settings::WAL_BYTES_MAX;

@@ -12,17 +12,18 @@ pub(super) const BLOCKS: &str = "blocks";
 pub(super) const PACKS: &str = "packs";
 pub(super) const FAMILIES: [&str; 4] = [FACTS, NAMESPACES, BLOCKS, PACKS];
 
-/// The log is cut here: a restart after a crash replays at most this much, 150,000 blocks in about 0.15 s.
-pub const WAL_BYTES_MAX: u64 = 16 << 20;
-/// Three of them may wait to be written out before a write is refused.
-const WRITE_BUFFER_BYTES: usize = 8 << 20;
+/// The log is cut here: a restart after a crash replays about this much, 80,000 blocks in about 0.1 s.
+pub const WAL_BYTES_MAX: u64 = 8 << 20;
+/// Five of them may wait to be written out before a write is refused.
+const WRITE_BUFFER_BYTES: usize = 4 << 20;
 /// Blocks are read once, in order: a cache would only hold what is not asked for again.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 /// Large, for reading in order: fewer index entries, fewer reads.
 const TABLE_BLOCK_BYTES: usize = 32 << 10;
 const TABLE_BYTES: u64 = 32 << 20;
-/// What flush and compaction may write a second, so that they do not delay blocks: 300,000 records.
-const BACKGROUND_BYTES_S: i64 = 32 << 20;
+/// What flush and compaction may write a second, so that they do not delay blocks. It also bounds how fast a
+/// restart after a crash turns the log into a table.
+const BACKGROUND_BYTES_S: i64 = 64 << 20;
 const READAHEAD_BYTES: usize = 1 << 20;
 
 /// For the database as a whole.
@@ -73,7 +74,7 @@ fn family(name: &str, cache: &Cache) -> Options {
         BLOCKS | PACKS => WRITE_BUFFER_BYTES,
         _ => 1 << 20,
     });
-    options.set_max_write_buffer_number(4);
+    options.set_max_write_buffer_number(6);
     options.set_target_file_size_base(TABLE_BYTES);
     options.set_max_bytes_for_level_base(4 * TABLE_BYTES);
     options.set_level_compaction_dynamic_level_bytes(true);

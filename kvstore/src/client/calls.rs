@@ -16,7 +16,7 @@ use super::{
     Error,
     keeper::{Handle, Session},
     lease::{LeaseName, Memory, ReadLease, WriteLease},
-    namespace::{Acquired, Match, Reserved},
+    namespace::{Acquired, Keep, Match, Reserved},
 };
 use crate::SequenceHash;
 
@@ -137,6 +137,7 @@ pub(super) async fn reserve(
     session: &Session,
     parent: Option<SequenceHash>,
     hashes: &[SequenceHash],
+    keep: Keep,
 ) -> Result<Vec<Reserved>, Error> {
     let client = &keeper.shared.client;
     let asked = &hashes[..hashes.len().min(session.keys_max)];
@@ -145,7 +146,8 @@ pub(super) async fn reserve(
         parent: parent.map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).unwrap_or_default(),
         hashes: wire(asked),
         lease_ttl_ms: client.options().lease_ttl.as_millis() as u64,
-        ..Default::default()
+        priority: keep.priority.into(),
+        block_ttl_ms: keep.ttl.map_or(0, |ttl| (ttl.as_millis() as u64).max(1)),
     };
     let answer = client.service().reserve(client.request(message, Duration::ZERO)).await?.into_inner();
     expect_count("reservations", answer.leases.len(), asked.len())?;

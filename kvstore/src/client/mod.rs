@@ -34,7 +34,7 @@ use tonic::{
 
 pub use error::{ChecksumMismatch, Error};
 pub use lease::{ReadLease, WriteLease};
-pub use namespace::{Acquired, Match, Namespace, Reserved, Transport};
+pub use namespace::{Acquired, Keep, Match, Namespace, Reserved, Transport};
 pub use ranges::{prefix, prefix_up_to};
 
 const MESSAGE_BYTES_MAX: usize = 4 << 20;

@@ -40,6 +40,15 @@ pub struct Acquired {
     pub stopped: Option<BlockStatus>,
 }
 
+/// How much blocks are worth once they are stored; by default as much as others, without an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keep {
+    /// All blocks of lower priority go before the first of higher; 0 is usual.
+    pub priority: i8,
+    /// Time from now on after which they are dropped.
+    pub ttl: Option<Duration>,
+}
+
 /// What a `reserve` got for one block.
 #[derive(Debug)]
 pub enum Reserved {
@@ -104,8 +113,18 @@ impl Namespace {
         parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
     ) -> Result<Vec<Reserved>, Error> {
+        self.reserve_to_keep(parent, hashes, Keep::default()).await
+    }
+
+    /// The same, saying how much the blocks will be worth.
+    pub async fn reserve_to_keep(
+        &self,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+        keep: Keep,
+    ) -> Result<Vec<Reserved>, Error> {
         let session = self.keeper.session();
-        self.noting(&session, calls::reserve(&self.keeper, &session, parent, hashes).await)
+        self.noting(&session, calls::reserve(&self.keeper, &session, parent, hashes, keep).await)
     }
 
     /// Commits filled reservations, parents first: one status a block.

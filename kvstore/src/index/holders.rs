@@ -25,6 +25,12 @@ pub trait HolderSet: Copy + Default + Eq + fmt::Debug + Send + Sync + 'static {
     /// The holders of both sets.
     fn intersection(self, other: Self) -> Self;
 
+    /// The holders of either set.
+    fn union(self, other: Self) -> Self;
+
+    /// How many there are.
+    fn count(self) -> usize;
+
     /// Its holders, lowest first.
     fn iter(self) -> impl Iterator<Item = u32>;
 }
@@ -63,6 +69,14 @@ macro_rules! holder_set {
 
             fn intersection(self, other: Self) -> Self {
                 Self(self.0 & other.0)
+            }
+
+            fn union(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            fn count(self) -> usize {
+                self.0.count_ones() as usize
             }
 
             fn iter(self) -> impl Iterator<Item = u32> {

@@ -1,36 +1,34 @@
 //! The tree: lookup, insert and remove. Its parts and its locks are described in the module's docs.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dashmap::Entry as Slot;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::HolderSet;
-use super::places::{Node, Place, Places};
+use super::account::Account;
+use super::arena::{Arena, NONE, Node};
+use super::lookup::common;
+use super::places::Places;
 use super::run::Run;
+use super::shares::Shares;
+use super::table::Refused;
 use crate::SequenceHash;
 
 /// Blocks of the longest run. It bounds what a split or a join moves under a lock (about 10 us); a walk
 /// along a prefix needs a map lookup every so many blocks.
 pub const RUN_BLOCKS_MAX: usize = 256;
 
-/// Of a map entry at a load between 7/16 and 7/8.
-const PLACE_BYTES: usize = 48;
-/// Of a run without its blocks, with what the allocator adds.
-const RUN_BYTES: usize = 256;
-
 /// Which blocks of a namespace are held, and by whom.
 pub struct RadixIndex<S> {
-    pub(super) places: Places<S>,
+    pub(super) places: Places,
+    pub(super) arena: Arena<S>,
+    pub(super) account: Account,
     /// Shared: a change. Exclusive: a walk over the tree.
     pub(super) changes: RwLock<()>,
     held: AtomicUsize,
-    known: AtomicUsize,
     runs: AtomicUsize,
     run_blocks_max: usize,
-    budget_bytes: usize,
 }
 
 /// What an insert added.
@@ -67,6 +65,31 @@ pub enum InsertError {
     },
 }
 
+/// A block where it stands, with its run locked.
+pub(super) struct Seen<'a, S, R> {
+    pub(super) id: u32,
+    pub(super) node: &'a Node<S>,
+    pub(super) run: R,
+    /// Of the block in the run.
+    pub(super) at: usize,
+}
+
+type SeenMut<'a, S> = Seen<'a, S, RwLockWriteGuard<'a, Run<S>>>;
+
+/// The block is nowhere, as long as its shard of the map has had no more inserts.
+#[derive(Clone, Copy)]
+pub(super) struct Absent {
+    inserts: u32,
+}
+
+/// What one step of an insert did.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Step {
+    /// Blocks that it got done; none at all when another thread changed the branch meanwhile, or `full`.
+    pub(super) blocks: usize,
+    pub(super) full: bool,
+}
+
 impl<S: HolderSet> Default for RadixIndex<S> {
     fn default() -> Self {
         Self::new()
@@ -78,6 +101,7 @@ impl<S> fmt::Debug for RadixIndex<S> {
         f.debug_struct("RadixIndex")
             .field("held", &self.held)
             .field("runs", &self.runs)
+            .field("account", &self.account)
             .finish_non_exhaustive()
     }
 }
@@ -85,42 +109,44 @@ impl<S> fmt::Debug for RadixIndex<S> {
 impl<S: HolderSet> RadixIndex<S> {
     /// An empty index.
     pub fn new() -> Self {
-        Self::with_run_blocks_max(RUN_BLOCKS_MAX)
+        Self::with(RUN_BLOCKS_MAX, usize::MAX)
+    }
+
+    /// An empty index that never takes more memory than that: past it, inserts give [`InsertError::Full`].
+    /// Removals are not refused: one in the midst of a run may take some 100 bytes for a moment.
+    pub fn with_budget(budget_bytes: usize) -> Self {
+        Self::with(RUN_BLOCKS_MAX, budget_bytes)
     }
 
     /// Short runs let tests reach splits and full runs with few blocks.
-    pub(super) fn with_run_blocks_max(run_blocks_max: usize) -> Self {
-        assert!(0 < run_blocks_max && u32::try_from(run_blocks_max).is_ok());
+    pub(super) fn with(run_blocks_max: usize, budget_bytes: usize) -> Self {
+        assert!(0 < run_blocks_max && u16::try_from(run_blocks_max).is_ok());
+        let account = Account::new(budget_bytes);
+        account.force(Places::bytes_min() + Arena::<S>::bytes_min());
         Self {
-            places: Places::default(),
+            places: Places::new(),
+            arena: Arena::new(),
+            account,
             changes: RwLock::new(()),
             held: AtomicUsize::new(0),
-            known: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
             run_blocks_max,
-            budget_bytes: usize::MAX,
         }
-    }
-
-    /// An empty index that takes no more memory than that: past it, inserts give [`InsertError::Full`].
-    pub fn with_budget(budget_bytes: usize) -> Self {
-        Self { budget_bytes, ..Self::new() }
-    }
-
-    /// Memory it may take at most.
-    pub fn budget_bytes(&self) -> usize {
-        self.budget_bytes
-    }
-
-    /// Memory it takes now, about.
-    pub fn memory_bytes(&self) -> usize {
-        let block_bytes = size_of::<SequenceHash>() + size_of::<S>() + size_of::<u64>() + PLACE_BYTES;
-        self.known.load(Ordering::Relaxed) * block_bytes + self.runs() * RUN_BYTES
     }
 
     #[cfg(test)]
     pub(super) fn run_blocks_max(&self) -> usize {
         self.run_blocks_max
+    }
+
+    /// Memory it may take at most.
+    pub fn budget_bytes(&self) -> usize {
+        self.account.budget_bytes()
+    }
+
+    /// Memory it takes now, all of it, with what the allocator adds.
+    pub fn memory_bytes(&self) -> usize {
+        self.account.bytes()
     }
 
     /// Blocks that somebody holds.
@@ -145,47 +171,12 @@ impl<S: HolderSet> RadixIndex<S> {
 
     /// Who holds the block; nobody if it is unknown.
     pub fn holders(&self, hash: SequenceHash) -> S {
-        loop {
-            let Some(place) = self.place(hash) else { return S::default() };
-            let run = place.node.read();
-            if run.has(place.offset(), hash) {
-                return run.holders[place.offset()];
-            }
-        }
+        self.read(hash).map(|seen| seen.run.shares.at(seen.at)).unwrap_or_default()
     }
 
-    /// Holders of each block of the longest held prefix of `hashes`; as many as the prefix has blocks.
-    ///
-    /// `hashes` is a chain, each the parent of the next; it may begin at any depth. It ends where a block is
-    /// unknown, held by nobody, or not the child of the one before. With `now`, the prefix counts as used
-    /// then.
-    pub fn longest_prefix(&self, hashes: &[SequenceHash], now: Option<u64>) -> Vec<S> {
-        let mut prefix = Vec::with_capacity(hashes.len());
-        while let Some(hash) = hashes.get(prefix.len()) {
-            let Some(place) = self.place(*hash) else { break };
-            let run = place.node.read();
-            let offset = place.offset();
-            if !run.has(offset, *hash) {
-                continue;
-            }
-            if !prefix.is_empty() && run.parent_of(offset) != Some(hashes[prefix.len() - 1]) {
-                break;
-            }
-            let here = run.hashes[offset..].iter().zip(&run.holders[offset..]).zip(&hashes[prefix.len()..]);
-            let before = prefix.len();
-            prefix.extend(
-                here.take_while(|((hash, holders), wanted)| hash == wanted && !holders.is_empty())
-                    .map(|((_, holders), _)| *holders),
-            );
-            let end = offset + prefix.len() - before;
-            if let Some(now) = now {
-                (offset..end).for_each(|offset| run.touch(offset, now));
-            }
-            if end < run.len() {
-                break;
-            }
-        }
-        prefix
+    /// When the run of the block was last used; `None` if it is unknown.
+    pub fn last_use(&self, hash: SequenceHash) -> Option<u64> {
+        self.read(hash).ok().map(|seen| seen.node.heat.last_use())
     }
 
     /// Notes that `holder` has the block `hash`, which follows `parent` (`None`: it begins a sequence), and
@@ -223,166 +214,271 @@ impl<S: HolderSet> RadixIndex<S> {
         let mut holders = S::default();
         holders.insert(holder);
         let _change = self.changes.read();
+        self.insert_sets(parent, hashes, holders, now)
+    }
+
+    /// The same for several holders at once, under `changes`.
+    pub(super) fn insert_sets(
+        &self,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+        holders: S,
+        now: u64,
+    ) -> Result<Inserted, InsertError> {
         let (mut parent, mut rest, mut total) = (parent, hashes, Inserted::default());
+        parent.iter().chain(hashes.iter().take(AHEAD)).for_each(|hash| self.places.prefetch(*hash));
         while let Some(first) = rest.first() {
-            let blocks = match self.place(*first) {
-                Some(place) => self.hold(&place, parent, rest, holder, now, &mut total)?,
-                None if self.memory_bytes() >= self.budget_bytes => {
-                    return Err(InsertError::Full { hash: *first });
-                }
-                None => self.attach(parent, rest, holders, now, &mut total)?,
+            let step = match self.write(*first) {
+                Ok(seen) => self.hold(seen, parent, rest, holders, now, &mut total)?,
+                Err(absent) => self.attach(parent, rest, holders, now, absent, &mut total)?,
             };
-            // None at all when another thread changed the branch meanwhile: look again.
-            if blocks > 0 {
-                parent = Some(rest[blocks - 1]);
-                rest = &rest[blocks..];
+            if step.full && step.blocks == 0 {
+                return Err(InsertError::Full { hash: *first });
+            }
+            if step.blocks > 0 {
+                parent = Some(rest[step.blocks - 1]);
+                rest = &rest[step.blocks..];
             }
         }
         Ok(total)
     }
 
-    /// Adds the holder to a known block and to those of `hashes` behind it in its run; returns how many.
+    /// Adds the holders to a known block and to those of `hashes` behind it in its run.
     fn hold(
         &self,
-        place: &Place<S>,
+        mut seen: SeenMut<'_, S>,
         parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
-        holder: u32,
+        holders: S,
         now: u64,
         total: &mut Inserted,
-    ) -> Result<usize, InsertError> {
-        let mut run = place.node.write();
-        let start = place.offset();
-        if !run.has(start, hashes[0]) {
-            return Ok(0);
-        }
-        if run.parent_of(start) != parent {
+    ) -> Result<Step, InsertError> {
+        let run = &mut *seen.run;
+        if run.parent_of(seen.at) != parent {
             return Err(InsertError::OtherParent { hash: hashes[0] });
         }
-        let blocks = run.hashes[start..].iter().zip(hashes).take_while(|(here, hash)| here == hash).count();
-        for offset in start..start + blocks {
-            let holders = &mut run.holders[offset];
-            if holders.is_empty() {
-                total.blocks += 1;
-                self.held.fetch_add(1, Ordering::Relaxed);
-            }
-            total.copies += usize::from(holders.insert(holder));
-            run.touch(offset, now);
+        let blocks = common(&run.hashes()[seen.at..], hashes);
+        let range = seen.at..seen.at + blocks;
+        let mut added = Inserted::default();
+        for (blocks, known) in run.shares.stretches(range.clone()) {
+            added.blocks += if known.is_empty() { blocks } else { 0 };
+            added.copies += blocks * (known.union(holders).count() - known.count());
         }
-        Ok(blocks)
+        if added.copies > 0 {
+            let shares = run.shares.changed(run.len(), range, |known| known.union(holders));
+            let (before, after) = (run.shares.bytes(), shares.bytes());
+            if after > before && !self.account.take(after - before) {
+                return Ok(Step { blocks: 0, full: true });
+            }
+            self.account.give(before.saturating_sub(after));
+            run.shares = shares;
+            self.held.fetch_add(added.blocks, Ordering::Relaxed);
+            total.blocks += added.blocks;
+            total.copies += added.copies;
+        }
+        // Where a branch follows in the midst of the run, what is behind it is not used: see `attach_at`.
+        if seen.at + blocks == run.len() || blocks == hashes.len() {
+            seen.node.heat.touch(now);
+        }
+        Ok(Step { blocks, full: false })
     }
 
-    /// Puts unknown blocks behind `parent`, as many as go into one run; returns how many.
+    /// Puts unknown blocks behind `parent`, as many as go into one run.
     fn attach(
         &self,
         parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
         holders: S,
         now: u64,
+        absent: Absent,
         total: &mut Inserted,
-    ) -> Result<usize, InsertError> {
-        let hash = hashes[0];
-        let blocks = match parent {
-            None => self.branch(None, hashes, holders, now),
+    ) -> Result<Step, InsertError> {
+        let step = match parent {
+            None => self.branch(None, hashes, holders, now, absent).1,
             Some(parent) => {
-                let place = self.place(parent).ok_or(InsertError::NoParent { hash, parent })?;
-                let mut run = place.node.write();
-                // Checked under the parent's lock, where its children can neither come nor go.
-                if !run.has(place.offset(), parent) || self.places.contains_key(&hash) {
-                    return Ok(0);
-                }
-                self.attach_at(&place, &mut run, hashes, holders, now)
+                let Ok(mut seen) = self.write_end(parent) else {
+                    return Err(InsertError::NoParent { hash: hashes[0], parent });
+                };
+                self.attach_at(&mut seen, hashes, holders, now, absent)
             }
         };
-        total.blocks += blocks;
-        total.copies += blocks;
-        Ok(blocks)
+        total.blocks += step.blocks;
+        total.copies += step.blocks * holders.count();
+        Ok(step)
     }
 
-    /// Puts unknown blocks behind the one at `place`, whose run is locked.
+    /// Puts unknown blocks behind a known one.
     fn attach_at(
         &self,
-        place: &Place<S>,
-        run: &mut Run<S>,
+        seen: &mut SeenMut<'_, S>,
         hashes: &[SequenceHash],
         holders: S,
         now: u64,
-    ) -> usize {
-        if !run.is_last(place.offset()) {
-            self.split(run, place.offset() + 1);
-        } else if run.children.is_empty() && run.len() < self.run_blocks_max {
-            return self.extend(&place.node, run, hashes, holders, now);
+        absent: Absent,
+    ) -> Step {
+        let run = &mut *seen.run;
+        if !run.is_last(seen.at) {
+            if !self.split(seen.id, seen.node, run, seen.at + 1) {
+                return Step { blocks: 0, full: true };
+            }
+            seen.node.heat.touch(now);
+        } else if run.first_child == NONE && run.len() < self.run_blocks_max {
+            let step = self.extend(seen.id, run, hashes, holders, Some(absent));
+            if step.blocks > 0 {
+                seen.node.heat.touch(now);
+            }
+            return step;
         }
-        let blocks = self.branch(Some(run.hashes[place.offset()]), hashes, holders, now);
-        if blocks > 0 {
-            run.children.push(hashes[0]);
+        let (child, step) = self.branch(Some(run.hashes()[seen.at]), hashes, holders, now, absent);
+        if step.blocks > 0 {
+            self.arena.link(run, child);
+        } else {
+            self.join(seen.id, run);
         }
-        blocks
+        step
     }
 
     /// Starts a run behind `parent`, whose run is locked.
-    fn branch(&self, parent: Option<SequenceHash>, hashes: &[SequenceHash], holders: S, now: u64) -> usize {
-        let node: Arc<Node<S>> = Arc::new(RwLock::new(Run::new(parent)));
-        // Locked before the map leads others here.
-        let blocks = self.extend(&node, &mut node.write(), hashes, holders, now);
-        if blocks > 0 {
-            self.runs.fetch_add(1, Ordering::Relaxed);
-        }
-        blocks
-    }
-
-    /// Appends unknown blocks to a locked run while it has room; stops at one that became known meanwhile.
-    fn extend(
+    fn branch(
         &self,
-        node: &Arc<Node<S>>,
-        run: &mut Run<S>,
+        parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
         holders: S,
         now: u64,
-    ) -> usize {
-        let before = run.len();
-        let blocks_max = hashes.len().min(self.run_blocks_max - before);
-        run.reserve(blocks_max);
-        for hash in &hashes[..blocks_max] {
-            let Slot::Vacant(slot) = self.places.entry(*hash) else { break };
-            drop(slot.insert(Place::new(node, run.len())));
-            run.push(*hash, holders, now);
+        absent: Absent,
+    ) -> (u32, Step) {
+        let full = (NONE, Step { blocks: 0, full: true });
+        let Some(id) = self.arena.take(&self.account) else { return full };
+        let room = hashes.len().min(self.run_blocks_max);
+        if !self.account.take(Run::<S>::words_bytes(parent.is_some(), room)) {
+            self.arena.give(id);
+            return full;
         }
-        let blocks = run.len() - before;
-        self.held.fetch_add(blocks, Ordering::Relaxed);
-        self.known.fetch_add(blocks, Ordering::Relaxed);
-        blocks
+        let node = self.arena.node(id);
+        // Locked before the map leads others here.
+        let mut run = node.run.write();
+        *run = Run::new(parent, room);
+        let step = self.extend(id, &mut run, hashes, holders, Some(absent));
+        if step.blocks == 0 {
+            self.account.give(run.bytes());
+            *run = Run::default();
+            drop(run);
+            self.arena.give(id);
+        } else {
+            node.heat.touch(now);
+            self.runs.fetch_add(1, Ordering::Relaxed);
+        }
+        (id, step)
     }
 
-    /// Cuts a locked run before `at`.
-    fn split(&self, run: &mut Run<S>, at: usize) {
-        let node = Arc::new(RwLock::new(run.split_off(at)));
+    /// Appends unknown blocks to a locked run while it has room; stops at one that may be known. The first
+    /// is known to be `absent`.
+    pub(super) fn extend(
+        &self,
+        id: u32,
+        run: &mut Run<S>,
+        hashes: &[SequenceHash],
+        holders: S,
+        absent: Option<Absent>,
+    ) -> Step {
+        let before = run.len();
+        let wanted = hashes.len().min(self.run_blocks_max - before);
+        let shares = run.shares.joined(before, &Shares::One(holders), wanted);
+        let grown = shares.bytes().saturating_sub(run.shares.bytes());
+        if !self.account.take(grown) {
+            return Step { blocks: 0, full: true };
+        }
+        let mut full = wanted > run.room() && !self.grow(run, wanted);
+        let blocks_max = wanted.min(run.room());
+        let hashes = &hashes[..blocks_max];
+        let mut absent_at = absent.map(|absent| absent.inserts);
+        for (at, hash) in hashes.iter().enumerate() {
+            if let Some(ahead) = hashes.get(at + AHEAD) {
+                self.places.prefetch(*ahead);
+            }
+            match self.places.insert(*hash, id, absent_at.take(), &self.account) {
+                Ok(()) => run.push(*hash),
+                Err(refused) => {
+                    full |= refused == Refused::Full;
+                    break;
+                }
+            }
+        }
+        let blocks = run.len() - before;
+        if blocks > 0 {
+            let old = run.bytes() + grown;
+            run.shares = if blocks == wanted {
+                shares
+            } else {
+                run.shrink();
+                run.shares.joined(before, &Shares::One(holders), blocks)
+            };
+            self.account.settle(old, run.bytes());
+        } else {
+            self.account.give(grown);
+        }
+        self.held.fetch_add(if holders.is_empty() { 0 } else { blocks }, Ordering::Relaxed);
+        Step { blocks, full }
+    }
+
+    /// Gives a run room for more blocks; whether the budget has it.
+    fn grow(&self, run: &mut Run<S>, more: usize) -> bool {
+        let (headed, room) = (run.is_headed(), run.room_for(more, self.run_blocks_max));
+        let before = Run::<S>::words_bytes(headed, run.len() + run.room());
+        let taken = self.account.take(Run::<S>::words_bytes(headed, room).saturating_sub(before));
+        if taken {
+            run.resize(room);
+        }
+        taken
+    }
+
+    /// Cuts a locked run before `at`; whether the budget has the memory.
+    fn split(&self, id: u32, node: &Node<S>, run: &mut Run<S>, at: usize) -> bool {
+        let Some(tail_id) = self.arena.take(&self.account) else { return false };
+        let shares_bytes = run.shares.bytes();
+        if !self.account.take(Run::<S>::words_bytes(true, run.len() - at) + shares_bytes) {
+            self.arena.give(tail_id);
+            return false;
+        }
+        let before = run.bytes() + Run::<S>::words_bytes(true, run.len() - at) + shares_bytes;
+        let tail_node = self.arena.node(tail_id);
         // Locked until the map leads to all of it: else a removal there and this would cross.
-        let tail = node.write();
-        self.lead(&node, &tail.hashes, 0);
+        let mut tail = tail_node.run.write();
+        *tail = run.split_off(at);
+        self.account.settle(before, run.bytes() + tail.bytes());
+        tail_node.heat.copy_from(&node.heat);
+        tail.hashes().iter().for_each(|hash| self.places.lead(*hash, id, tail_id));
+        self.arena.link(run, tail_id);
         self.runs.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Takes `holder` from the block; whether it held it. Blocks that are left with neither holders nor
     /// children go, ancestors too.
     pub fn remove(&self, hash: SequenceHash, holder: u32) -> bool {
         let _change = self.changes.read();
-        loop {
-            let Some(place) = self.place(hash) else { return false };
-            let mut run = place.node.write();
-            if !run.has(place.offset(), hash) {
-                continue;
-            }
-            if !run.holders[place.offset()].remove(holder) {
-                return false;
-            }
-            if run.holders[place.offset()].is_empty() {
-                self.held.fetch_sub(1, Ordering::Relaxed);
-                drop(run);
-                self.trim(hash);
-            }
-            return true;
+        let Ok(mut seen) = self.write_end(hash) else { return false };
+        let run = &mut *seen.run;
+        let mut left = run.shares.at(seen.at);
+        if !left.remove(holder) {
+            return false;
         }
+        if left.is_empty() {
+            self.held.fetch_sub(1, Ordering::Relaxed);
+            let kept = run.shares.held(seen.at);
+            if run.first_child == NONE && run.is_last(seen.at) && kept > 0 {
+                self.cut(seen.id, run, kept);
+                return true;
+            }
+        }
+        let shares = run.shares.changed(run.len(), seen.at..seen.at + 1, |_| left);
+        self.account.settle(run.shares.bytes(), shares.bytes());
+        run.shares = shares;
+        drop(seen);
+        if left.is_empty() {
+            self.trim(hash);
+        }
+        true
     }
 
     /// Takes out the block, and then its ancestors, as long as they have neither holders nor children.
@@ -392,83 +488,146 @@ impl<S: HolderSet> RadixIndex<S> {
     fn trim(&self, hash: SequenceHash) {
         let mut bare = Some(hash);
         while let Some(hash) = bare {
-            let Some(place) = self.place(hash) else { return };
-            let mut run = place.node.write();
-            if !run.has(place.offset(), hash) {
-                continue;
-            }
-            let kept = run.kept();
-            if kept > place.offset() {
+            let Ok(mut seen) = self.write(hash) else { return };
+            let (id, kept) = (seen.id, seen.run.kept());
+            if kept > seen.at {
                 return;
             }
-            match (run.parent, run.first()) {
-                (Some(parent), Some(first)) if kept == 0 => {
+            match seen.run.parent() {
+                Some(parent) if kept == 0 => {
                     // The run goes as a whole, for which its parent's lock comes first.
-                    drop(run);
-                    bare = self.prune(parent, first).unwrap_or(bare);
+                    drop(seen);
+                    match self.prune(parent, id) {
+                        Some(above) => bare = above,
+                        None => std::thread::yield_now(),
+                    }
                 }
                 _ => {
-                    self.cut(&mut run, kept);
+                    self.cut(id, &mut seen.run, kept);
+                    drop(seen);
+                    if kept == 0 {
+                        self.arena.give(id);
+                    }
                     return;
                 }
             }
         }
     }
 
-    /// Takes out the run that begins with `first` behind `parent`, if all of it is bare, and returns the
-    /// parent if that is bare now. `None` if the tree is not like that (any more): look again.
-    fn prune(&self, parent: SequenceHash, first: SequenceHash) -> Option<Option<SequenceHash>> {
-        let place = self.place(parent)?;
-        let mut run = place.node.write();
-        let child_slot = run.children.iter().position(|child| *child == first)?;
-        // As a child of this run it is another run, and stays where it is while this one is locked.
-        let child = self.place(first)?;
-        let mut child = child.node.write();
-        if run.hashes.last() != Some(&parent) || child.kept() > 0 {
+    /// Takes out the run in node `id` behind `parent`, if all of it is bare, and returns the parent if that
+    /// is bare now. `None` if the tree is not like that (any more), or the run in use: look again.
+    fn prune(&self, parent: SequenceHash, id: u32) -> Option<Option<SequenceHash>> {
+        let mut above = self.write_end(parent).ok()?;
+        let node = self.arena.node(id);
+        // It may be any run by now, for which it is not this one's turn to wait.
+        let mut child = node.run.try_write()?;
+        if !above.run.is_last(above.at)
+            || child.len() == 0
+            || child.parent() != Some(parent)
+            || child.kept() > 0
+        {
             return None;
         }
-        self.cut(&mut child, 0);
+        self.cut(id, &mut child, 0);
         drop(child);
-        run.children.swap_remove(child_slot);
-        if run.children.len() == 1 {
-            self.join(&place.node, &mut run);
-        }
-        Some((run.kept() < run.len()).then_some(parent))
+        self.arena.unlink(&mut above.run, id);
+        self.arena.give(id);
+        self.join(above.id, &mut above.run);
+        Some((above.run.kept() < above.run.len()).then_some(parent))
     }
 
     /// Takes blocks from the end of a locked run.
-    fn cut(&self, run: &mut Run<S>, kept: usize) {
-        for hash in &run.hashes[kept..] {
-            self.places.remove(hash);
+    fn cut(&self, id: u32, run: &mut Run<S>, kept: usize) {
+        for hash in &run.hashes()[kept..] {
+            self.places.remove(*hash, id, &self.account);
         }
-        self.known.fetch_sub(run.len() - kept, Ordering::Relaxed);
+        let before = run.bytes();
         run.truncate(kept);
+        self.account.settle(before, run.bytes());
         if kept == 0 {
             self.runs.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Joins a locked run with its only child if they fit in one.
-    fn join(&self, node: &Arc<Node<S>>, run: &mut Run<S>) {
-        let Some(place) = self.place(run.children[0]) else { return };
-        let mut child = place.node.write();
-        if run.len() + child.len() <= self.run_blocks_max {
-            let before = run.len();
-            self.lead(node, &child.hashes, before);
-            run.join(&mut child);
-            self.runs.fetch_sub(1, Ordering::Relaxed);
+    /// Joins a locked run with its only child if they fit in one, and in the budget.
+    fn join(&self, id: u32, run: &mut Run<S>) {
+        let Some(child_id) = self.arena.only_child(run) else { return };
+        let child_node = self.arena.node(child_id);
+        let mut child = child_node.run.write();
+        let blocks = run.len() + child.len();
+        if blocks > self.run_blocks_max || (run.room() < child.len() && !self.grow(run, child.len())) {
+            return;
         }
+        let before = run.bytes() + child.bytes();
+        child.hashes().iter().for_each(|hash| self.places.lead(*hash, child_id, id));
+        run.join(&child);
+        *child = Run::default();
+        drop(child);
+        self.account.settle(before, run.bytes());
+        self.arena.node(id).heat.merge(&child_node.heat);
+        self.arena.give(child_id);
+        self.runs.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Lets the map lead to known blocks that stand in `node` from `offset` on.
-    fn lead(&self, node: &Arc<Node<S>>, hashes: &[SequenceHash], offset: usize) {
-        for (offset, hash) in (offset..).zip(hashes) {
-            self.places.insert(*hash, Place::new(node, offset));
-        }
+    /// The block, with its run locked for reading.
+    pub(super) fn read(
+        &self,
+        hash: SequenceHash,
+    ) -> Result<Seen<'_, S, RwLockReadGuard<'_, Run<S>>>, Absent> {
+        self.find(hash, |id, node| {
+            let run = node.run.read();
+            let at = run.find(hash)?;
+            Some(Seen { id, node, run, at })
+        })
     }
 
-    /// Where the block stands, or stood a moment ago.
-    pub(super) fn place(&self, hash: SequenceHash) -> Option<Place<S>> {
-        self.places.get(&hash).map(|place| place.clone())
+    /// The block, with its run locked for writing.
+    fn write(&self, hash: SequenceHash) -> Result<SeenMut<'_, S>, Absent> {
+        self.find(hash, |id, node| {
+            let run = node.run.write();
+            let at = run.find(hash)?;
+            Some(Seen { id, node, run, at })
+        })
+    }
+
+    /// The same for a block that is probably the last of its run.
+    fn write_end(&self, hash: SequenceHash) -> Result<SeenMut<'_, S>, Absent> {
+        self.find(hash, |id, node| {
+            let run = node.run.write();
+            let at = run.ends_with(hash).or_else(|| run.find(hash))?;
+            Some(Seen { id, node, run, at })
+        })
+    }
+
+    /// The first answer of `look` about the nodes where the block may stand. To be called without locks.
+    fn find<'a, R>(
+        &'a self,
+        hash: SequenceHash,
+        mut look: impl FnMut(u32, &'a Node<S>) -> Option<R>,
+    ) -> Result<R, Absent> {
+        let mut skip = 0;
+        let mut version = None;
+        loop {
+            let candidates = self.places.candidates(hash, skip);
+            for id in candidates.nodes() {
+                if let Some(seen) = look(*id, self.arena.node(*id)) {
+                    return Ok(seen);
+                }
+            }
+            let first = *version.get_or_insert(candidates.version);
+            if candidates.more && candidates.version == first {
+                skip += candidates.nodes().len();
+                continue;
+            }
+            // Nowhere, unless it was moved meanwhile.
+            let nowhere = skip == 0 && candidates.nodes().is_empty();
+            if nowhere || self.places.version(hash) == first {
+                return Err(Absent { inserts: candidates.inserts });
+            }
+            (skip, version) = (0, None);
+        }
     }
 }
+
+/// How many hashes ahead of its turn a map entry is asked for: far enough that memory answers in time.
+const AHEAD: usize = 16;

@@ -9,7 +9,8 @@ use kelvin_tiering::Tier;
 use super::KEYS_MAX;
 use crate::{
     SequenceHash,
-    store::{AcquiredBlock, Event, EventKind, Namespace, ReservedBlock},
+    index::{HolderSet, TierSet},
+    store::{AcquiredBlock, Event, EventKind, Keep, Namespace, ReservedBlock},
 };
 
 /// Tokens in one `Match`.
@@ -24,11 +25,13 @@ pub(super) fn keys_within_limit(count: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
+pub(super) fn hash(wire: &[u8]) -> Result<SequenceHash, Refusal> {
+    SequenceHash::try_from(wire).map_err(|error| Refusal::invalid(error.to_string()))
+}
+
 pub(super) fn hashes(wire: &[Bytes]) -> Result<Vec<SequenceHash>, Refusal> {
     keys_within_limit(wire.len())?;
-    wire.iter()
-        .map(|hash| SequenceHash::try_from(&hash[..]).map_err(|error| Refusal::invalid(error.to_string())))
-        .collect()
+    wire.iter().map(|wire| hash(wire)).collect()
 }
 
 pub(super) fn parent(wire: &[u8]) -> Result<Option<SequenceHash>, Refusal> {
@@ -47,19 +50,56 @@ pub(super) fn prefix(
     match wire {
         None => Err(Refusal::invalid("prefix is missing: give tokens or hashes")),
         Some(v1::match_request::Prefix::Hashes(wire)) => hashes(&wire.hashes),
-        Some(v1::match_request::Prefix::Tokens(tokens)) => {
-            if tokens.ids.len() > TOKENS_MAX {
-                let message = format!("{} tokens in one call: the limit is {TOKENS_MAX}", tokens.ids.len());
-                return Err(Refusal::new(Reason::LimitExceeded, message));
+        Some(v1::match_request::Prefix::Tokens(tokens)) => token_hashes(&tokens, namespace),
+    }
+}
+
+/// Hashes of the whole blocks of these tokens.
+pub(super) fn token_hashes(
+    tokens: &v1::TokenIds,
+    namespace: &Namespace,
+) -> Result<Vec<SequenceHash>, Refusal> {
+    if tokens.ids.len() > TOKENS_MAX {
+        let message = format!("{} tokens in one call: the limit is {TOKENS_MAX}", tokens.ids.len());
+        return Err(Refusal::new(Reason::LimitExceeded, message));
+    }
+    if tokens.extra.len() > EXTRA_BYTES_MAX {
+        return Err(Refusal::invalid(format!("extra has more than {EXTRA_BYTES_MAX} bytes")));
+    }
+    let block_tokens = namespace.spec.block_tokens as usize;
+    keys_within_limit(tokens.ids.len() / block_tokens)?;
+    Ok(namespace.key.hash_blocks(&tokens.ids, block_tokens, &tokens.extra))
+}
+
+/// How much blocks will be worth.
+pub(super) fn keep(priority: i32, ttl_ms: u64, now: Duration) -> Result<Keep, Refusal> {
+    let above = i8::try_from(priority)
+        .map_err(|_| Refusal::invalid(format!("priority {priority} is not in -128..=127")))?;
+    let expires_at = (ttl_ms > 0).then(|| now.saturating_add(Duration::from_millis(ttl_ms)));
+    Ok(Keep { priority: Keep::PRIORITY.wrapping_add_signed(above), expires_at })
+}
+
+/// The tiers of a list; of an empty one, all.
+pub(super) fn tiers(wire: &[i32]) -> Result<TierSet, Refusal> {
+    let mut set = TierSet::default();
+    for &number in wire {
+        let tier = match v1::Tier::try_from(number) {
+            Ok(v1::Tier::Hbm) => Tier::Hbm,
+            Ok(v1::Tier::Dram) => Tier::Dram,
+            Ok(v1::Tier::Nvme) => Tier::Nvme,
+            Ok(v1::Tier::Object) => Tier::Object,
+            Ok(v1::Tier::Unspecified) | Err(_) => {
+                return Err(Refusal::invalid(format!("{number} is no tier")));
             }
-            if tokens.extra.len() > EXTRA_BYTES_MAX {
-                return Err(Refusal::invalid(format!("extra has more than {EXTRA_BYTES_MAX} bytes")));
-            }
-            let block_tokens = namespace.spec.block_tokens as usize;
-            keys_within_limit(tokens.ids.len() / block_tokens)?;
-            Ok(namespace.key.hash_blocks(&tokens.ids, block_tokens, &tokens.extra))
+        };
+        set.insert(tier as u32);
+    }
+    if wire.is_empty() {
+        for tier in [Tier::Hbm, Tier::Dram, Tier::Nvme, Tier::Object] {
+            set.insert(tier as u32);
         }
     }
+    Ok(set)
 }
 
 pub(super) fn ttl(milliseconds: u64) -> Duration {
@@ -73,6 +113,23 @@ pub(super) fn tier(tier: Tier) -> v1::Tier {
         Tier::Nvme => v1::Tier::Nvme,
         Tier::Object => v1::Tier::Object,
     }
+}
+
+/// The hottest of a block's tiers.
+pub(super) fn hottest(holders: TierSet) -> v1::Tier {
+    let hottest = [Tier::Hbm, Tier::Dram, Tier::Nvme, Tier::Object].into_iter();
+    let mut held = hottest.filter(|tier| holders.contains(*tier as u32));
+    held.next().map_or(v1::Tier::Unspecified, tier)
+}
+
+/// What it takes to bring a matched prefix to DRAM.
+pub(super) fn loads(estimates: &[(Tier, u64, Duration)]) -> Vec<v1::TierLoad> {
+    let load = |&(from, blocks, expected): &(Tier, u64, Duration)| v1::TierLoad {
+        tier: tier(from).into(),
+        blocks: blocks as u32,
+        load_us_estimate: expected.as_micros() as u64,
+    };
+    estimates.iter().map(load).collect()
 }
 
 pub(super) fn read_lease(block: AcquiredBlock) -> v1::ReadLease {

@@ -42,6 +42,8 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub(crate) const KEYS_MAX: usize = 8192;
 /// Longest wait in one `Acquire`.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest time a stop takes to copy what only DRAM has to a colder tier.
+const FLUSH_MAX: Duration = Duration::from_secs(60);
 const REAP_EVERY: Duration = Duration::from_millis(100);
 /// What a stream may have under way: large, since a window per round trip caps its rate.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
@@ -106,6 +108,8 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     config.check()?;
     let store = Arc::new(open_store(&config)?);
+    let tiers =
+        store.start_tiers(&config.tiers).await.map_err(|error| ServeError::Config(error.to_string()))?;
 
     let listener = bind(config.listen).await?;
     let admin = match config.admin_listen {
@@ -175,6 +179,9 @@ pub async fn serve(
     };
     stop.cancel();
     tasks.wait().await;
+    if let Some(tiers) = tiers {
+        tiers.stop(FLUSH_MAX).await;
+    }
     Ok(result?)
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use kelvin_kernels::Checksum;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -19,16 +20,20 @@ const CLIENT_NAME_BYTES_MAX: usize = 128;
 /// A commit of so much is checked on the spot: half a millisecond.
 const COMMIT_INLINE_BYTES: u64 = 16 << 20;
 
+/// Prefetches under way; each holds what it brought until it is done.
+const PREFETCHES_MAX: usize = 64;
+
 /// The service over one store.
 pub(super) struct Service {
     store: Arc<Store>,
     socket: Option<PathBuf>,
     shutdown: CancellationToken,
+    prefetches: Arc<Semaphore>,
 }
 
 impl Service {
     pub(super) fn new(store: Arc<Store>, socket: Option<PathBuf>, shutdown: CancellationToken) -> Self {
-        Self { store, socket, shutdown }
+        Self { store, socket, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
     }
 
     fn tenant(&self, metadata: &MetadataMap) -> Result<Arc<Tenant>, Refusal> {
@@ -53,7 +58,7 @@ impl Service {
     /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
     async fn acquire_waiting(
         &self,
-        tenant: &Tenant,
+        tenant: &Arc<Tenant>,
         session: u64,
         hashes: &[SequenceHash],
         wait: Duration,
@@ -65,6 +70,11 @@ impl Service {
             // Registered before the look, so that a commit between look and wait is not missed.
             let mut changed = std::pin::pin!(namespace.changed.notified());
             changed.as_mut().enable();
+            // What has to come from a colder tier is held until it is leased.
+            let _onboarded = match tenant.cold_prefix(&namespace, hashes) {
+                Some(blocks) => tenant.onboard(&namespace, &hashes[..blocks]).await,
+                None => Vec::new(),
+            };
             let blocks = tenant.acquire(session, hashes, ttl)?;
             let filling = blocks.first().is_some_and(|block| block.status == v1::BlockStatus::Filling);
             if !filling || wait.is_zero() {
@@ -113,7 +123,7 @@ impl KvService for Service {
                 leases_max: crate::store::LEASES_MAX,
                 wait_ms_max: WAIT_MAX.as_millis() as u64,
                 lease_ttl_ms_max: tenant.lease_ttl_max().as_millis() as u64,
-                pins_max: 4096,
+                pins_max: crate::store::PINS_MAX,
             }),
             incarnation: self.store.incarnation(),
         }))
@@ -126,16 +136,20 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let hashes = convert::prefix(message.prefix, &namespace)?;
-        let blocks = tenant.longest_prefix(&namespace, &hashes);
+        let found = tenant.match_prefix(&namespace, &hashes);
+        let blocks = found.len();
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        if let Some(first) = hashes.get(blocks + filling) {
+            tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
+        }
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
-            tiers: vec![v1::Tier::Dram.into(); blocks],
+            tiers: found.iter().map(|holders| convert::hottest(*holders).into()).collect(),
             restorable_tokens: (1..=blocks as u64).map(|block| block * block_tokens).collect(),
             filling_blocks: filling as u32,
-            loads: Vec::new(),
+            loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
         }))
     }
 
@@ -159,8 +173,9 @@ impl KvService for Service {
         let (tenant, message) = self.enter(request)?;
         let hashes = convert::hashes(&message.hashes)?;
         let parent = convert::parent(&message.parent)?;
-        let blocks =
-            tenant.reserve(message.session_id, parent, &hashes, convert::ttl(message.lease_ttl_ms))?;
+        let ttl = convert::ttl(message.lease_ttl_ms);
+        let keep = convert::keep(message.priority, message.block_ttl_ms, tenant.now())?;
+        let blocks = tenant.reserve_to_keep(message.session_id, parent, &hashes, ttl, keep)?;
         let leases = blocks.into_iter().map(convert::write_lease).collect();
         Ok(Response::new(v1::ReserveResponse { leases }))
     }
@@ -257,22 +272,22 @@ impl KvService for Service {
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::prefetch(&tenant, message)?))
+        Ok(Response::new(ranges::prefetch(tenant, message, &self.prefetches, &self.shutdown)?))
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::pin(&tenant, message)?))
+        Ok(Response::new(ranges::pin(tenant, message).await?))
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::unpin(&tenant, message)?))
+        Ok(Response::new(ranges::unpin(tenant, message).await?))
     }
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::evict(&tenant, message)?))
+        Ok(Response::new(ranges::evict(tenant, message).await?))
     }
 
     async fn end_session(
@@ -280,7 +295,7 @@ impl KvService for Service {
         request: Request<v1::EndSessionRequest>,
     ) -> Result<Response<v1::EndSessionResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::end_session(&tenant, message)?))
+        Ok(Response::new(ranges::end_session(tenant, message).await?))
     }
 
     async fn explain(
@@ -288,7 +303,7 @@ impl KvService for Service {
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::explain(&tenant, message)?))
+        Ok(Response::new(ranges::explain(tenant, message).await?))
     }
 
     async fn inspect(
@@ -296,7 +311,7 @@ impl KvService for Service {
         request: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectResponse>, Status> {
         let (tenant, _) = self.enter(request)?;
-        Ok(Response::new(operator::inspect(&self.store, &tenant).await?))
+        Ok(Response::new(operator::inspect(self.store.clone(), tenant).await?))
     }
 
     type VerifyStream = BoxStream<'static, Result<v1::VerifyResponse, Status>>;
@@ -306,7 +321,7 @@ impl KvService for Service {
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(operator::verify(self.store.clone(), &tenant, message, self.shutdown.clone())?))
+        Ok(Response::new(operator::verify(&self.store, &tenant, &message, self.shutdown.clone())?))
     }
 
     async fn collect(
@@ -314,6 +329,6 @@ impl KvService for Service {
         request: Request<v1::CollectRequest>,
     ) -> Result<Response<v1::CollectResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(operator::collect(&self.store, &tenant, message).await?))
+        Ok(Response::new(operator::collect(&self.store, &tenant, &message).await?))
     }
 }

@@ -9,9 +9,12 @@
 //! Only the holder of a [`MutableBlock`] can write; a [`CompleteBlock`] has been checked against its
 //! checksum but is not visible yet; an [`ImmutableBlock`] never changes again.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use kelvin_kernels::{Checksum, checksum};
@@ -20,12 +23,33 @@ use kelvin_tiering::DramSlot;
 use super::BlockKey;
 use crate::SequenceHash;
 
+/// How much a block is worth keeping, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Keep {
+    /// Blocks of lower priority go first.
+    pub(crate) priority: u8,
+    /// By the store's clock; never, if `None`.
+    pub(crate) expires_at: Option<Duration>,
+}
+
+impl Keep {
+    /// As usual.
+    pub(crate) const PRIORITY: u8 = 128;
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { priority: Self::PRIORITY, expires_at: None }
+    }
+}
+
 /// A block being filled.
 #[derive(Debug)]
 pub(crate) struct MutableBlock {
     pub(crate) key: BlockKey,
     pub(crate) parent: Option<SequenceHash>,
     pub(crate) slot: DramSlot,
+    pub(crate) keep: Keep,
 }
 
 impl MutableBlock {
@@ -50,7 +74,6 @@ pub(crate) struct CompleteBlock {
 
 impl CompleteBlock {
     /// A block whose bytes were checked on their way into the slot.
-    #[allow(dead_code, reason = "for colder tiers")]
     pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
         Self { block, checksum }
     }
@@ -63,9 +86,13 @@ impl CompleteBlock {
         self.block.parent
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.block.slot.len()
+    }
+
     pub(crate) fn register(self) -> ImmutableBlock {
-        let Self { block: MutableBlock { key, parent, slot }, checksum } = self;
-        ImmutableBlock(Arc::new(Sealed { slot, checksum, used: AtomicU32::new(0), key, parent }))
+        let Self { block: MutableBlock { key, parent, slot, keep }, checksum } = self;
+        ImmutableBlock(Arc::new(Sealed { slot, checksum, used: AtomicU32::new(0), key, parent, keep }))
     }
 }
 
@@ -79,6 +106,7 @@ struct Sealed {
     used: AtomicU32,
     key: BlockKey,
     parent: Option<SequenceHash>,
+    keep: Keep,
 }
 
 /// A sealed block. The store keeps one clone, each read lease another; as long as there is any beside the
@@ -97,6 +125,16 @@ impl ImmutableBlock {
 
     pub(crate) fn parent(&self) -> Option<SequenceHash> {
         self.0.parent
+    }
+
+    /// Higher stays longer.
+    pub(crate) fn priority(&self) -> u8 {
+        self.0.keep.priority
+    }
+
+    /// When it is over, by the store's clock.
+    pub(crate) fn expires_at(&self) -> Option<Duration> {
+        self.0.keep.expires_at
     }
 
     /// Whether both are clones of one block.

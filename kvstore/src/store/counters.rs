@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::insight::Reason;
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -37,4 +39,6 @@ pub(crate) struct Counters {
     pub(crate) shm_committed_bytes: Counter,
     /// Payload bytes that the store itself copied, by whatever way.
     pub(crate) copied_bytes: Counter,
+    /// Blocks that a match did not find, by the code of the reason of the first of them.
+    pub(crate) misses: [Counter; Reason::ALL.len()],
 }

@@ -1,39 +1,81 @@
 //! What equal-shaped blocks share: the hash key, the radix index, the event log.
 
+use std::sync::Arc;
+
+use crossbeam::utils::CachePadded;
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
-use super::{counters::Counter, events::EventLog};
+use super::{BlockKey, counters::Counter, events::EventLog, pins::Pins, tiers_of};
 use crate::{
     NamespaceKey, SequenceHash,
+    catalog::NamespaceId,
     index::{RadixIndex, TierSet},
+    insight::Explainer,
 };
 
 /// Blocks of one tenant, model, layout, dtype, block size and shard.
 pub(crate) struct Namespace {
+    /// The first bytes of `persistent`, as clients know it.
     pub(crate) id: u64,
+    /// The same after every start of a store with the same secret, and on every node.
+    pub(crate) persistent: NamespaceId,
     pub(crate) spec: NamespaceSpec,
     pub(crate) key: NamespaceKey,
     pub(crate) index: RadixIndex<TierSet>,
     pub(crate) events: EventLog,
     /// Wakes those who wait for a block being filled, at every commit and abort.
     pub(crate) changed: Notify,
-    pub(crate) match_blocks: Counter,
-    pub(crate) hit_blocks: Counter,
+    pub(crate) pins: Pins,
+    /// Why blocks went; the tenant's namespaces share it.
+    pub(crate) gone: Arc<Explainer>,
+    // Written by every match, so apart from what every match reads.
+    pub(crate) match_blocks: CachePadded<Counter>,
+    pub(crate) hit_blocks: CachePadded<Counter>,
+    /// Those, by the hottest tier that had the block.
+    pub(crate) tier_hits: CachePadded<[Counter; 4]>,
 }
 
 impl Namespace {
-    pub(crate) fn new(id: u64, spec: NamespaceSpec, key: NamespaceKey) -> Self {
+    pub(crate) fn new(
+        persistent: NamespaceId,
+        spec: NamespaceSpec,
+        key: NamespaceKey,
+        gone: Arc<Explainer>,
+    ) -> Self {
+        let id = u64::from_le_bytes(persistent[..8].try_into().expect("8 of 16 bytes"));
         Self {
             id,
+            persistent,
             spec,
             key,
             index: RadixIndex::new(),
             events: EventLog::new(),
             changed: Notify::new(),
-            match_blocks: Counter::default(),
-            hit_blocks: Counter::default(),
+            pins: Pins::default(),
+            gone,
+            match_blocks: CachePadded::default(),
+            hit_blocks: CachePadded::default(),
+            tier_hits: CachePadded::default(),
         }
+    }
+
+    /// Counts a match: what was asked for, and in which tiers the leading run of it was found.
+    pub(crate) fn count_match(&self, asked: usize, found: &[TierSet]) {
+        self.match_blocks.add(asked as u64);
+        self.hit_blocks.add(found.len() as u64);
+        let mut hits = [0; 4];
+        for tier in found.iter().filter_map(|holders| tiers_of(*holders).next()) {
+            hits[tier as usize] += 1;
+        }
+        for (counter, hits) in self.tier_hits.iter().zip(hits).filter(|(_, hits)| *hits > 0) {
+            counter.add(hits);
+        }
+    }
+
+    /// Whether a copy may make room for others.
+    pub(crate) fn may_drop(&self, key: &BlockKey) -> bool {
+        !self.pins.hold(&key.hash)
     }
 
     /// Blocks of the longest stored prefix.

@@ -3,7 +3,6 @@
 //! Every refusal says what to change, in the words of the command line.
 
 mod disk;
-mod policy_kind;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +16,7 @@ use std::{
 use kelvin_tiering::Tier;
 
 use disk::Spot;
-pub use policy_kind::PolicyKind;
+pub use kelvin_tiering::PolicyKind;
 
 /// An NVMe path's size is a multiple of this, an I/O page.
 const NVME_UNIT_BYTES: u64 = 4096;

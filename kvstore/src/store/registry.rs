@@ -53,7 +53,15 @@ impl Store {
             let secret = *blake3::keyed_hash(&options.secret, tenant.name.as_bytes()).as_bytes();
             let limits =
                 TenantLimits { session_ttl: options.session_ttl, lease_ttl_max: options.lease_ttl_max };
-            let state = Tenant::new(tenant.name, secret, pool, limits, clock.clone());
+            let state = Tenant::new(
+                tenant.name,
+                secret,
+                pool,
+                limits,
+                clock.clone(),
+                &options.tiers,
+                tenant.operator,
+            );
             tenants.push((tenant.token, Arc::new(state)));
         }
         Ok(Self { tenants, clock, incarnation: options.incarnation })
@@ -76,6 +84,10 @@ impl Store {
 
     pub(crate) fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
         self.tenants.iter().map(|(_, tenant)| tenant)
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     pub(crate) fn incarnation(&self) -> u64 {

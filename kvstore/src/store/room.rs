@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{Device, DramSlot, Tier, Why};
+use kelvin_tiering::{Device, DramSlot, Tier, Weight, Why};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
-    block::CompleteBlock,
+    block::{CompleteBlock, Keep},
     events::{Event, EventKind},
     state::State,
     table::Found,
     tenant::BlockKey,
 };
-use crate::SequenceHash;
+use crate::{SequenceHash, insight::Reason};
 
 /// Why a block leaves DRAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,20 @@ pub(crate) enum Removal {
     Quota,
     /// A reader found its bytes changed.
     Damaged,
+    /// It was asked for.
+    Asked,
+}
+
+impl Removal {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Room => Reason::Evicted,
+            Self::Expired => Reason::Expired,
+            Self::Quota => Reason::Quota,
+            Self::Damaged => Reason::Quarantined,
+            Self::Asked => Reason::Removed,
+        }
+    }
 }
 
 impl From<Why> for Removal {
@@ -37,6 +51,9 @@ impl From<Why> for Removal {
         }
     }
 }
+
+/// Expired blocks that are dropped under one lock.
+const EXPIRED_AT_ONCE: usize = 1024;
 
 /// The holder, in the index, that stands for a copy in DRAM.
 const DRAM: u32 = Tier::Dram as u32;
@@ -59,6 +76,7 @@ impl Tenant {
                 state.forget_filling(key, parent);
                 continue;
             }
+            self.below.committed(key);
             state.release_parent(key, parent);
             ready.extend(state.orphans.remove(&key).unwrap_or_default());
         }
@@ -79,6 +97,14 @@ impl Tenant {
         }
         let block = block.register();
         state.insert_sealed(block.clone());
+        if let Some(mut ghosts) = self.ghosts.try_lock() {
+            ghosts.insert(key.hash, parent, Weight::default());
+        }
+        while let Some(victim) = state.victim_over_quota(key.namespace, block.slot().slot_bytes()) {
+            if self.evict(state, victim, Removal::Quota).is_none() {
+                break;
+            }
+        }
         let (kind, hash) = (EventKind::Stored, key.hash);
         namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
         Ok(block)
@@ -104,8 +130,9 @@ impl Tenant {
         parent: Option<SequenceHash>,
         slot: DramSlot,
         checksum: Checksum,
+        keep: Keep,
     ) -> ImmutableBlock {
-        let block = CompleteBlock::verified(MutableBlock { key, parent, slot }, checksum);
+        let block = CompleteBlock::verified(MutableBlock { key, parent, slot, keep }, checksum);
         let mut state = self.lock();
         if let Some(present) = self.table.sealed(&key) {
             return present;
@@ -129,6 +156,15 @@ impl Tenant {
             } else if !self.evict_chunk(state, slot_bytes) {
                 return None;
             }
+        }
+    }
+
+    /// Drops blocks whose time is up.
+    pub(super) fn drop_expired(&self, state: &mut State) {
+        // What is left comes with the next reaping.
+        for _ in 0..EXPIRED_AT_ONCE {
+            let Some(key) = state.victim_expired(self.clock.now()) else { return };
+            self.evict(state, key, Removal::Expired);
         }
     }
 
@@ -177,6 +213,7 @@ impl Tenant {
             namespace.index.remove(key.hash, DRAM);
             let (kind, hash, parent) = (EventKind::Removed, key.hash, block.parent());
             namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
+            namespace.note_gone(hash, why.reason(), Some(Tier::Dram), self.clock.now());
         }
         Some(block)
     }

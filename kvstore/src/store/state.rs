@@ -5,18 +5,19 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use kelvin_tiering::{Attributes, DramPool, Order, PolicyKind, Weight, Why};
 
 use super::{
-    ImmutableBlock, Namespace, SessionId,
+    Clock, ImmutableBlock, Namespace, SessionId,
     block::CompleteBlock,
     lease::Right,
     table::{Found, Keyed, Table},
     tenant::BlockKey,
     touches::Touches,
 };
-use crate::SequenceHash;
+use crate::{SequenceHash, insight::Reason};
 
 pub(super) struct State {
     table: Arc<Table>,
     touches: Arc<Touches>,
+    clock: Arc<dyn Clock>,
     pool: DramPool,
     /// Blocks committed before their parents, by parent.
     pub(super) orphans: HashMap<BlockKey, Vec<CompleteBlock>, Keyed>,
@@ -26,21 +27,34 @@ pub(super) struct State {
     /// places.
     orders: HashMap<u64, Order<BlockKey, Keyed>>,
     policy: PolicyKind,
+    /// Bytes that a namespace may have, and the bytes of its slots.
+    quotas: HashMap<u64, (u64, u64)>,
+    /// Sealed blocks that have an end.
+    expiring: usize,
     /// What ended sessions held whose process still maps the pool.
     pub(super) parked: HashMap<SessionId, Vec<Right>>,
     pub(super) namespaces: HashMap<u64, Arc<Namespace>>,
 }
 
 impl State {
-    pub(super) fn new(table: Arc<Table>, touches: Arc<Touches>, pool: DramPool, policy: PolicyKind) -> Self {
+    pub(super) fn new(
+        table: Arc<Table>,
+        touches: Arc<Touches>,
+        clock: Arc<dyn Clock>,
+        pool: DramPool,
+        policy: PolicyKind,
+    ) -> Self {
         Self {
             table,
             touches,
+            clock,
             pool,
             policy,
             orphans: HashMap::default(),
             filling_children: HashMap::default(),
             orders: HashMap::new(),
+            quotas: HashMap::new(),
+            expiring: 0,
             parked: HashMap::new(),
             namespaces: HashMap::new(),
         }
@@ -91,6 +105,9 @@ impl State {
         let mut gone = vec![(key, parent)];
         while let Some((key, parent)) = gone.pop() {
             self.table.forget(&key);
+            if let Some(namespace) = self.namespaces.get(&key.namespace) {
+                namespace.note_gone(key.hash, Reason::Abandoned, None, self.clock.now());
+            }
             self.release_parent(key, parent);
             let orphans = self.orphans.remove(&key).unwrap_or_default();
             gone.extend(orphans.iter().map(|orphan| (orphan.key(), orphan.parent())));
@@ -105,7 +122,9 @@ impl State {
         let bytes = block.slot().slot_bytes();
         // Blocks of one slot size cost about the same to make again.
         let weight = Weight { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), cost: 1 };
-        let attributes = Attributes { group: key.namespace, weight, ..Attributes::default() };
+        let (priority, expires_at) = (block.priority(), block.expires_at());
+        self.expiring += usize::from(expires_at.is_some());
+        let attributes = Attributes { group: key.namespace, weight, priority, expires_at };
         self.order(bytes).insert(key, parent, attributes);
         self.table.seal(block);
     }
@@ -114,14 +133,33 @@ impl State {
     fn order(&mut self, slot_bytes: u64) -> &mut Order<BlockKey, Keyed> {
         self.orders.entry(slot_bytes).or_insert_with(|| {
             let blocks = usize::try_from(self.pool.blocks_max(slot_bytes)).unwrap_or(usize::MAX);
-            Order::new(self.policy, blocks)
+            let mut order = Order::new(self.policy, blocks);
+            for (group, (_, bytes)) in self.quotas.iter().filter(|(_, (slot, _))| *slot == slot_bytes) {
+                order.set_quota(*group, *bytes);
+            }
+            order
         })
+    }
+
+    /// Forgets namespaces.
+    pub(super) fn retain_namespaces(&mut self, stays: impl Fn(&Namespace) -> bool) {
+        self.namespaces.retain(|_, namespace| stays(namespace));
+        self.quotas.retain(|id, _| self.namespaces.contains_key(id));
+    }
+
+    /// Bounds what a namespace, whose blocks take slots of one size, may have.
+    pub(super) fn set_quota(&mut self, namespace: u64, slot_bytes: u64, bytes: u64) {
+        self.quotas.insert(namespace, (slot_bytes, bytes));
+        if let Some(order) = self.orders.get_mut(&slot_bytes) {
+            order.set_quota(namespace, bytes);
+        }
     }
 
     /// Takes a sealed block out: one that nobody has leased, or whichever.
     pub(super) fn remove_sealed(&mut self, key: BlockKey, leased: bool) -> Option<ImmutableBlock> {
         let block = self.table.take_sealed(&key, |block| leased || !block.is_leased())?;
         let slot_bytes = block.slot().slot_bytes();
+        self.expiring -= usize::from(block.expires_at().is_some());
         if let Some(order) = self.orders.get_mut(&slot_bytes) {
             order.remove(key);
             if order.is_empty() {
@@ -151,6 +189,17 @@ impl State {
         }
     }
 
+    /// Makes sealed blocks the first to go, the first of these first.
+    pub(super) fn demote(&mut self, keys: &[BlockKey]) {
+        self.settle();
+        for key in keys {
+            let slot_bytes = self.table.sealed(key).map(|block| block.slot().slot_bytes());
+            if let Some(order) = slot_bytes.and_then(|bytes| self.orders.get_mut(&bytes)) {
+                order.demote(*key);
+            }
+        }
+    }
+
     /// Brings the policies up to date, which ends an epoch.
     pub(super) fn settle(&mut self) {
         if !self.touches.is_empty() {
@@ -163,13 +212,53 @@ impl State {
     /// time it is to go.
     pub(super) fn victim(&mut self, slot_bytes: u64, now: Duration) -> Option<(BlockKey, Why)> {
         self.settle();
-        let State { table, filling_children, orders, .. } = self;
-        let mut may_go = |key: &BlockKey| !filling_children.contains_key(key) && table.is_unleased(key);
+        let State { table, filling_children, orders, namespaces, .. } = self;
+        let mut may_go = |key: &BlockKey| {
+            !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
+        };
         orders.get_mut(&slot_bytes)?.victim(now, &mut may_go)
+    }
+
+    /// Blocks that go next, of the next `blocks` of each slot size.
+    pub(super) fn upcoming(&mut self, blocks: usize) -> Vec<BlockKey> {
+        self.settle();
+        self.orders.values().flat_map(|order| order.upcoming(blocks, &mut |_| true)).collect()
+    }
+
+    /// The block that goes next of a namespace that is over its quota.
+    pub(super) fn victim_over_quota(&mut self, namespace: u64, slot_bytes: u64) -> Option<BlockKey> {
+        if !self.orders.get(&slot_bytes)?.over_quota(namespace, 0) {
+            return None;
+        }
+        self.settle();
+        let State { table, filling_children, orders, namespaces, .. } = self;
+        let mut may_go = |key: &BlockKey| {
+            !filling_children.contains_key(key) && !is_pinned(namespaces, key) && table.is_unleased(key)
+        };
+        orders.get_mut(&slot_bytes)?.victim_of(namespace, &mut may_go)
+    }
+
+    /// A block whose time is up, and that may go.
+    pub(super) fn victim_expired(&mut self, now: Duration) -> Option<BlockKey> {
+        if self.expiring == 0 {
+            return None;
+        }
+        let sizes: Vec<u64> = self.orders.keys().copied().collect();
+        sizes.into_iter().find_map(|slot_bytes| match self.victim(slot_bytes, now) {
+            Some((key, Why::Expired)) => Some(key),
+            _ => None,
+        })
     }
 
     /// What `look` gives for each sealed block that may go.
     pub(super) fn evictable<T>(&self, mut look: impl FnMut(&ImmutableBlock) -> Option<T>) -> Vec<T> {
-        self.table.unleased(|block| if self.is_awaited(&block.key()) { None } else { look(block) })
+        self.table.unleased(|block| {
+            let key = block.key();
+            if self.is_awaited(&key) || is_pinned(&self.namespaces, &key) { None } else { look(block) }
+        })
     }
+}
+
+fn is_pinned(namespaces: &HashMap<u64, Arc<Namespace>>, key: &BlockKey) -> bool {
+    namespaces.get(&key.namespace).is_some_and(|namespace| namespace.pins.hold(&key.hash))
 }

@@ -18,7 +18,7 @@
 //! that granted it being lost.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,20 +26,29 @@ use std::{
     time::Duration,
 };
 
+use crossbeam::utils::CachePadded;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, PolicyKind, Usage};
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use kelvin_tiering::{Device, DramPool, DramSlot, GhostBoard, GhostRate, PolicyKind, Tier, Usage};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Clock, Counters, Namespace,
-    lease::{LeaseId, Right},
-    session::{Ended, Resting, Session, unknown_session},
+    Clock, Counters, Namespace, Quota, TierOptions,
+    lease::Right,
+    session::{Ended, Resting, Session, Sessions, unknown_session},
     state::State,
-    table::Table,
+    table::{Keyed, Table},
+    tiers::Below,
     touches::{RUN_KEYS_MAX, Touches},
     verbs::forget_reservation,
 };
-use crate::{NamespaceKey, SequenceHash};
+use crate::{
+    NamespaceKey, SequenceHash,
+    catalog::namespace_id,
+    insight::{Explainer, ExplainerUsage},
+};
+
+/// Policies beside the real one, on a sample.
+type Ghosts = GhostBoard<SequenceHash, Keyed>;
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
@@ -78,21 +87,31 @@ pub(crate) struct Tenant {
     secret: [u8; 32],
     pub(super) pool: DramPool,
     pub(super) limits: TenantLimits,
-    pub(super) counters: Counters,
+    pub(super) counters: CachePadded<Counters>,
     pub(super) clock: Arc<dyn Clock>,
     /// Changed under the structural lock, read without.
     pub(super) table: Arc<Table>,
     touches: Arc<Touches>,
     /// Sessions come and go under the structural lock as well.
-    sessions: RwLock<HashMap<SessionId, Arc<Session>>>,
-    /// Leases granted so far; the id of the last.
-    last_lease: AtomicU64,
+    sessions: Sessions,
+    /// The last lease id that a session set aside.
+    pub(super) last_lease: AtomicU64,
     /// Nanoseconds of the clock before which no lease and no session is over. Lowered under the lock of the
     /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
     /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
     due: AtomicU64,
+    /// Why blocks went.
+    gone: Arc<Explainer>,
+    /// Of DRAM.
+    quotas: Vec<Quota>,
+    /// What each policy would have hit in DRAM. Who finds it busy passes it over: it is a sample anyway.
+    pub(super) ghosts: Mutex<Ghosts>,
+    policy: PolicyKind,
+    is_operator: bool,
     /// The structural lock.
-    state: Mutex<State>,
+    state: CachePadded<Mutex<State>>,
+    /// What it offers to, and has of, the tiers below DRAM.
+    pub(super) below: Below,
 }
 
 impl Tenant {
@@ -102,22 +121,32 @@ impl Tenant {
         pool: DramPool,
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
+        tiers: &TierOptions,
+        is_operator: bool,
     ) -> Self {
         let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
-        let state = State::new(table.clone(), touches.clone(), pool.clone(), PolicyKind::default());
+        let policy = tiers.policies.get(&Tier::Dram).copied().unwrap_or_default();
+        let state = State::new(table.clone(), touches.clone(), clock.clone(), pool.clone(), policy);
+        let quotas = tiers.quotas.iter().filter(|quota| quota.tier == Tier::Dram).cloned().collect();
         Self {
             name,
             secret,
             pool,
             limits,
-            counters: Counters::default(),
+            counters: CachePadded::default(),
             clock,
-            state: Mutex::new(state),
+            state: CachePadded::new(Mutex::new(state)),
             table,
             touches,
-            sessions: RwLock::default(),
+            sessions: Sessions::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            gone: Arc::default(),
+            quotas,
+            ghosts: Mutex::new(GhostBoard::new(&PolicyKind::FIXED, 1)),
+            policy,
+            is_operator,
+            below: Below::default(),
         }
     }
 
@@ -135,6 +164,32 @@ impl Tenant {
 
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
+    }
+
+    /// Whether it may look into the store as a whole.
+    pub(crate) fn is_operator(&self) -> bool {
+        self.is_operator
+    }
+
+    /// The name of the order in which blocks leave DRAM.
+    pub(crate) fn policy(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    /// What each policy would have hit in DRAM lately; none before that can be said.
+    pub(crate) fn ghost_rates(&self) -> Vec<GhostRate> {
+        let ghosts = self.ghosts.lock();
+        if ghosts.is_warm() { ghosts.rates() } else { Vec::new() }
+    }
+
+    /// Why blocks went: how many notes there are.
+    pub(crate) fn explainer_usage(&self) -> ExplainerUsage {
+        self.gone.usage()
+    }
+
+    /// The store's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     pub(crate) fn lease_ttl_max(&self) -> Duration {
@@ -160,15 +215,16 @@ impl Tenant {
         }
         let mut state = self.lock();
         self.expire(&mut state);
-        if self.sessions.read().len() >= SESSIONS_MAX {
+        let open = self.sessions.all();
+        if open.len() >= SESSIONS_MAX {
             return Err(Refusal::new(Reason::Exhausted, format!("{SESSIONS_MAX} sessions are open")));
         }
-        refuse_other_fingerprint(self.sessions.read().values(), &spec)?;
+        refuse_other_fingerprint(open.iter(), &spec)?;
         let namespace = self.namespace_for(&mut state, spec)?;
         let (session, token) = (u64::from_le_bytes(crate::random::bytes()), crate::random::bytes());
         let expires_at = self.clock.now() + self.limits.session_ttl;
         let opened = Session::new(session, namespace.clone(), name, token, expires_at);
-        self.sessions.write().insert(session, Arc::new(opened));
+        self.sessions.insert(Arc::new(opened));
         self.lower_due(expires_at);
         Ok(Opened { namespace, session, token })
     }
@@ -178,9 +234,8 @@ impl Tenant {
             return Ok(known.clone());
         }
         if state.namespaces.len() >= NAMESPACES_MAX {
-            let open: HashSet<u64> =
-                self.sessions.read().values().map(|session| session.namespace.id).collect();
-            state.namespaces.retain(|id, known| open.contains(id) || !known.index.is_empty());
+            let open: HashSet<u64> = self.sessions.all().iter().map(|session| session.namespace.id).collect();
+            state.retain_namespaces(|known| open.contains(&known.id) || !known.index.is_empty());
             if state.namespaces.len() >= NAMESPACES_MAX {
                 return Err(Refusal::new(
                     Reason::Exhausted,
@@ -189,7 +244,7 @@ impl Tenant {
             }
         }
         let key = NamespaceKey::derive(&self.secret, &self.name, &spec.canonical());
-        let id = u64::from_le_bytes(crate::random::bytes());
+        let persistent = namespace_id(&self.secret, &self.name, &spec);
         tracing::info!(
             tenant = self.name,
             model = spec.model,
@@ -197,9 +252,21 @@ impl Tenant {
             blocks_max = self.pool.blocks_max(spec.block_bytes),
             "namespace opened"
         );
-        let namespace = Arc::new(Namespace::new(id, spec, key));
-        state.namespaces.insert(id, namespace.clone());
+        let namespace = Arc::new(Namespace::new(persistent, spec, key, self.gone.clone()));
+        if let Some(quota) = self.quotas.iter().find(|quota| quota.model == namespace.spec.model) {
+            let slot_bytes = DramSlot::slot_bytes_for(namespace.spec.block_bytes);
+            state.set_quota(namespace.id, slot_bytes, quota.bytes);
+        }
+        let blocks = usize::try_from(self.pool.blocks_max(namespace.spec.block_bytes)).unwrap_or(usize::MAX);
+        self.ghosts.lock().set_capacity(blocks);
+        state.namespaces.insert(namespace.id, namespace.clone());
+        self.below.opened(&self.name, &namespace);
         Ok(namespace)
+    }
+
+    /// A namespace of an earlier start.
+    pub(super) fn restore_namespace(&self, spec: NamespaceSpec) -> Result<Arc<Namespace>, Refusal> {
+        self.namespace_for(&mut self.lock(), spec)
     }
 
     /// A namespace by its id.
@@ -208,15 +275,20 @@ impl Tenant {
         found.ok_or_else(|| Refusal::invalid(format!("namespace {id} is not known; Stats lists them")))
     }
 
+    /// All namespaces.
+    pub(crate) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.lock().namespaces.values().cloned().collect()
+    }
+
     /// An open session, or a refusal that makes its client open it again.
     pub(super) fn session(&self, id: SessionId) -> Result<Arc<Session>, Refusal> {
-        self.sessions.read().get(&id).cloned().ok_or_else(unknown_session)
+        self.sessions.get(id).ok_or_else(unknown_session)
     }
 
     /// The session that shows `token` at the shared-memory socket has mapped the pool from here on; a token
     /// counts once.
     pub(crate) fn map_memory(&self, token: &[u8; 16]) -> Option<SessionId> {
-        let session = self.sessions.read().values().find(|session| &session.token == token)?.clone();
+        let session = self.sessions.all().into_iter().find(|session| &session.token == token)?;
         let mut held = session.hold().ok()?;
         (!std::mem::replace(&mut held.maps_memory, true)).then_some(session.id)
     }
@@ -240,7 +312,7 @@ impl Tenant {
     }
 
     fn end(&self, state: &mut State, id: SessionId, how: &str) {
-        let Some(session) = self.sessions.write().remove(&id) else { return };
+        let Some(session) = self.sessions.remove(id) else { return };
         let Some(Ended { live, resting, maps_memory }) = session.end() else { return };
         tracing::debug!(client = session.name, leases = live.len(), "session {how}");
         for right in &live {
@@ -258,6 +330,9 @@ impl Tenant {
         let mut state = self.lock();
         self.expire(&mut state);
         state.settle();
+        self.drop_expired(&mut state);
+        let now = self.clock.now();
+        state.namespaces.values().for_each(|namespace| namespace.pins.expire(now));
     }
 
     /// Ends what time has run out for, if there may be anything. Takes the structural lock then only.
@@ -285,8 +360,7 @@ impl Tenant {
             return;
         }
         self.due.store(u64::MAX, Ordering::Relaxed);
-        let sessions: Vec<Arc<Session>> = self.sessions.read().values().cloned().collect();
-        for session in sessions {
+        for session in self.sessions.all() {
             let Ok(mut held) = session.hold() else { continue };
             if held.expires_at <= now {
                 drop(held);
@@ -317,11 +391,6 @@ impl Tenant {
                 session.namespace.changed.notify_waiters();
             }
         }
-    }
-
-    /// Ids for so many leases, from the returned one on.
-    pub(super) fn lease_ids(&self, count: usize) -> LeaseId {
-        self.last_lease.fetch_add(count as u64, Ordering::Relaxed) + 1
     }
 
     /// The number of the epoch in which uses of blocks are counted.
@@ -363,7 +432,7 @@ impl Tenant {
     /// Namespaces with their sealed blocks and sessions; sessions; read and write leases.
     pub(crate) fn survey(&self) -> Survey {
         let state = self.lock();
-        let sessions: Vec<Arc<Session>> = self.sessions.read().values().cloned().collect();
+        let sessions = self.sessions.all();
         let mut namespaces: Vec<(Arc<Namespace>, u64)> = Vec::new();
         for namespace in state.namespaces.values() {
             let open = sessions.iter().filter(|session| session.namespace.id == namespace.id);

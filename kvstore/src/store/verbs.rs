@@ -9,8 +9,8 @@ use kelvin_kernels::Checksum;
 use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
-    BlockKey, ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant, lease::Right,
-    session::Session, state::State, table::Found,
+    BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
+    block::CompleteBlock, lease::Right, session::Session, state::State, table::Found,
 };
 use crate::SequenceHash;
 
@@ -76,7 +76,7 @@ impl Tenant {
         let mut held = session.hold()?;
         let mut room = held.room();
         let (expires_at, epoch) = (self.expiry(ttl), self.epoch());
-        let first = self.lease_ids(hashes.len());
+        let first = held.lease_ids(hashes.len(), &self.last_lease);
         let mut answer = Vec::with_capacity(hashes.len());
         let mut rights = Vec::with_capacity(hashes.len().min(room));
         let (mut bytes, mut unused) = (0, false);
@@ -120,6 +120,7 @@ impl Tenant {
     }
 
     /// Write leases on the blocks of a run that nobody has or makes.
+    #[allow(dead_code, reason = "for benches and tests")]
     pub(crate) fn reserve(
         &self,
         session: SessionId,
@@ -127,21 +128,32 @@ impl Tenant {
         hashes: &[SequenceHash],
         ttl: Duration,
     ) -> Result<Vec<ReservedBlock>, Refusal> {
+        self.reserve_to_keep(session, parent, hashes, ttl, Keep::default())
+    }
+
+    /// The same, saying how much the blocks will be worth.
+    pub(crate) fn reserve_to_keep(
+        &self,
+        session: SessionId,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+        ttl: Duration,
+        keep: Keep,
+    ) -> Result<Vec<ReservedBlock>, Refusal> {
         let mut state = self.lock();
         self.expire(&mut state);
         let state = &mut *state;
         let session = self.session(session)?;
         let namespace = &*session.namespace;
         // Booked, so that others may lease in this session while room is made here.
-        let booked = {
+        let (booked, first) = {
             let mut held = session.hold()?;
             let booked = held.room().min(hashes.len());
             held.booked += booked;
-            booked
+            (booked, held.lease_ids(booked, &self.last_lease))
         };
         let mut room = booked;
         let expires_at = self.expiry(ttl);
-        let first = self.lease_ids(hashes.len());
         let mut rights = Vec::new();
         let mut answer = Vec::with_capacity(hashes.len());
         let mut parent = parent;
@@ -183,7 +195,7 @@ impl Tenant {
                 bytes: slot.len(),
             });
             self.table.fill(key, parent);
-            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot })))));
+            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot, keep })))));
             (parent, rooted) = (Some(hash), true);
         }
         let mut held = session.hold().expect("a session ends under the structural lock");
@@ -215,8 +227,40 @@ impl Tenant {
         // The checksum is made outside the locks. The lease stays with its session meanwhile, without its
         // block, so that expiry and the session's end see it.
         let (key, parent) = (block.key, block.parent);
-        let bytes = block.slot.len();
-        let sealed = block.seal(checksum);
+        let sealed = block.seal(checksum).map_err(|(_, found)| {
+            tracing::warn!(client = session.name, block = %key.hash, %found, given = %checksum, "bytes differ from their checksum");
+            self.counters.checksum_failures.add(1);
+        });
+        self.conclude(session, lease, key, parent, sealed.ok())
+    }
+
+    /// Fills a reservation in this process and commits it. `fill` gives the checksum of what it put there.
+    pub(crate) fn fill(
+        &self,
+        session: SessionId,
+        lease: LeaseId,
+        fill: impl FnOnce(&mut [u8]) -> Checksum,
+    ) -> Result<BlockStatus, Refusal> {
+        let session = self.session(session)?;
+        let Some(mut block) = take_write(&session, lease) else { return Ok(BlockStatus::StaleLease) };
+        let checksum = fill(block.slot.bytes_mut());
+        self.counters.copied_bytes.add(block.slot.len());
+        let (key, parent) = (block.key, block.parent);
+        let sealed = CompleteBlock::verified(block, checksum);
+        let status = self.conclude(&session, lease, key, parent, Some(sealed));
+        session.namespace.changed.notify_waiters();
+        Ok(status)
+    }
+
+    /// Ends a reservation whose block was taken out: with a block that is sealed, or without.
+    fn conclude(
+        &self,
+        session: &Session,
+        lease: LeaseId,
+        key: BlockKey,
+        parent: Option<SequenceHash>,
+        sealed: Option<CompleteBlock>,
+    ) -> BlockStatus {
         let mut state = self.lock();
         let state = &mut *state;
         let live = session.hold().ok().and_then(|mut held| {
@@ -228,22 +272,18 @@ impl Tenant {
             state.forget_filling(key, parent);
             return BlockStatus::StaleLease;
         };
-        let status = match sealed {
-            Ok(block) => match self.adopt(state, &session.namespace, block) {
-                true => BlockStatus::Stored,
-                false => BlockStatus::NoParent,
-            },
-            Err((block, found)) => {
-                tracing::warn!(client = session.name, block = %key.hash, %found, given = %checksum, "bytes differ from their checksum");
-                self.counters.checksum_failures.add(1);
-                state.forget_filling(block.key, block.parent);
-                BlockStatus::ChecksumMismatch
-            }
+        let Some(block) = sealed else {
+            state.forget_filling(key, parent);
+            return BlockStatus::ChecksumMismatch;
         };
-        if status == BlockStatus::Stored && maps_memory {
+        let bytes = block.bytes();
+        if !self.adopt(state, &session.namespace, block) {
+            return BlockStatus::NoParent;
+        }
+        if maps_memory {
             self.counters.shm_committed_bytes.add(bytes);
         }
-        status
+        BlockStatus::Stored
     }
 
     /// A commit on a reservation that expired: nothing is stored, but the answer says what became of it.

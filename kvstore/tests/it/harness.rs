@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use kelvin_kvstore::{
-    Client, ClientOptions, Namespace, Reserved, SequenceHash,
+    Client, ClientOptions, Keep, Namespace, Reserved, SequenceHash,
     server::{Listening, ServerConfig, serve},
 };
 use kelvin_proto::{Fingerprint, NamespaceSpec, Shard, kv::v1::BlockStatus};
@@ -94,7 +94,18 @@ pub(crate) async fn store_run(
     hashes: &[SequenceHash],
     seed: u8,
 ) {
-    let reserved = namespace.reserve(parent, hashes).await.unwrap();
+    store_run_to_keep(namespace, parent, hashes, seed, Keep::default()).await;
+}
+
+/// The same with a priority and an end.
+pub(crate) async fn store_run_to_keep(
+    namespace: &Namespace,
+    parent: Option<SequenceHash>,
+    hashes: &[SequenceHash],
+    seed: u8,
+    keep: Keep,
+) {
+    let reserved = namespace.reserve_to_keep(parent, hashes, keep).await.unwrap();
     let mut leases = Vec::new();
     for (at, block) in reserved.into_iter().enumerate() {
         let Reserved::Write(mut lease) = block else { panic!("not reserved: {block:?}") };

@@ -3,6 +3,9 @@
 mod harness;
 mod hostile;
 mod inline;
+mod keep;
+mod ranges;
 mod restart;
 mod shared_memory;
+mod tiers;
 mod watch;

@@ -44,6 +44,19 @@ impl Pages {
     }
 }
 
+impl AsRef<[u8]> for Pages {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the pages are initialized, ours, and live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len()) }
+    }
+}
+
+impl AsMut<[u8]> for Pages {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.as_mut_slice()
+    }
+}
+
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.

@@ -48,7 +48,8 @@ pub(super) struct Request {
     write_ok: AtomicBool,
     /// From `Box::into_raw`; taken when the request is settled or dropped.
     payload: Option<NonNull<dyn Payload>>,
-    _queued: OwnedSemaphorePermit,
+    /// Its place in a queue, given up before the answer.
+    queued: Option<OwnedSemaphorePermit>,
 }
 
 // SAFETY: the payload is `Send` (the constructors ask for it), and the memory is the payload's own, reached
@@ -98,10 +99,13 @@ impl<P, B> Drop for Transfer<P, B> {
     }
 }
 
-struct Plain(Option<oneshot::Sender<Result<(), DeviceError>>>);
+struct Sync(Option<oneshot::Sender<Result<(), DeviceError>>>, Arc<Health>);
 
-impl Payload for Plain {
+impl Payload for Sync {
     fn settle(mut self: Box<Self>, result: io::Result<()>, _write_ok: bool) {
+        if result.is_err() {
+            self.1.note(Kind::Write, 0, &result);
+        }
         if let Some(reply) = self.0.take() {
             let _ = reply.send(result.map_err(|source| DeviceError::Io { action: "sync blocks", source }));
         }
@@ -147,7 +151,7 @@ impl Request {
             bytes,
             write_ok: AtomicBool::new(false),
             payload: Some(payload),
-            _queued: queued,
+            queued: Some(queued),
         }
     }
 
@@ -183,9 +187,14 @@ impl Request {
         (Self::new(Action::Write, range, (memory, bytes), payload, queued), answer)
     }
 
-    pub(super) fn sync(queued: OwnedSemaphorePermit) -> (Self, oneshot::Receiver<Result<(), DeviceError>>) {
+    /// A request that syncs the file.
+    pub(super) fn sync(
+        health: &Arc<Health>,
+        queued: OwnedSemaphorePermit,
+    ) -> (Self, oneshot::Receiver<Result<(), DeviceError>>) {
         let (reply, answer) = oneshot::channel();
-        (Self::new(Action::Sync, (0, 0), NO_MEMORY, into_raw(Plain(Some(reply))), queued), answer)
+        let payload = into_raw(Sync(Some(reply), health.clone()));
+        (Self::new(Action::Sync, (0, 0), NO_MEMORY, payload, queued), answer)
     }
 
     /// A look at a bad file; the answer goes to its health.
@@ -225,6 +234,7 @@ impl Request {
     /// Answers it. The kernel must be done with it.
     pub(super) fn settle(mut self, result: io::Result<()>) {
         let write_ok = self.write_ok.load(Relaxed);
+        self.queued = None;
         if let Some(payload) = self.payload.take() {
             // SAFETY: from `Box::into_raw`, and taken once.
             unsafe { Box::from_raw(payload.as_ptr()) }.settle(result, write_ok);

@@ -5,7 +5,9 @@ use std::path::Path;
 use super::*;
 use crate::testing::{Faulty, block_on, check_device};
 
+mod configuration;
 mod device;
+mod faults;
 
 const MIB: u64 = 1 << 20;
 const ENGINES: [NvmeEngine; 2] = [NvmeEngine::Auto, NvmeEngine::Pread];

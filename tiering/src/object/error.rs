@@ -143,7 +143,8 @@ impl Fault {
 
     /// The HTTP status is only in the text; what has none did not get that far.
     fn of_generic(error: &object_store::Error) -> Self {
-        let text = brief(&chain(error));
+        let whole = chain(error);
+        let text = brief(&whole);
         let mut source = error.source();
         while let Some(error) = source {
             match error.downcast_ref::<HttpError>().map(HttpError::kind) {
@@ -152,11 +153,13 @@ impl Fault {
                 None => source = error.source(),
             }
         }
-        match status(&text) {
+        let says = |what| whole.contains(what);
+        match status(&whole) {
+            Some(401 | 403) => Self::Refused(text),
+            Some(404) if says("NoSuchBucket") => Self::NoBucket,
+            Some(404) => Self::Missing,
             Some(416) => Self::OutOfRange,
-            None if ["Requested ", "Wanted range "].iter().any(|said| text.contains(said)) => {
-                Self::OutOfRange
-            }
+            None if says("Requested ") || says("Wanted range ") => Self::OutOfRange,
             Some(408 | 429 | 500..) | None => Self::Passing(text),
             Some(_) => Self::Lasting(text),
         }
@@ -182,9 +185,15 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Servers answer with pages; a line is enough.
+/// Servers answer with pages; a line is enough, and where they give a code, that and its message.
 fn brief(text: &str) -> String {
     const CHARS_MAX: usize = 300;
+    let tag = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(value, _)| value)
+    };
+    let said = tag("Code").map(|code| format!("{code} {}", tag("Message").unwrap_or_default()));
+    let text = said.as_deref().unwrap_or(text);
     let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(CHARS_MAX) {
         line.truncate(end);
@@ -210,11 +219,14 @@ impl fmt::Display for Fault {
 impl From<Fault> for ReadFailure {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Missing | Fault::NoBucket | Fault::OutOfRange => Self::Missing,
+            Fault::Missing | Fault::OutOfRange => Self::Missing,
             Fault::Timeout => Self::Timeout,
             Fault::Unavailable => Self::Unavailable,
             Fault::Refused(text) => Self::Failed(format!("access refused: {text}")),
-            Fault::Exists | Fault::Passing(_) | Fault::Lasting(_) => Self::Failed(fault.to_string()),
+            // A bucket that is gone may be a wrong turn on the way: no word about the pack.
+            Fault::NoBucket | Fault::Exists | Fault::Passing(_) | Fault::Lasting(_) => {
+                Self::Failed(fault.to_string())
+            }
         }
     }
 }
@@ -236,6 +248,9 @@ mod tests {
         assert!(of("500 Internal Server Error").is_passing());
         assert!(of("429 Too Many Requests").is_passing());
         assert!(matches!(of("400 Bad Request"), Fault::Lasting(_)));
+        assert!(matches!(of("403 Forbidden"), Fault::Refused(_)));
+        assert_eq!(of("404 Not Found"), Fault::Missing);
+        assert_eq!(of("404 Not Found <Code>NoSuchBucket</Code>"), Fault::NoBucket);
         assert_eq!(of("416 Range Not Satisfiable"), Fault::OutOfRange);
         assert!(Fault::of(&generic("connection closed")).is_passing());
         assert_eq!(Fault::of(&generic("Requested 0..9, got 0..5")), Fault::OutOfRange);
@@ -248,5 +263,7 @@ mod tests {
     fn long_answers_are_cut() {
         assert!(brief(&"ä \n".repeat(10_000)).chars().count() < 310);
         assert_eq!(brief("a\n  b"), "a b");
+        let page = "403: <Error><Code>AccessDenied</Code><Message>Not you.</Message></Error>";
+        assert_eq!(brief(page), "AccessDenied Not you.");
     }
 }

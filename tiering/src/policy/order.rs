@@ -444,6 +444,11 @@ where
         block.attributes.as_ref()
     }
 
+    /// Whether a block is resident and no resident one stands behind it.
+    pub fn is_tail(&self, key: &K) -> bool {
+        self.contains(key) && is_tail(&self.blocks, key)
+    }
+
     /// Resident blocks.
     pub fn len(&self) -> usize {
         self.resident

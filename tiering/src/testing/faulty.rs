@@ -1,11 +1,15 @@
 //! A device that fails when told to.
 //!
 //! # Fault model
-//! One fault is armed at a time and strikes the next operation of its kind. Errors are reported; a torn
-//! write and a flipped bit are silent, as they are on hardware: only a checksum finds them. Where a silent
-//! fault strikes follows from the seed.
+//! One fault is armed at a time. Most strike the next operation of their kind and are over; a slow or a
+//! vanished device stays so until [`Faulty::heal`]. Errors are reported; a torn write and a flipped bit are
+//! silent, as they are on hardware: only a checksum finds them. Where a silent fault strikes follows from the
+//! seed.
+
+use std::{io, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::{Device, DeviceError, Tier, Usage};
 
@@ -20,8 +24,16 @@ pub enum Fault {
     TornWrite,
     /// The next read returns one flipped bit.
     BitFlip,
+    /// The next read fails with its buffer half filled.
+    ShortRead,
+    /// The next write fails with ENOSPC and writes nothing: a file system that others filled.
+    NoSpace,
     /// The next allocation finds the device full.
     Full,
+    /// Every read and write takes so much longer.
+    SlowDown(Duration),
+    /// Every read and write fails with ENODEV, and nothing can be allocated: a device that was pulled out.
+    Vanish,
 }
 
 /// A device with faults on demand.
@@ -42,6 +54,16 @@ impl<D> Faulty<D> {
         *self.armed.lock() = Some(fault);
     }
 
+    /// Disarms whatever is armed.
+    pub fn heal(&self) {
+        *self.armed.lock() = None;
+    }
+
+    /// The device itself.
+    pub fn inner(&self) -> &D {
+        &self.inner
+    }
+
     fn strikes(&self, fault: Fault) -> bool {
         let mut armed = self.armed.lock();
         let hit = *armed == Some(fault);
@@ -50,10 +72,32 @@ impl<D> Faulty<D> {
         }
         hit
     }
+
+    /// What befalls every operation; else what befalls this kind once.
+    async fn befalls(&self, once: &[(Fault, i32)]) -> Option<io::Error> {
+        let lasting = *self.armed.lock();
+        match lasting {
+            Some(Fault::SlowDown(delay)) => pause(delay).await,
+            Some(Fault::Vanish) => return Some(io::Error::from_raw_os_error(ENODEV)),
+            _ => {}
+        }
+        let (_, code) = once.iter().find(|&&(fault, _)| self.strikes(fault))?;
+        Some(io::Error::from_raw_os_error(*code))
+    }
 }
 
-fn eio(action: &'static str) -> DeviceError {
-    DeviceError::Io { action, source: std::io::Error::from_raw_os_error(5) }
+const EIO: i32 = 5;
+const ENODEV: i32 = 19;
+const ENOSPC: i32 = 28;
+
+/// Waits on a thread of its own, so that it works under any runtime and under none.
+async fn pause(delay: Duration) {
+    let (over, is_over) = oneshot::channel();
+    std::thread::spawn(move || {
+        std::thread::sleep(delay);
+        let _ = over.send(());
+    });
+    let _ = is_over.await;
 }
 
 impl<D: Device> Device for Faulty<D> {
@@ -64,7 +108,8 @@ impl<D: Device> Device for Faulty<D> {
     }
 
     fn allocate(&self, bytes: u64) -> Option<D::Place> {
-        if self.strikes(Fault::Full) { None } else { self.inner.allocate(bytes) }
+        let vanished = *self.armed.lock() == Some(Fault::Vanish);
+        if vanished || self.strikes(Fault::Full) { None } else { self.inner.allocate(bytes) }
     }
 
     async fn write<B: AsRef<[u8]> + Send + 'static>(
@@ -73,8 +118,8 @@ impl<D: Device> Device for Faulty<D> {
         offset: u64,
         source: B,
     ) -> (D::Place, B, Result<(), DeviceError>) {
-        if self.strikes(Fault::WriteError) {
-            return (place, source, Err(eio("write block")));
+        if let Some(error) = self.befalls(&[(Fault::WriteError, EIO), (Fault::NoSpace, ENOSPC)]).await {
+            return (place, source, Err(DeviceError::Io { action: "write block", source: error }));
         }
         if self.strikes(Fault::TornWrite) {
             let half = source.as_ref()[..source.as_ref().len() / 2].to_vec();
@@ -89,8 +134,16 @@ impl<D: Device> Device for Faulty<D> {
         P: AsRef<D::Place> + Send + 'static,
         B: AsMut<[u8]> + Send + 'static,
     {
-        if self.strikes(Fault::ReadError) {
-            return (place, target, Err(eio("read block")));
+        let failed = |source| Err(DeviceError::Io { action: "read block", source });
+        if let Some(error) = self.befalls(&[(Fault::ReadError, EIO)]).await {
+            return (place, target, failed(error));
+        }
+        if self.strikes(Fault::ShortRead) {
+            let mut target = target;
+            let half = vec![0; target.as_mut().len() / 2];
+            let (place, half, result) = self.inner.read(place, offset, half).await;
+            target.as_mut()[..half.len()].copy_from_slice(&half);
+            return (place, target, result.and(failed(io::ErrorKind::UnexpectedEof.into())));
         }
         let (place, mut target, result) = self.inner.read(place, offset, target).await;
         if result.is_ok() && !target.as_mut().is_empty() && self.strikes(Fault::BitFlip) {
@@ -103,5 +156,74 @@ impl<D: Device> Device for Faulty<D> {
 
     fn usage(&self) -> Usage {
         self.inner.usage()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DramPool, testing::block_on};
+
+    fn device() -> (Faulty<DramPool>, crate::DramSlot) {
+        let device = Faulty::new(DramPool::new("test", 1 << 20).unwrap(), 3);
+        let place = device.allocate(8192).unwrap();
+        let (place, _, result) = block_on(device.write(place, 0, vec![1u8; 8192]));
+        result.unwrap();
+        (device, place)
+    }
+
+    fn code(result: Result<(), DeviceError>) -> Option<i32> {
+        match result {
+            Err(DeviceError::Io { source, .. }) => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_short_read_is_reported_and_fills_half() {
+        let (device, place) = device();
+        device.inject(Fault::ShortRead);
+        let (place, target, result) = block_on(device.read(place, 0, vec![0u8; 8192]));
+        assert!(
+            matches!(result, Err(DeviceError::Io { source, .. }) if source.kind() == io::ErrorKind::UnexpectedEof)
+        );
+        assert!(target[..4096].iter().all(|&byte| byte == 1) && target[4096..].iter().all(|&byte| byte == 0));
+        assert!(block_on(device.read(place, 0, target)).2.is_ok(), "once");
+    }
+
+    #[test]
+    fn no_space_strikes_writes_alone() {
+        let (device, place) = device();
+        device.inject(Fault::NoSpace);
+        let (place, _, result) = block_on(device.read(place, 0, vec![0u8; 8192]));
+        result.unwrap();
+        assert_eq!(code(block_on(device.write(place, 0, vec![2u8; 8192])).2), Some(ENOSPC));
+    }
+
+    #[test]
+    fn a_vanished_device_stays_away_until_healed() {
+        let (device, mut place) = device();
+        device.inject(Fault::Vanish);
+        for _ in 0..3 {
+            assert!(device.allocate(8192).is_none());
+            let written = block_on(device.write(place, 0, vec![2u8; 8192]));
+            assert_eq!(code(written.2), Some(ENODEV));
+            let read = block_on(device.read(written.0, 0, vec![0u8; 8192]));
+            assert_eq!(code(read.2), Some(ENODEV));
+            place = read.0;
+        }
+        device.heal();
+        assert!(device.allocate(8192).is_some());
+        let (_, target, result) = block_on(device.read(place, 0, vec![0u8; 8192]));
+        assert!(result.is_ok() && target == vec![1u8; 8192], "nothing was written meanwhile");
+    }
+
+    #[test]
+    fn a_slow_device_gets_there() {
+        let (device, place) = device();
+        device.inject(Fault::SlowDown(Duration::from_millis(1)));
+        let (place, _, result) = block_on(device.read(place, 0, vec![0u8; 8192]));
+        result.unwrap();
+        block_on(device.write(place, 0, vec![2u8; 8192])).2.unwrap();
     }
 }

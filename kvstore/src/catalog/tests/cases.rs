@@ -139,3 +139,31 @@ fn it_says_how_large_it_is() {
     assert_eq!((stats.records, stats.packs, stats.writes_failed, stats.closed), (1000, 0, 0, false));
     assert!(stats.disk_bytes > 64_000 && stats.memory_bytes > 64_000, "{stats:?}");
 }
+
+#[test]
+fn a_stopped_store_is_looked_at_without_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = Catalog::open_stopped(dir.path(), Access::Read).err().unwrap();
+    assert!(absent.to_string().contains("there is no catalog in"), "{absent}");
+    let (catalog, opened) = open(dir.path());
+    let places = Places { nvme: vec![("/mnt/a".into(), 1 << 30)], ..Places::default() };
+    catalog.set_places(&places).unwrap();
+    let records: Vec<Record> = (1..=10).map(|n| record(1, n)).collect();
+    catalog.append(&records).unwrap();
+    assert!(matches!(Catalog::open_stopped(dir.path(), Access::Read), Err(CatalogError::InUse { .. })));
+    catalog.mark_clean(true).unwrap();
+    drop(catalog);
+
+    for access in [Access::Read, Access::Change] {
+        let (catalog, found) = Catalog::open_stopped(dir.path(), access).unwrap();
+        assert_eq!((found.incarnation, found.clean, found.start), (opened.incarnation, true, Start::Kept));
+        assert_eq!(catalog.places().unwrap(), Some(places.clone()));
+        // Its file is not there, and that changes nothing.
+        assert_eq!(catalog.set_files(&[]).unwrap().absent, 1);
+        assert_eq!(load(&catalog, 2).1.absent, 10);
+        assert_eq!(catalog.remove(&[([1; 16], 3)]).is_ok(), access == Access::Change);
+    }
+    let (catalog, again) = open(dir.path());
+    assert!(again.clean && again.incarnation == opened.incarnation + 1);
+    assert_eq!(load(&catalog, 1).0.len(), 9);
+}

@@ -82,7 +82,7 @@ fn watch(index: &RadixIndex<WorkerSet>, stop: &AtomicBool) -> usize {
 
 /// What one seed leaves behind is what the threads know they hold.
 fn check(run_blocks_max: usize, seed: u64) {
-    let index = RadixIndex::with_run_blocks_max(run_blocks_max);
+    let index = RadixIndex::with(run_blocks_max, usize::MAX);
     let stop = AtomicBool::new(false);
     let held: Vec<HashSet<_>> = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&index, &stop));

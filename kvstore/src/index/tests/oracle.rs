@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{check_invariants, check_maximal, check_parents_first, hash};
 use crate::SequenceHash;
-use crate::index::{Entry, HolderSet, InsertError, Inserted, RadixIndex, Subtree, TierSet};
+use crate::index::{Entry, HolderSet, InsertError, Inserted, RadixIndex, TierSet};
 
 const BLOCKS: usize = 28;
 const HOLDERS: u32 = 3;
@@ -101,8 +101,12 @@ impl Model {
             let block = self.blocks.entry(hash).or_insert(fresh);
             total.blocks += usize::from(block.holders.is_empty());
             total.copies += usize::from(block.holders.insert(holder));
-            block.last_use = block.last_use.max(now);
             parent = Some(hash);
+        }
+        // What was there before an error need not count as used.
+        for hash in hashes {
+            let block = self.blocks.get_mut(hash).expect("all are there now");
+            block.last_use = block.last_use.max(now);
         }
         Ok(total)
     }
@@ -164,22 +168,22 @@ impl Model {
             .collect()
     }
 
-    fn subtree(&self, hash: SequenceHash) -> Subtree {
+    /// Blocks of the subtree that are held.
+    fn subtree(&self, hash: SequenceHash) -> BTreeSet<SequenceHash> {
         let mut held = self.descendants(hash);
         held.extend(Some(hash).filter(|hash| !self.holders(*hash).is_empty()));
-        let last_use = held.iter().map(|hash| self.blocks[hash].last_use).max().unwrap_or(0);
-        let copies = held.iter().map(|hash| self.blocks[hash].holders.iter().count()).sum();
-        Subtree { blocks: held.len(), copies, last_use }
+        held
     }
 
-    fn eviction_order(&self, holder: u32) -> Vec<SequenceHash> {
+    /// By the last uses that the index knows, which are those of runs.
+    fn eviction_order(&self, holder: u32, last_use: impl Fn(SequenceHash) -> u64) -> Vec<SequenceHash> {
         let held = |hash: &SequenceHash| self.blocks[hash].holders.contains(holder);
         let mut left: BTreeSet<_> = self.blocks.keys().copied().filter(held).collect();
         let mut order = vec![];
         while !left.is_empty() {
             let above: HashSet<_> = left.iter().flat_map(|hash| self.ancestors(*hash)).collect();
             let free = left.iter().copied().filter(|hash| !above.contains(hash));
-            let next = free.min_by_key(|hash| (self.blocks[hash].last_use, *hash)).unwrap();
+            let next = free.min_by_key(|hash| (last_use(*hash), *hash)).unwrap();
             left.remove(&next);
             order.push(next);
         }
@@ -230,7 +234,7 @@ fn apply(index: &RadixIndex<TierSet>, model: &mut Model, forest: &[Option<usize>
 }
 
 /// Compares every answer.
-fn compare(index: &RadixIndex<TierSet>, model: &mut Model, forest: &[Option<usize>]) {
+fn compare(index: &RadixIndex<TierSet>, model: &mut Model, forest: &[Option<usize>], now: u64) {
     let held = model.blocks.values().filter(|block| !block.holders.is_empty()).count();
     assert_eq!(index.len(), held);
     assert_eq!(index.is_empty(), held == 0);
@@ -238,7 +242,15 @@ fn compare(index: &RadixIndex<TierSet>, model: &mut Model, forest: &[Option<usiz
         let hash = block_hash(block);
         assert_eq!(index.holders(hash), model.holders(hash));
         assert_eq!(index.contains(hash), !model.holders(hash).is_empty());
-        assert_eq!(index.subtree(hash), model.subtree(hash));
+        let subtree = model.subtree(hash);
+        let copies: usize = subtree.iter().map(|hash| model.holders(*hash).iter().count()).sum();
+        let found = index.subtree(hash);
+        assert_eq!((found.blocks, found.copies), (subtree.len(), copies));
+        let last_use = subtree.iter().map(|hash| index.last_use(*hash).unwrap()).max();
+        assert_eq!(found.last_use, last_use.unwrap_or(0));
+        // A run is as young as the youngest of its blocks.
+        let block_use = model.blocks.get(&hash).map(|block| block.last_use);
+        assert!(index.last_use(hash) >= block_use && index.last_use(hash) <= block_use.and(Some(now)));
         let path = path(forest, block);
         assert_eq!(index.path(hash), model.path(hash));
         for start in [0, path.len() / 2] {
@@ -252,7 +264,10 @@ fn compare(index: &RadixIndex<TierSet>, model: &mut Model, forest: &[Option<usiz
         check_parents_first(descendants.iter().map(|hash| (*hash, model.blocks[hash].parent)));
     }
     for holder in 0..HOLDERS {
-        assert_eq!(index.eviction_order(holder), model.eviction_order(holder));
+        assert_eq!(
+            index.eviction_order(holder),
+            model.eviction_order(holder, |hash| index.last_use(hash).unwrap())
+        );
     }
     let mut snapshot = index.snapshot();
     check_parents_first(snapshot.iter().map(|entry| (entry.hash, entry.parent)));
@@ -271,7 +286,7 @@ proptest! {
         run_blocks_max in prop_oneof![1..6usize, Just(BLOCKS)],
         ops in proptest::collection::vec(op(), 1..60),
     ) {
-        let index = RadixIndex::with_run_blocks_max(run_blocks_max);
+        let index = RadixIndex::with(run_blocks_max, usize::MAX);
         let mut model = Model::default();
         for (at, op) in ops.iter().enumerate() {
             // Several changes a tick, so that ages tie; some are late, as between threads.
@@ -281,7 +296,7 @@ proptest! {
             if run_blocks_max == BLOCKS {
                 check_maximal(&index);
             }
-            compare(&index, &mut model, &forest);
+            compare(&index, &mut model, &forest, at as u64);
         }
     }
 }

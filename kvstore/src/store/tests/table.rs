@@ -10,7 +10,7 @@ use crate::{
     SequenceHash,
     store::{
         BlockKey, ImmutableBlock, MutableBlock,
-        block::CompleteBlock,
+        block::{CompleteBlock, Keep},
         table::{Found, Table},
     },
 };
@@ -47,7 +47,11 @@ fn key(n: u8) -> BlockKey {
 
 fn sealed(pool: &DramPool, n: u8, parent: Option<SequenceHash>) -> ImmutableBlock {
     let slot = pool.allocate(4096).expect("room for all");
-    CompleteBlock::verified(MutableBlock { key: key(n), parent, slot }, Checksum(n.into())).register()
+    CompleteBlock::verified(
+        MutableBlock { key: key(n), parent, slot, keep: Keep::default() },
+        Checksum(n.into()),
+    )
+    .register()
 }
 
 fn op() -> impl Strategy<Value = Op> {

@@ -1,5 +1,8 @@
 //! Packs in a directory; the suite in `suite` is what every kind of place must pass.
 
+#[cfg(feature = "s3-sim")]
+mod s3;
+mod seaweed;
 mod suite;
 
 use std::time::Duration;

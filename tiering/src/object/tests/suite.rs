@@ -180,6 +180,21 @@ async fn collection(writer: &PackStore, reader: &PackStore, namespace: Namespace
     assert!(matches!(reader.rewrite(pack, &live).await, Err(ObjectError::Invalid(_))), "nothing to save");
 }
 
+/// What is wrong with the options of a client is said as such.
+pub(super) async fn refusals(options: &ObjectOptions) {
+    let key = |key: &str, secret: &str| {
+        Some(Credentials { key_id: key.into(), secret: secret.into(), token: None })
+    };
+    let right = options.credentials.clone().expect("a server with keys");
+    for credentials in [key(&right.key_id, "wrong"), key("unknown", &right.secret)] {
+        let error = open(&ObjectOptions { credentials, ..options.clone() }).check().await;
+        assert!(matches!(error, Err(ObjectError::Refused { .. })), "{error:?}");
+    }
+    let other = ObjectOptions { url: "s3://no-such-bucket/x".into(), ..options.clone() };
+    let error = open(&other).check().await;
+    assert!(matches!(error, Err(ObjectError::NoBucket { .. })), "{error:?}");
+}
+
 /// A list of more than a page.
 pub(super) async fn long_list(options: &ObjectOptions) {
     let (store, namespace) = (open(options), [0x11; 16]);

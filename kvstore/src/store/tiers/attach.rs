@@ -1,0 +1,157 @@
+//! What a tenant offers to the tiers below its DRAM.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use kelvin_tiering::{DramSlot, Tier};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Tiers;
+use crate::{
+    SequenceHash,
+    catalog::NamespaceRecord,
+    index::{HolderSet, TierSet},
+    store::{BlockKey, ImmutableBlock, Namespace, Tenant},
+};
+
+/// Blocks that wait to be offloaded as they were committed; beyond it the oldest are left to near eviction.
+const FRESH_MAX: usize = 65_536;
+
+/// A tenant's side of the tiers below its DRAM.
+#[derive(Default)]
+pub(crate) struct Below {
+    tiers: OnceLock<Arc<Tiers>>,
+    /// Committed lately and not offloaded yet, in eager mode.
+    fresh: Mutex<VecDeque<BlockKey>>,
+    /// Wakes who offloads.
+    pub(super) offload_wanted: Notify,
+    /// Held by who offloads: two at once would copy the same blocks.
+    pub(super) offloading: tokio::sync::Mutex<()>,
+}
+
+impl Below {
+    /// A namespace is known from here on: it is noted, so that a restart finds it.
+    pub(in crate::store) fn opened(&self, tenant: &str, namespace: &Namespace) {
+        let Some(tiers) = self.tiers.get() else { return };
+        tiers.apply_quotas(namespace);
+        let record = NamespaceRecord {
+            id: namespace.persistent,
+            tenant: tenant.to_owned(),
+            spec: namespace.spec.clone(),
+        };
+        if let Err(error) = tiers.catalog().put_namespace(&record) {
+            tracing::warn!(%error, "a namespace could not be noted: a restart will not find its blocks");
+        }
+        if let Some(object) = tiers.objects() {
+            object.discover_wanted.notify_one();
+        }
+    }
+
+    /// A block was committed.
+    pub(in crate::store) fn committed(&self, key: BlockKey) {
+        let Some(tiers) = self.tiers.get() else { return };
+        if !tiers.eager {
+            return;
+        }
+        let mut fresh = self.fresh.lock();
+        if fresh.len() == FRESH_MAX {
+            fresh.pop_front();
+        }
+        fresh.push_back(key);
+        drop(fresh);
+        self.offload_wanted.notify_one();
+    }
+
+    pub(super) fn has_fresh(&self) -> bool {
+        !self.fresh.lock().is_empty()
+    }
+
+    /// Up to `count` blocks that were committed lately, oldest first.
+    pub(super) fn take_fresh(&self, count: usize) -> Vec<BlockKey> {
+        let mut fresh = self.fresh.lock();
+        let count = count.min(fresh.len());
+        fresh.drain(..count).collect()
+    }
+}
+
+/// The bytes of a block, which stays where it is as long as this lives.
+pub(super) struct BlockBytes(pub(super) ImmutableBlock);
+
+impl AsRef<[u8]> for BlockBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.0.slot().bytes()
+    }
+}
+
+impl Tenant {
+    /// The tiers below DRAM, if there are any.
+    pub(crate) fn tiers(&self) -> Option<&Arc<Tiers>> {
+        self.below.tiers.get()
+    }
+
+    /// Gives the tenant its cold tiers, once, before it is used.
+    pub(crate) fn attach(&self, tiers: Arc<Tiers>) {
+        assert!(self.below.tiers.set(tiers).is_ok(), "tiers are attached once");
+    }
+
+    /// A slot in DRAM for a block on its way up; other blocks make room for it.
+    pub(super) fn slot(&self, bytes: u64) -> Option<DramSlot> {
+        let mut state = self.lock();
+        self.allocate(&mut state, bytes)
+    }
+
+    /// The blocks that DRAM drops next.
+    pub(super) fn upcoming(&self, blocks: usize) -> Vec<BlockKey> {
+        self.lock().upcoming(blocks)
+    }
+
+    /// Every block in DRAM.
+    pub(super) fn sealed_keys(&self) -> Vec<BlockKey> {
+        self.table.each_sealed(|block| Some(block.key()))
+    }
+
+    /// Tiers of each block of the longest prefix that can be had now.
+    pub(crate) fn match_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> Vec<TierSet> {
+        let mut found = namespace.index.longest_prefix(hashes, Some(self.tick()));
+        if let Some(tiers) = self.tiers() {
+            tiers.sight(hashes.iter().take(found.len() + 1).copied());
+            if !tiers.object_answers() {
+                let object_only = |holders: &TierSet| {
+                    !holders.contains(Tier::Dram as u32) && !holders.contains(Tier::Nvme as u32)
+                };
+                let reachable = found.iter().position(object_only).unwrap_or(found.len());
+                found.truncate(reachable);
+            }
+        }
+        namespace.count_match(hashes.len(), &found);
+        if let Some(mut ghosts) = self.ghosts.try_lock() {
+            ghosts.touch(hashes);
+        }
+        found
+    }
+
+    /// For each tier that a matched prefix has to be brought from: its blocks, and the expected time.
+    pub(crate) fn load_estimates(&self, found: &[TierSet], block_bytes: u64) -> Vec<(Tier, u64, Duration)> {
+        let hottest = |holders: &TierSet| {
+            [Tier::Dram, Tier::Nvme, Tier::Object].into_iter().find(|tier| holders.contains(*tier as u32))
+        };
+        let estimate = |tier: Tier| {
+            let blocks = found.iter().filter(|holders| hottest(holders) == Some(tier)).count() as u64;
+            let expected = self.tiers()?.expect_load(tier, blocks * block_bytes)?;
+            (blocks > 0).then_some((tier, blocks, expected))
+        };
+        [Tier::Nvme, Tier::Object].into_iter().filter_map(estimate).collect()
+    }
+
+    /// How many of `hashes` have to be brought to DRAM before the prefix can be leased; with them, its length.
+    pub(crate) fn cold_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> Option<usize> {
+        self.tiers()?;
+        let found = namespace.index.longest_prefix(hashes, None);
+        let cold = found.iter().any(|holders| !holders.contains(Tier::Dram as u32));
+        cold.then_some(found.len())
+    }
+}

@@ -1,0 +1,241 @@
+//! The tiers below DRAM, and what goes between them.
+//!
+//! # Overview
+//! [`Tiers`] belongs to the store; all tenants share it. NVMe and object tier each know what they hold
+//! ([`nvme`], [`object`]), and enter it in the index of the block's namespace as one more holder, so that a
+//! match sees all tiers at once. What moves:
+//! ```text
+//!            commit                 offload: near eviction, ancestors first
+//!  client ───────────► DRAM ──────────────────────────► NVMe ─────────────► packs (S3)
+//!                        ▲         onboard: lease, prefetch │                   │
+//!                        └──────────────────────────────────┴───────────────────┘
+//! ```
+//! Without NVMe, packs are made from DRAM.
+//!
+//! # Failures
+//! Nothing here fails a call. A copy that cannot be read, or comes back wrong, is forgotten and is a miss; a device
+//! that refuses writes costs copies.
+//!
+//! # Locking
+//! Tenant, then a tier's table, then a namespace's index or event log. No lock is held across I/O.
+
+mod attach;
+mod cascade;
+mod flash;
+mod life;
+mod nvme;
+mod object;
+mod offload;
+mod onboard;
+mod open;
+mod report;
+mod restore;
+mod scrub;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use kelvin_tiering::{PackInfo, Tier, Why, mover::Flights, mover::Sightings};
+use parking_lot::Mutex;
+
+pub(crate) use attach::Below;
+pub(crate) use life::TierTasks;
+pub(crate) use open::OpenError;
+pub(crate) use report::TierReport;
+pub(crate) use scrub::Verified;
+
+use super::BlockKey;
+use crate::{
+    SequenceHash,
+    catalog::{Catalog, PackEntryRecord, PackRecord},
+    insight::Reason,
+};
+use nvme::Nvme;
+pub(crate) use object::Objects;
+
+/// The tiers below DRAM.
+pub(crate) struct Tiers {
+    pub(super) nvme: Option<Nvme>,
+    pub(super) object: Option<Objects>,
+    catalog: Arc<Catalog>,
+    flights: Flights<BlockKey>,
+    /// Held by who makes packs from NVMe.
+    cascading: tokio::sync::Mutex<()>,
+    /// How often blocks were asked for, when that decides who is copied.
+    sightings: Option<(u8, Mutex<Sightings>)>,
+    exclusive: bool,
+    eager: bool,
+    quotas: Vec<super::Quota>,
+}
+
+/// Why a block was not onboarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoadFailure {
+    /// Its bytes were wrong; the copy is forgotten.
+    Damaged,
+    /// It is not there (any more).
+    Gone,
+    /// The device failed; the copy is forgotten.
+    Failed,
+    /// It took too long.
+    Late,
+    /// Too many wait, or the tier is held for broken just now.
+    Busy,
+}
+
+impl LoadFailure {
+    /// Whether the copy is still there for another try.
+    fn may_pass(self) -> bool {
+        matches!(self, Self::Late | Self::Busy)
+    }
+}
+
+impl Tiers {
+    /// Whether `tier` has a copy of the block.
+    pub(super) fn contains(&self, tier: Tier, key: &BlockKey) -> bool {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.contains(key)),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.contains(key)),
+            Tier::Hbm | Tier::Dram => false,
+        }
+    }
+
+    /// Whether any tier below DRAM has a copy.
+    pub(super) fn holds(&self, key: &BlockKey) -> bool {
+        self.contains(Tier::Nvme, key) || self.contains(Tier::Object, key)
+    }
+
+    /// The checksum under which a block is held below DRAM.
+    pub(super) fn checksum(&self, key: &BlockKey) -> Option<kelvin_kernels::Checksum> {
+        let nvme = self.nvme.as_ref().and_then(|nvme| nvme.copy(key)).map(|copy| copy.checksum);
+        nvme.or_else(|| self.object.as_ref().and_then(|object| object.copy(key)).map(|copy| copy.checksum))
+    }
+
+    /// Counts a request for blocks, when admission asks how often they were.
+    pub(super) fn sight(&self, hashes: impl Iterator<Item = SequenceHash>) {
+        let Some((_, sightings)) = &self.sightings else { return };
+        let mut sightings = sightings.lock();
+        for hash in hashes {
+            sightings.note(hash.fingerprint());
+        }
+    }
+
+    /// Whether the block was asked for often enough to be copied.
+    pub(super) fn admits(&self, key: &BlockKey) -> bool {
+        let Some((least, sightings)) = &self.sightings else { return true };
+        sightings.lock().count(key.hash.fingerprint()) >= *least
+    }
+
+    /// Expected time to bring `bytes` from a tier, with what waits ahead; `None` for one that is not there.
+    pub(crate) fn expect_load(&self, tier: Tier, bytes: u64) -> Option<Duration> {
+        match tier {
+            Tier::Hbm => None,
+            Tier::Dram => Some(Duration::ZERO),
+            Tier::Nvme => self.nvme.as_ref().map(|nvme| nvme.lane().expect_read(bytes)),
+            Tier::Object => self.object.as_ref().map(|object| object.lane().expect_read(bytes)),
+        }
+    }
+
+    /// Forgets the copy of a block in a tier below DRAM; whether there was one.
+    pub(crate) fn drop_copy(&self, tier: Tier, key: &BlockKey) -> bool {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.drop_copy(key, Why::Policy)),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.drop_copy(key, Why::Policy)),
+            Tier::Hbm | Tier::Dram => false,
+        }
+    }
+
+    /// Makes copies the first to go, the first of these first.
+    pub(crate) fn demote(&self, keys: &[BlockKey]) {
+        if let Some(nvme) = &self.nvme {
+            nvme.demote(keys);
+        }
+        if let Some(object) = &self.object {
+            object.demote(keys);
+        }
+    }
+
+    /// The name of a tier's order.
+    pub(crate) fn policy(&self, tier: Tier) -> Option<&'static str> {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().map(Nvme::policy),
+            Tier::Object => self.object.as_ref().map(Objects::policy),
+            Tier::Hbm | Tier::Dram => None,
+        }
+    }
+
+    /// Whether the object tier, if there is one, takes requests at the moment.
+    pub(super) fn object_answers(&self) -> bool {
+        self.object.as_ref().is_none_or(Objects::answers)
+    }
+
+    /// What each tier has and did.
+    pub(crate) fn reports(&self) -> Vec<TierReport> {
+        let nvme = self.nvme.as_ref().map(Nvme::report);
+        let object = self.object.as_ref().map(Objects::report);
+        nvme.into_iter().chain(object).collect()
+    }
+
+    /// The catalog.
+    pub(crate) fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// The packs.
+    pub(crate) fn objects(&self) -> Option<&Objects> {
+        self.object.as_ref()
+    }
+
+    /// The device.
+    pub(crate) fn nvme(&self) -> Option<&Nvme> {
+        self.nvme.as_ref()
+    }
+
+    /// Applies the quotas of a namespace that was opened.
+    pub(super) fn apply_quotas(&self, namespace: &super::Namespace) {
+        for quota in self.quotas.iter().filter(|quota| quota.model == namespace.spec.model) {
+            match (quota.tier, &self.nvme, &self.object) {
+                (Tier::Nvme, Some(nvme), _) => nvme.set_quota(namespace.id, quota.bytes),
+                (Tier::Object, _, Some(object)) => object.set_quota(namespace.id, quota.bytes),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Why a copy went, as it is explained to people.
+fn reason_of(why: Why) -> Reason {
+    match why {
+        Why::Expired => Reason::Expired,
+        Why::Quota => Reason::Quota,
+        Why::Policy => Reason::Evicted,
+    }
+}
+
+/// A pack as the catalog keeps it.
+fn pack_record(info: &PackInfo) -> PackRecord {
+    let entries = info.entries.iter().map(|entry| PackEntryRecord {
+        hash: SequenceHash::from_bytes(entry.hash),
+        parent: entry.parent.map(SequenceHash::from_bytes),
+        offset: entry.offset,
+        bytes: entry.bytes,
+        checksum: entry.checksum,
+    });
+    PackRecord { id: info.id.0, namespace: info.namespace, bytes: info.bytes, entries: entries.collect() }
+}
+
+/// Milliseconds since 1970 of a moment on the store's clock, which says `now` now.
+fn unix_ms_of(at: Duration, now: Duration) -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (unix + at).saturating_sub(now).as_millis() as u64
+}
+
+/// A moment in milliseconds since 1970 on the store's clock; one that is past is now.
+fn on_clock(unix_ms: u64, now: Duration) -> Duration {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now + Duration::from_millis(unix_ms).saturating_sub(unix)
+}

@@ -1,0 +1,150 @@
+//! Opening the tiers at a start: devices, catalog, and what both say about each other.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use kelvin_tiering::{
+    NvmeDevice, NvmeError, NvmeOptions, NvmePath, ObjectError, ObjectOptions, Order, PackStore, PolicyKind,
+    Tier,
+    mover::{Flights, Lane, LaneOptions, Rate, Sightings},
+};
+use parking_lot::Mutex;
+
+use super::{Tiers, flash::Flash, nvme::Nvme, object::Objects};
+use crate::{
+    catalog::{Catalog, CatalogError, Opened},
+    store::{Clock, Offload, TierOptions},
+};
+
+/// Blocks that a tier's policy is made for, before it is known what a block is: half a mebibyte each.
+const BLOCK_BYTES_GUESS: u64 = 512 << 10;
+/// Blocks whose requests are counted for admission.
+const SIGHTINGS_BLOCKS: usize = 1 << 20;
+
+/// Why the tiers could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The catalog.
+    #[error("open the catalog: {0}")]
+    Catalog(#[from] CatalogError),
+    /// The NVMe tier.
+    #[error("open the NVMe tier: {0}")]
+    Nvme(#[from] NvmeError),
+    /// The object tier.
+    #[error("open the object tier: {0}")]
+    Object(#[from] ObjectError),
+}
+
+/// What a start found.
+#[derive(Debug, Clone)]
+pub(crate) struct StartReport {
+    pub(crate) opened: Opened,
+    /// NVMe files whose blocks are not there any more.
+    pub(crate) files_absent: usize,
+}
+
+impl Tiers {
+    /// Opens what the options name; empty until [`restore`](Self::restore). `None` when they name no cold tier.
+    pub(crate) async fn open(
+        options: &TierOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Option<(Self, StartReport)>, OpenError> {
+        let (Some(data), true) = (&options.data, options.any()) else { return Ok(None) };
+        let (catalog, opened) = Catalog::open(Path::new(data))?;
+        let catalog = Arc::new(catalog);
+        let policy = |tier| policy_of(options, tier);
+        let mut files_absent = 0;
+        let nvme = match options.nvme.is_empty() {
+            true => None,
+            false => {
+                let device = NvmeDevice::open(&nvme_options(options))?;
+                let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
+                files_absent = catalog.set_files(&uuids)?.absent;
+                Some(Self::nvme_tier(Flash::new(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
+            }
+        };
+        let object = match &options.object {
+            None => None,
+            Some(space) => {
+                let packs = PackStore::open(&ObjectOptions {
+                    endpoint: space.endpoint.clone(),
+                    allow_http: space
+                        .endpoint
+                        .as_ref()
+                        .is_some_and(|endpoint| endpoint.starts_with("http://")),
+                    ..ObjectOptions::new(&space.url)
+                })?;
+                if let Err(error) = packs.check().await {
+                    if !error.is_retryable() {
+                        return Err(error.into());
+                    }
+                    tracing::warn!(%error, "the object tier does not answer: its blocks are misses until it does");
+                }
+                let bytes = space.bytes.unwrap_or(0);
+                Some(Self::object_tier(packs, catalog.clone(), bytes, policy(Tier::Object), clock))
+            }
+        };
+        let least = u8::try_from(options.admission).unwrap_or(u8::MAX).min(15);
+        let sightings = (least > 1).then(|| (least, Mutex::new(Sightings::new(SIGHTINGS_BLOCKS))));
+        let tiers = Self {
+            nvme,
+            object,
+            catalog,
+            flights: Flights::default(),
+            cascading: tokio::sync::Mutex::default(),
+            sightings,
+            exclusive: options.exclusive,
+            eager: options.offload == Offload::Eager,
+            quotas: options.quotas.clone(),
+        };
+        Ok(Some((tiers, StartReport { opened, files_absent })))
+    }
+
+    pub(super) fn nvme_tier(
+        device: Flash,
+        catalog: Arc<Catalog>,
+        policy: PolicyKind,
+        clock: Arc<dyn Clock>,
+    ) -> Nvme {
+        use kelvin_tiering::Device as _;
+        let lane = Lane::new(LaneOptions {
+            in_flight_bytes: 64 << 20,
+            writes_in_flight_bytes: 32 << 20,
+            writes_waiting_bytes: 256 << 20,
+            reads_waiting_bytes: 4 << 30,
+            read_rate: Rate::new(Duration::from_micros(200), 2 << 30),
+            write_rate: Rate::new(Duration::from_micros(200), 2 << 30),
+        });
+        let blocks = (device.usage().capacity_bytes / BLOCK_BYTES_GUESS).max(1) as usize;
+        Nvme::new(device, catalog, lane, Order::new(policy, blocks), clock)
+    }
+
+    fn object_tier(
+        packs: PackStore,
+        catalog: Arc<Catalog>,
+        bytes: u64,
+        policy: PolicyKind,
+        clock: Arc<dyn Clock>,
+    ) -> Objects {
+        let lane = Lane::new(LaneOptions {
+            in_flight_bytes: 512 << 20,
+            writes_in_flight_bytes: 128 << 20,
+            writes_waiting_bytes: 256 << 20,
+            reads_waiting_bytes: 4 << 30,
+            read_rate: Rate::new(Duration::from_millis(30), 500 << 20),
+            write_rate: Rate::new(Duration::from_millis(60), 200 << 20),
+        });
+        let blocks = if bytes == 0 { 1 << 20 } else { (bytes / BLOCK_BYTES_GUESS).max(1) as usize };
+        Objects::new(packs, catalog, lane, bytes, Order::new(policy, blocks), clock)
+    }
+}
+
+/// The policy of a tier.
+fn policy_of(options: &TierOptions, tier: Tier) -> PolicyKind {
+    let named = options.policies.get(&tier).and_then(|kind| kind.name().parse().ok());
+    named.unwrap_or(PolicyKind::Lru)
+}
+
+fn nvme_options(options: &TierOptions) -> NvmeOptions {
+    let paths = options.nvme.iter().map(|space| NvmePath { path: space.path.clone(), bytes: space.bytes });
+    NvmeOptions { paths: paths.collect(), ..NvmeOptions::default() }
+}
