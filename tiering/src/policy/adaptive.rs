@@ -177,6 +177,10 @@ where
         }
     }
 
+    fn reserve(&mut self, blocks: usize) {
+        self.current.reserve(blocks);
+    }
+
     fn contains(&self, key: &K) -> bool {
         self.current.contains(key)
     }

@@ -32,16 +32,18 @@ use super::remembered::Remembered;
 const USES: usize = 7;
 const CONTINUED: usize = 3;
 pub(super) const CLASSES: usize = USES * CONTINUED * 2;
-/// Ages in uses: two an octave, from 128.
+/// Ages in uses: two an octave, from 16.
 pub(super) const AGES: usize = 44;
-const FIRST_AGE_LOG2: u32 = 7;
-/// Tails are looked at afresh after so many uses. Meanwhile no age changes, so what was found absent stays so.
-const LOOK_USES: u64 = 64;
+const FIRST_AGE_LOG2: u32 = 4;
+/// Tails are looked at afresh after so many uses, or fewer in a small tier. Meanwhile no age changes, so what
+/// was found absent stays so.
+const LOOK_USES_MAX: u64 = 64;
 
 /// Remembered blocks for each that the tier holds.
 const GHOSTS: usize = 4;
-/// Uses between two looks at the histograms, at least.
+/// Uses between two looks at the histograms, at least, once so many were seen; the first look comes earlier.
 const RELEARN_USES: u64 = 4096;
+const FIRST_LEARN_USES: u64 = 256;
 /// What a histogram keeps from one look to the next.
 const FADE: f32 = 0.94;
 /// A class borrows so many blocks' experience from all classes.
@@ -50,8 +52,10 @@ const BORROWED: f32 = 50.0;
 pub(super) struct HitDensity<K, H> {
     /// Uses so far.
     clock: u64,
-    learned_at: u64,
+    /// When the histograms are looked at.
+    learn_at: u64,
     relearn_uses: u64,
+    look_uses: u64,
     classes: Vec<Experience>,
     /// Classes and ages by index, the lowest first.
     order: Vec<(u8, u8)>,
@@ -120,8 +124,9 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
         let none = || Experience { blocks: 0.0, reused: [0.0; AGES] };
         let mut policy = Self {
             clock: 0,
-            learned_at: 0,
+            learn_at: FIRST_LEARN_USES,
             relearn_uses: RELEARN_USES,
+            look_uses: LOOK_USES_MAX,
             classes: (0..CLASSES).map(|_| none()).collect(),
             order: Vec::with_capacity(CLASSES * AGES),
             turns: vec![[0; AGES]; CLASSES],
@@ -149,7 +154,8 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
 
     /// Puts classes and ages in order, and lets the histograms fade.
     fn learn(&mut self) {
-        self.learned_at = self.clock;
+        let fade = if self.clock < self.relearn_uses { 1.0 } else { FADE };
+        self.learn_at = self.clock + self.clock.clamp(FIRST_LEARN_USES, self.relearn_uses);
         let mut all = Experience { blocks: 1.0, reused: [0.0; AGES] };
         for class in &self.classes {
             all.blocks += class.blocks;
@@ -160,8 +166,8 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
         for (number, class) in self.classes.iter_mut().enumerate() {
             let index = if class.blocks < 0.5 { unknown } else { class.indices(&all) };
             indexed.extend(index.into_iter().enumerate().map(|(age, index)| (index, number, age)));
-            class.blocks *= FADE;
-            class.reused.iter_mut().for_each(|reused| *reused *= FADE);
+            class.blocks *= fade;
+            class.reused.iter_mut().for_each(|reused| *reused *= fade);
         }
         // Of equal ones the oldest first: before anything was learned this is LRU.
         indexed.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(b.2.cmp(&a.2)).then(a.1.cmp(&b.1)));
@@ -229,10 +235,10 @@ where
 
     fn tick(&mut self, blocks: usize) {
         self.clock += blocks as u64;
-        if self.clock - self.learned_at >= self.relearn_uses {
+        if self.clock >= self.learn_at {
             self.learn();
         }
-        if self.clock - self.looked_at >= LOOK_USES {
+        if self.clock - self.looked_at >= self.look_uses {
             self.looked_at = self.clock;
             self.cursor = 0;
         }
@@ -312,6 +318,7 @@ where
 
     fn set_capacity(&mut self, blocks: usize) {
         self.relearn_uses = (blocks as u64 / 32).max(RELEARN_USES);
+        self.look_uses = (blocks as u64 / 64).clamp(4, LOOK_USES_MAX);
         self.ghosts.set_capacity(blocks.saturating_mul(GHOSTS));
     }
 }
@@ -334,7 +341,7 @@ mod tests {
                 assert_eq!(age_class(age_from(class) - 1), class - 1);
             }
         }
-        assert_eq!([age_from(1), age_from(2), age_from(3), age_from(4)], [128, 192, 256, 384]);
+        assert_eq!([age_from(1), age_from(2), age_from(3), age_from(4)], [16, 24, 32, 48]);
         assert_eq!(age_class(u64::MAX), AGES - 1);
     }
 

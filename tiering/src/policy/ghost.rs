@@ -17,11 +17,13 @@ use super::{Policy, PolicyKind, Weight, build};
 /// A ghost tier holds so many blocks, if the real one holds [`SAMPLE_MIN`] times as many.
 const GHOST_BLOCKS: usize = 1024;
 /// At most one block of so many is sampled.
-const SAMPLE_MIN: usize = 8;
+const SAMPLE_MIN: usize = 16;
 /// Rates fade each time that so many sampled blocks were used,
 const FADE_USES: u32 = 256;
 /// and keep this: half of a rate is from the last 5,800 uses.
 const FADE: f64 = 0.97;
+/// Rates mean something when so many sampled blocks were used: ghost tiers are full then, and have learned.
+const WARM_USES: f64 = 4096.0;
 
 /// What a policy would have hit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,9 +121,9 @@ where
         self.ghosts.iter().map(rate).collect()
     }
 
-    /// Whether the ghost tiers were filled a few times over, so that the rates mean something.
+    /// Whether so much was seen that the rates mean something.
     pub fn is_warm(&self) -> bool {
-        self.uses >= (4 * self.ghost_blocks) as f64 || self.uses >= 0.9 * f64::from(FADE_USES) / (1.0 - FADE)
+        self.uses >= WARM_USES
     }
 
     fn is_sampled(&self, key: &K) -> bool {

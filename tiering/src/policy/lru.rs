@@ -186,6 +186,10 @@ where
 
     fn set_capacity(&mut self, _blocks: usize) {}
 
+    fn reserve(&mut self, blocks: usize) {
+        self.blocks.reserve(blocks);
+    }
+
     fn contains(&self, key: &K) -> bool {
         self.blocks.get(key).is_some_and(|block| block.last_use.is_some())
     }

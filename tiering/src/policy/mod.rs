@@ -80,6 +80,9 @@ pub trait Policy<K: Copy + Eq + Hash>: Send {
     /// How many blocks the tier has room for: for policies that divide it.
     fn set_capacity(&mut self, blocks: usize);
 
+    /// Sets memory aside for so many blocks.
+    fn reserve(&mut self, _blocks: usize) {}
+
     /// Whether a block is resident.
     fn contains(&self, key: &K) -> bool;
 

@@ -421,6 +421,10 @@ where
         self.rule.set_capacity(blocks);
     }
 
+    fn reserve(&mut self, blocks: usize) {
+        self.blocks.reserve(blocks);
+    }
+
     fn contains(&self, key: &K) -> bool {
         self.blocks.get(key).is_some_and(|block| block.resident.is_some())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -139,8 +140,22 @@ impl Model {
     }
 }
 
-fn run(kind: PolicyKind, forest: &[Option<u8>], ops: &[Op]) {
-    let mut order = Order::<u8, RandomState>::new(kind, 10);
+/// Half of the keys have the hash of another.
+#[derive(Default)]
+struct Colliding(u64);
+
+impl Hasher for Colliding {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = u64::from(byte / 2));
+    }
+}
+
+fn run<H: BuildHasher + Default + Send + 'static>(kind: PolicyKind, forest: &[Option<u8>], ops: &[Op]) {
+    let mut order = Order::<u8, H>::new(kind, 10);
     order.watch_ghosts();
     let mut model = Model::default();
     for op in ops {
@@ -235,7 +250,8 @@ proptest! {
         ops in proptest::collection::vec(op(), 1..120),
         kind in 0..PolicyKind::ALL.len(),
     ) {
-        run(PolicyKind::ALL[kind], &forest, &ops);
+        run::<RandomState>(PolicyKind::ALL[kind], &forest, &ops);
+        run::<BuildHasherDefault<Colliding>>(PolicyKind::ALL[kind], &forest, &ops);
     }
 }
 
