@@ -1,9 +1,11 @@
 //! The tree: lookup, insert and remove. Its parts and its locks are described in the module's docs.
 
 use std::fmt;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crossbeam::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
+use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
 use super::HolderSet;
 use super::account::Account;
@@ -25,7 +27,7 @@ pub struct RadixIndex<S> {
     pub(super) arena: Arena<S>,
     pub(super) account: Account,
     /// Shared: a change. Exclusive: a walk over the tree.
-    pub(super) changes: RwLock<()>,
+    changes: ShardedLock<()>,
     held: AtomicUsize,
     runs: AtomicUsize,
     run_blocks_max: usize,
@@ -127,7 +129,7 @@ impl<S: HolderSet> RadixIndex<S> {
             places: Places::new(),
             arena: Arena::new(),
             account,
-            changes: RwLock::new(()),
+            changes: ShardedLock::new(()),
             held: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
             run_blocks_max,
@@ -213,7 +215,7 @@ impl<S: HolderSet> RadixIndex<S> {
     ) -> Result<Inserted, InsertError> {
         let mut holders = S::default();
         holders.insert(holder);
-        let _change = self.changes.read();
+        let _change = self.change();
         self.insert_sets(parent, hashes, holders, now)
     }
 
@@ -456,7 +458,7 @@ impl<S: HolderSet> RadixIndex<S> {
     /// Takes `holder` from the block; whether it held it. Blocks that are left with neither holders nor
     /// children go, ancestors too.
     pub fn remove(&self, hash: SequenceHash, holder: u32) -> bool {
-        let _change = self.changes.read();
+        let _change = self.change();
         let Ok(mut seen) = self.write_end(hash) else { return false };
         let run = &mut *seen.run;
         let mut left = run.shares.at(seen.at);
@@ -567,6 +569,16 @@ impl<S: HolderSet> RadixIndex<S> {
         self.arena.node(id).heat.merge(&child_node.heat);
         self.arena.give(child_id);
         self.runs.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// To be kept while something changes. The lock guards no data that a panic could leave half done.
+    pub(super) fn change(&self) -> ShardedLockReadGuard<'_, ()> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be kept while nothing may change.
+    pub(super) fn stand_still(&self) -> ShardedLockWriteGuard<'_, ()> {
+        self.changes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The block, with its run locked for reading.
