@@ -70,6 +70,7 @@ mod lookup;
 mod places;
 mod prefetch;
 mod radix;
+mod removal;
 mod run;
 mod shares;
 mod table;
