@@ -75,14 +75,14 @@ impl Heat {
     }
 }
 
-const LEAF_BITS: u32 = 10;
+const LEAF_BITS: u32 = 9;
 const BRANCH_BITS: u32 = 8;
 const ROOT_BITS: u32 = NODE_BITS - BRANCH_BITS - LEAF_BITS;
 
 type Leaf<S> = OnceLock<Box<[Node<S>]>>;
 type Branch<S> = OnceLock<Box<[Leaf<S>]>>;
 
-/// Nodes in leaves of 64 KiB, which stay once they are there. A node that is given back is used again.
+/// Nodes in leaves of 32 KiB, which stay once they are there. A node that is given back is used again.
 pub(super) struct Arena<S> {
     root: Box<[Branch<S>]>,
     free: Mutex<Free>,
@@ -230,15 +230,15 @@ mod tests {
 
     #[test]
     fn nodes_are_used_again_and_stay_in_the_budget() {
-        let account = Account::new(200_000);
+        let account = Account::new(100_000);
         let arena = Arena::<TierSet>::new();
         let ids: Vec<_> = std::iter::from_fn(|| arena.take(&account)).collect();
-        assert_eq!(ids, (0..2048).collect::<Vec<_>>());
+        assert_eq!(ids, (0..1024).collect::<Vec<_>>());
         arena.give(7);
-        arena.give(1999);
+        arena.give(999);
         assert_eq!(
             [arena.take(&account), arena.take(&account), arena.take(&account)],
-            [Some(1999), Some(7), None]
+            [Some(999), Some(7), None]
         );
     }
 

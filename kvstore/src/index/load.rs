@@ -52,7 +52,7 @@ impl<S: HolderSet> RadixIndex<S> {
             if batch.is_empty() {
                 return loaded;
             }
-            let _change = self.changes.read();
+            let _change = self.change();
             batch.iter().for_each(|(_, hash, _)| self.places.prefetch(*hash));
             for (parent, hash, holders) in &batch {
                 match self.load_one(&mut tips, *parent, *hash, *holders, now) {

@@ -32,7 +32,8 @@
 //! # Locking
 //! In this order:
 //! 1. `changes`: shared by everything that changes the tree, exclusive for a walk over it (`snapshot`,
-//!    `eviction_order`, `descendants`, `subtree`), which so sees one moment. Lookups don't take it.
+//!    `eviction_order`, `descendants`, `subtree`), which so sees one moment. Lookups don't take it. Threads
+//!    that change the tree take shards of it, so they don't meet there.
 //! 2. The lock of a run, then that of a child run; never more than these two, and never upwards. Which run
 //!    is whose child is settled under the parent's lock, so two threads can't disagree about the order.
 //!    A run that only may be a child is tried, not waited for. The list of a run's children is under its
@@ -56,7 +57,7 @@
 //!   `eviction_order` take memory for each block they visit.
 //! - The map trusts hashes to be uniform. A client that makes up its own can slow down its namespace.
 //! - Last uses are kept a run: a use of some of its blocks counts for all.
-//! - An index takes 70 KB when it is empty. Nodes, 64 bytes a run, are kept for later runs when theirs go;
+//! - An index takes 45 KB when it is empty. Nodes, 64 bytes a run, are kept for later runs when theirs go;
 //!   all other memory is returned. It has at most 2^26 runs.
 //! - Without a budget the index holds what its caller inserts and does not remove.
 
@@ -69,6 +70,7 @@ mod lookup;
 mod places;
 mod prefetch;
 mod radix;
+mod removal;
 mod run;
 mod shares;
 mod table;

@@ -14,7 +14,7 @@
 use super::account::{Account, allocated};
 use super::prefetch::prefetch;
 
-/// Bits of a tag. With 10 bits for the shard, one of 430 lookups in 1e7 blocks meets another's tag.
+/// Bits of a tag. With 9 bits for the shard, one of 215 lookups in 1e7 blocks meets another's tag.
 pub(super) const TAG_BITS: u32 = 22;
 /// Nodes are numbered below 2 to the power of that, less one.
 pub(super) const NODE_BITS: u32 = 26;
@@ -24,8 +24,6 @@ const _: () = assert!(TAG_BITS + NODE_BITS == WORDS as u32 * 16);
 
 /// Sorts behind every entry: no node has the last number.
 const GAP: [u16; WORDS] = [u16::MAX; WORDS];
-/// Slots behind the last home, for entries that found theirs taken; more are added when they are needed.
-const TAIL: usize = 16;
 /// Below that many homes a table does not shrink.
 const HOMES_MIN: u32 = 8;
 
@@ -181,7 +179,7 @@ impl Table {
         self.slots[at + away] = GAP;
         self.used -= 1;
         self.version = self.version.wrapping_add(1);
-        if self.homes > HOMES_MIN && self.used < self.homes / 2 {
+        if self.used == 0 || (self.homes > HOMES_MIN && self.used < self.homes / 2) {
             // Without the memory for a smaller one it stays as it is.
             let _ = self.resize(self.used, account);
         }
@@ -201,7 +199,7 @@ impl Table {
     /// Makes it 3/4 full with `used` entries; whether the budget has the memory.
     pub(super) fn resize(&mut self, used: u32, account: &Account) -> bool {
         let homes = if used == 0 { 0 } else { (used + used / 3).max(HOMES_MIN) };
-        let length = if homes == 0 { 0 } else { homes as usize + TAIL };
+        let length = if homes == 0 { 0 } else { homes as usize + tail(homes) };
         if !account.take(allocated::<[u16; WORDS]>(length)) {
             return false;
         }
@@ -226,8 +224,8 @@ impl Table {
 
     /// What [`lengthen`](Self::lengthen) costs.
     fn longer(&self) -> usize {
-        let capacity = self.slots.capacity();
-        allocated::<[u16; WORDS]>(self.slots.len() + TAIL).saturating_sub(allocated::<[u16; WORDS]>(capacity))
+        let length = self.slots.len() + tail(self.homes);
+        allocated::<[u16; WORDS]>(length) - allocated::<[u16; WORDS]>(self.slots.len())
     }
 
     /// Adds slots at the end; whether the budget has the memory.
@@ -240,9 +238,15 @@ impl Table {
     }
 
     fn lengthen_taken(&mut self) {
-        self.slots.reserve_exact(TAIL);
-        self.slots.extend([GAP; TAIL]);
+        let tail = tail(self.homes);
+        self.slots.reserve_exact(tail);
+        self.slots.resize(self.slots.len() + tail, GAP);
     }
+}
+
+/// Slots behind the last home, for entries that found theirs taken; as many again when they are needed.
+fn tail(homes: u32) -> usize {
+    (homes / 32).clamp(4, 16) as usize
 }
 
 #[cfg(test)]
@@ -305,7 +309,7 @@ mod tests {
             for (tag, node) in model {
                 prop_assert!(table.remove(tag, node, &account));
             }
-            prop_assert!(table.slots.len() <= HOMES_MIN as usize + 40 * TAIL);
+            prop_assert!(table.slots.len() <= HOMES_MIN as usize + 640);
         }
     }
 

@@ -152,7 +152,7 @@ impl<S: HolderSet> RadixIndex<S> {
         start: Option<SequenceHash>,
         mut visit: impl FnMut(&Run<S>, &Node<S>, usize, Option<usize>) -> Option<usize>,
     ) {
-        let _still = self.changes.write();
+        let _still = self.stand_still();
         let mut pending: Vec<(u32, usize, Option<usize>)> = match start {
             Some(start) => self.read(start).map(|seen| (seen.id, seen.at, None)).into_iter().collect(),
             None => (0..self.arena.made()).filter(|id| self.is_root(*id)).map(|id| (id, 0, None)).collect(),

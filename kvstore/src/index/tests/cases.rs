@@ -242,6 +242,29 @@ fn a_full_index_says_so_and_serves_on() {
 }
 
 #[test]
+fn memory_is_returned_when_blocks_go() {
+    let index = RadixIndex::<TierSet>::new();
+    let empty = index.memory_bytes();
+    let sequences: Vec<Vec<_>> =
+        (0..500u64).map(|sequence| (0..40).map(|at| hash(sequence * 64 + at)).collect()).collect();
+    for sequence in &sequences {
+        index.insert_run(None, sequence, 0, 1).unwrap();
+    }
+    let full = index.memory_bytes() - empty;
+    assert!(full < 20_000 * 32, "{} bytes a block", full / 20_000);
+    for sequence in &sequences {
+        sequence[4..].iter().rev().for_each(|hash| assert!(index.remove(*hash, 0)));
+    }
+    check_invariants(&index);
+    let tenth = index.memory_bytes() - empty;
+    assert!(tenth < full / 4, "{tenth} of {full} bytes for a tenth of the blocks");
+    assert_eq!(index.remove_holder(0), 2000);
+    check_invariants(&index);
+    let nodes = (500 + 512) * 64 + 10_000;
+    assert!(index.memory_bytes() - empty < nodes, "{} bytes are left", index.memory_bytes() - empty);
+}
+
+#[test]
 fn long_sequences_take_several_runs() {
     let index = RadixIndex::<TierSet>::new();
     let hashes: Vec<_> = (0..1000).map(hash).collect();
