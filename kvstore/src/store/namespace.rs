@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crossbeam::utils::CachePadded;
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
@@ -28,8 +29,9 @@ pub(crate) struct Namespace {
     pub(crate) pins: Pins,
     /// Why blocks went; the tenant's namespaces share it.
     pub(crate) gone: Arc<Explainer>,
-    pub(crate) match_blocks: Counter,
-    pub(crate) hit_blocks: Counter,
+    // Written by every match, so apart from what every match reads.
+    pub(crate) match_blocks: CachePadded<Counter>,
+    pub(crate) hit_blocks: CachePadded<Counter>,
 }
 
 impl Namespace {
@@ -50,8 +52,8 @@ impl Namespace {
             changed: Notify::new(),
             pins: Pins::default(),
             gone,
-            match_blocks: Counter::default(),
-            hit_blocks: Counter::default(),
+            match_blocks: CachePadded::default(),
+            hit_blocks: CachePadded::default(),
         }
     }
 
