@@ -67,9 +67,7 @@ pub(super) fn write_table(out: &mut String, tiers: &[TierStats]) -> std::fmt::Re
         )?;
     }
     for tier in tiers.iter().filter(|tier| !tier.policies.is_empty()) {
-        let rate = |policy: &PolicyStats| {
-            format!("{} {}", policy.policy, percent(policy.hit_blocks, policy.asked_blocks))
-        };
+        let rate = |policy: &PolicyStats| format!("{} {:.1}%", policy.policy, policy.hit_rate * 100.0);
         let rates: Vec<String> = tier.policies.iter().map(rate).collect();
         writeln!(out, "\n{} would hit, by order: {}", values::tier(tier.tier()), rates.join(", "))?;
     }
@@ -78,13 +76,8 @@ pub(super) fn write_table(out: &mut String, tiers: &[TierStats]) -> std::fmt::Re
 
 /// The message as it is on the wire, field by field.
 pub(super) fn as_json(tier: &TierStats) -> Value {
-    let policies = tier.policies.iter().map(|policy| {
-        json!({
-            "policy": policy.policy,
-            "asked_blocks": policy.asked_blocks,
-            "hit_blocks": policy.hit_blocks,
-        })
-    });
+    let policies =
+        tier.policies.iter().map(|policy| json!({"policy": policy.policy, "hit_rate": policy.hit_rate}));
     let object = tier.object.map(|object| {
         json!({
             "puts": object.puts,
@@ -143,7 +136,7 @@ mod tests {
             mebibyte_read_us: 812,
             health: TierHealth::Degraded.into(),
             policy: "arc".into(),
-            policies: vec![PolicyStats { policy: "lru".into(), asked_blocks: 8, hit_blocks: 2 }],
+            policies: vec![PolicyStats { policy: "lru".into(), hit_rate: 0.25 }],
             ..Default::default()
         };
         let table = |tiers: &[TierStats]| {
@@ -156,6 +149,6 @@ mod tests {
         for words in ["degraded  arc", "5MiB", " 77", "812 us", "nvme would hit, by order: lru 25.0%"] {
             assert!(text.contains(words), "{words} is not in:\n{text}");
         }
-        assert_eq!(as_json(&nvme)["policies"][0]["hit_blocks"], 2);
+        assert_eq!(as_json(&nvme)["policies"][0]["hit_rate"], 0.25);
     }
 }

@@ -128,18 +128,12 @@ pub(crate) async fn prefetch(args: Prefetch) -> anyhow::Result<()> {
     let request = v1::PrefetchRequest { namespace_id, prefix, ..Default::default() };
     let begun = client.prefetch(request).await.context("prefetch")?;
     let words = format!(
-        "{} blocks are in memory, {} were queued, {} are on their way, {} were refused (ask again), {} are not \
-         stored",
-        begun.ready_blocks,
-        begun.queued_blocks,
-        begun.loading_blocks,
-        begun.refused_blocks,
-        begun.missing_blocks
+        "{} blocks are in memory, {} are being brought, {} were refused (ask again), {} are not stored",
+        begun.ready_blocks, begun.queued_blocks, begun.refused_blocks, begun.missing_blocks
     );
     let json = json!({
         "ready_blocks": begun.ready_blocks,
         "queued_blocks": begun.queued_blocks,
-        "loading_blocks": begun.loading_blocks,
         "refused_blocks": begun.refused_blocks,
         "missing_blocks": begun.missing_blocks,
     });

@@ -1,8 +1,11 @@
 //! The admin page of a store: `/metrics` for Prometheus, `/health`.
 
+mod tiers;
+
 use std::{fmt, sync::Arc};
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use kelvin_tiering::Tier;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text::encode},
@@ -12,7 +15,10 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Counters, Store};
+use crate::{
+    insight::Reason,
+    store::{Counters, Namespace, PinSurvey, Store, Tenant, tier_name},
+};
 
 pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, stop: CancellationToken) {
     let mut registry = Registry::default();
@@ -93,7 +99,94 @@ impl Collector for StoreCollector {
                 ConstCounter::new(read(tenant.counters())).encode(family.encode_family(&labels)?)?;
             }
         }
-        self.tenants(&mut encoder)
+        self.tenants(&mut encoder)?;
+        self.misses(&mut encoder)?;
+        self.pins(&mut encoder)?;
+        self.policies(&mut encoder)?;
+        // All tenants share them.
+        match self.0.tenants().next().and_then(|tenant| tenant.tiers()) {
+            Some(below) => tiers::encode(&mut encoder, &below.reports()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StoreCollector {
+    /// Blocks that a match did not find, by the reason of the first of them.
+    fn misses(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let kind = ConstCounter::new(0u64).metric_type();
+        let help = "Blocks not found by Match, by why the first of them is not there";
+        let mut family = encoder.encode_descriptor("kelvin_miss", help, None, kind)?;
+        for tenant in self.0.tenants() {
+            for reason in Reason::ALL {
+                let labels = [("tenant", tenant.name().to_owned()), ("reason", reason.name().to_owned())];
+                let blocks = tenant.counters().misses[reason as usize].get();
+                ConstCounter::new(blocks).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pins(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let pins: Vec<_> = self.0.tenants().map(|tenant| (tenant, tenant.pin_survey())).collect();
+        type Read = fn(&PinSurvey, &Tenant) -> u64;
+        let gauges: [(&str, &str, Option<Unit>, Read); 5] = [
+            ("kelvin_store_soft_pins", "Pins with an end", None, |pins, _| pins.soft),
+            ("kelvin_store_hard_pins", "Pins without an end", None, |pins, _| pins.hard),
+            ("kelvin_store_pinned_blocks", "Blocks that a pin keeps", None, |pins, _| pins.blocks),
+            ("kelvin_store_pinned", "Bytes of those", Some(Unit::Bytes), |pins, _| pins.bytes),
+            (
+                "kelvin_store_explained_blocks",
+                "Blocks of which it is known why they went; at most 65536",
+                None,
+                |_, tenant| tenant.explainer_usage().records as u64,
+            ),
+        ];
+        for (name, help, unit, read) in gauges {
+            let kind = ConstGauge::new(0i64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+            for (tenant, pins) in &pins {
+                let labels = [("tenant", tenant.name().to_owned())];
+                ConstGauge::new(read(pins, tenant) as i64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let kind = ConstCounter::new(0u64).metric_type();
+        let mut family = encoder.encode_descriptor(
+            "kelvin_store_pins_expired",
+            "Pins that ended by themselves",
+            None,
+            kind,
+        )?;
+        for (tenant, pins) in &pins {
+            ConstCounter::new(pins.expired)
+                .encode(family.encode_family(&[("tenant", tenant.name().to_owned())])?)?;
+        }
+        Ok(())
+    }
+
+    /// What other orders would have hit in memory, and what each tier did hit.
+    fn policies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let kind = ConstGauge::new(0f64).metric_type();
+        let help = "Share of the blocks asked for lately that memory would have had under this policy";
+        let mut family = encoder.encode_descriptor("kelvin_policy_hit_ratio", help, None, kind)?;
+        for tenant in self.0.tenants() {
+            for rate in tenant.ghost_rates() {
+                let labels = [("tenant", tenant.name().to_owned()), ("policy", rate.kind.name().to_owned())];
+                ConstGauge::new(rate.hit_rate).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let kind = ConstCounter::new(0u64).metric_type();
+        let help = "Blocks found by Match, by the hottest tier that had them";
+        let mut family = encoder.encode_descriptor("kelvin_tier_hit_blocks", help, None, kind)?;
+        for tenant in self.0.tenants() {
+            for tier in [Tier::Dram, Tier::Nvme, Tier::Object] {
+                let hits = |namespace: &Arc<Namespace>| namespace.tier_hits[tier as usize].get();
+                let blocks: u64 = tenant.namespaces().iter().map(hits).sum();
+                let labels = [("tenant", tenant.name().to_owned()), ("tier", tier_name(tier).to_owned())];
+                ConstCounter::new(blocks).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -9,11 +9,13 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use kelvin_proto::{Reason, Refusal, kv::v1};
 use kelvin_tiering::Tier;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::{convert, convert::keys_within_limit};
 use crate::{
     SequenceHash,
-    index::HolderSet,
+    index::{HolderSet, TierSet},
     insight,
     store::{Explanation, Namespace, PINS_MAX, Range, Tenant, What},
 };
@@ -54,19 +56,43 @@ fn path(
     }
 }
 
-pub(super) async fn prefetch(
+/// Begins to bring a prefix into memory; who asks does not wait for it.
+pub(super) fn prefetch(
     tenant: Arc<Tenant>,
     message: v1::PrefetchRequest,
+    prefetches: &Arc<Semaphore>,
+    shutdown: &CancellationToken,
 ) -> Result<v1::PrefetchResponse, Refusal> {
     let namespace = namespace(&tenant, message.session_id, message.namespace_id)?;
-    let path = path(&tenant, &namespace, message.prefix)?;
+    let mut path = path(&tenant, &namespace, message.prefix)?;
+    keys_within_limit(path.len())?;
     let held = namespace.index.longest_prefix(&path, None);
-    let ready = held.iter().take_while(|holders| holders.contains(Tier::Dram as u32)).count();
-    Ok(v1::PrefetchResponse {
+    let is_ready = |holders: &TierSet| holders.contains(Tier::Dram as u32);
+    let ready = held.iter().filter(|holders| is_ready(holders)).count();
+    let mut answer = v1::PrefetchResponse {
         ready_blocks: ready as u64,
         missing_blocks: (path.len() - held.len()) as u64,
         ..Default::default()
-    })
+    };
+    let cold = (held.len() - ready) as u64;
+    if cold == 0 {
+        return Ok(answer);
+    }
+    let Ok(permit) = prefetches.clone().try_acquire_owned() else {
+        answer.refused_blocks = cold;
+        return Ok(answer);
+    };
+    answer.queued_blocks = cold;
+    path.truncate(held.len());
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        let _permit = permit;
+        tokio::select! {
+            _ = tenant.onboard(&namespace, &path) => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+    Ok(answer)
 }
 
 pub(super) async fn pin(tenant: Arc<Tenant>, message: v1::PinRequest) -> Result<v1::PinResponse, Refusal> {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use kelvin_kernels::Checksum;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -19,16 +20,20 @@ const CLIENT_NAME_BYTES_MAX: usize = 128;
 /// A commit of so much is checked on the spot: half a millisecond.
 const COMMIT_INLINE_BYTES: u64 = 16 << 20;
 
+/// Prefetches under way; each holds what it brought until it is done.
+const PREFETCHES_MAX: usize = 64;
+
 /// The service over one store.
 pub(super) struct Service {
     store: Arc<Store>,
     socket: Option<PathBuf>,
     shutdown: CancellationToken,
+    prefetches: Arc<Semaphore>,
 }
 
 impl Service {
     pub(super) fn new(store: Arc<Store>, socket: Option<PathBuf>, shutdown: CancellationToken) -> Self {
-        Self { store, socket, shutdown }
+        Self { store, socket, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
     }
 
     fn tenant(&self, metadata: &MetadataMap) -> Result<Arc<Tenant>, Refusal> {
@@ -267,7 +272,7 @@ impl KvService for Service {
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(ranges::prefetch(tenant, message).await?))
+        Ok(Response::new(ranges::prefetch(tenant, message, &self.prefetches, &self.shutdown)?))
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
@@ -306,7 +311,7 @@ impl KvService for Service {
         request: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectResponse>, Status> {
         let (tenant, _) = self.enter(request)?;
-        Ok(Response::new(operator::inspect(&self.store, &tenant).await?))
+        Ok(Response::new(operator::inspect(self.store.clone(), tenant).await?))
     }
 
     type VerifyStream = BoxStream<'static, Result<v1::VerifyResponse, Status>>;
@@ -316,7 +321,7 @@ impl KvService for Service {
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(operator::verify(self.store.clone(), &tenant, message, self.shutdown.clone())?))
+        Ok(Response::new(operator::verify(&self.store, &tenant, &message, self.shutdown.clone())?))
     }
 
     async fn collect(
@@ -324,6 +329,6 @@ impl KvService for Service {
         request: Request<v1::CollectRequest>,
     ) -> Result<Response<v1::CollectResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        Ok(Response::new(operator::collect(&self.store, &tenant, message).await?))
+        Ok(Response::new(operator::collect(&self.store, &tenant, &message).await?))
     }
 }

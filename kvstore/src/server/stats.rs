@@ -1,11 +1,12 @@
 //! `Stats`: the store's counts as a message.
 
 use kelvin_proto::kv::v1;
+use kelvin_tiering::{BreakerState, Tier, Usage};
 
-use super::ranges::miss_reason;
+use super::{convert, ranges::miss_reason};
 use crate::{
     insight::Reason,
-    store::{Store, Tenant},
+    store::{Namespace, Objects, Store, Tenant, TierReport, Tiers},
 };
 
 /// What one tenant sees.
@@ -23,20 +24,14 @@ pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
             match_blocks: namespace.match_blocks.get(),
             hit_blocks: namespace.hit_blocks.get(),
             sessions: *sessions,
-            ..Default::default()
+            hits: hits(namespace),
+            miss_ratio: Vec::new(),
         }
     });
     v1::StatsResponse {
         incarnation: store.incarnation(),
         uptime_ms: store.uptime().as_millis() as u64,
-        tiers: vec![v1::TierStats {
-            tier: v1::Tier::Dram.into(),
-            capacity_bytes: usage.capacity_bytes,
-            used_bytes: usage.used_bytes,
-            blocks: usage.places,
-            health: v1::TierHealth::Ok.into(),
-            ..Default::default()
-        }],
+        tiers: tiers(tenant, &usage),
         namespaces: namespaces.collect(),
         sessions: survey.sessions,
         read_leases: survey.read_leases,
@@ -73,4 +68,79 @@ fn misses(tenant: &Tenant) -> Vec<v1::MissStats> {
     let counts = Reason::ALL.iter().map(|&reason| (reason, tenant.counters().misses[reason as usize].get()));
     let some = counts.filter(|(_, blocks)| *blocks > 0);
     some.map(|(reason, blocks)| v1::MissStats { reason: miss_reason(reason).into(), blocks }).collect()
+}
+
+/// Hits by tier, of tiers that had any.
+fn hits(namespace: &Namespace) -> Vec<v1::TierHits> {
+    let tiers = [Tier::Hbm, Tier::Dram, Tier::Nvme, Tier::Object].into_iter();
+    let hits = tiers.map(|tier| (tier, namespace.tier_hits[tier as usize].get()));
+    let some = hits.filter(|(_, blocks)| *blocks > 0);
+    some.map(|(tier, blocks)| v1::TierHits { tier: convert::tier(tier).into(), blocks }).collect()
+}
+
+fn tiers(tenant: &Tenant, usage: &Usage) -> Vec<v1::TierStats> {
+    let rates = tenant.ghost_rates();
+    let policies = rates
+        .iter()
+        .map(|rate| v1::PolicyStats { policy: rate.kind.name().to_owned(), hit_rate: rate.hit_rate });
+    let dram = v1::TierStats {
+        tier: v1::Tier::Dram.into(),
+        capacity_bytes: usage.capacity_bytes,
+        used_bytes: usage.used_bytes,
+        blocks: usage.places,
+        health: v1::TierHealth::Ok.into(),
+        evictions: tenant.counters().evictions.get(),
+        policy: tenant.policy().to_owned(),
+        policies: policies.collect(),
+        ..Default::default()
+    };
+    let below = tenant.tiers().into_iter().flat_map(|tiers| {
+        tiers.reports().into_iter().map(|report| cold_tier(tiers, &report)).collect::<Vec<_>>()
+    });
+    std::iter::once(dram).chain(below).collect()
+}
+
+fn cold_tier(tiers: &Tiers, report: &TierReport) -> v1::TierStats {
+    let TierReport { lane, counts, .. } = report;
+    let read = tiers.expect_load(report.tier, 1 << 20).unwrap_or_default();
+    let object = (report.tier == Tier::Object).then(|| tiers.objects().map(Objects::requests)).flatten();
+    v1::TierStats {
+        tier: convert::tier(report.tier).into(),
+        capacity_bytes: report.capacity_bytes,
+        used_bytes: report.used_bytes,
+        blocks: report.blocks,
+        health: if report.healthy { v1::TierHealth::Ok.into() } else { v1::TierHealth::Failed.into() },
+        reads: lane.reads,
+        writes: lane.writes,
+        read_bytes: lane.read_bytes,
+        written_bytes: lane.written_bytes,
+        errors: lane.errors + counts.errors,
+        timeouts: counts.timeouts,
+        damaged_blocks: counts.damaged,
+        evictions: counts.evicted_policy,
+        expiries: counts.evicted_expired,
+        quota_evictions: counts.evicted_quota,
+        reads_queued: lane.reads_waiting,
+        writes_queued: lane.writes_waiting,
+        reads_refused: lane.reads_refused,
+        writes_refused: lane.writes_refused,
+        offloaded_blocks: counts.offloaded,
+        onboarded_blocks: counts.onboarded,
+        admission_refused: counts.not_admitted,
+        mebibyte_read_us: read.as_micros() as u64,
+        policy: tiers.policy(report.tier).unwrap_or_default().to_owned(),
+        policies: Vec::new(),
+        object: object.map(|requests| v1::ObjectStats {
+            puts: requests.puts,
+            gets: requests.gets,
+            lists: requests.lists,
+            deletes: requests.deletes,
+            retries: requests.retries,
+            hedges: requests.hedges,
+            timeouts: requests.timeouts,
+            breaker_open: requests.read_breaker == BreakerState::Open
+                || requests.write_breaker == BreakerState::Open,
+            breaker_opens: requests.breaker_opens,
+        }),
+    }
 }

@@ -112,7 +112,7 @@ impl Namespace {
 }
 
 /// The tiers of a set of holders, hottest first.
-fn tiers_of(holders: impl HolderSet) -> impl Iterator<Item = Tier> {
+pub(crate) fn tiers_of(holders: impl HolderSet) -> impl Iterator<Item = Tier> {
     [Tier::Hbm, Tier::Dram, Tier::Nvme, Tier::Object]
         .into_iter()
         .filter(move |tier| holders.contains(*tier as u32))

@@ -6,7 +6,7 @@ use crossbeam::utils::CachePadded;
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
-use super::{counters::Counter, events::EventLog, pins::Pins};
+use super::{BlockKey, counters::Counter, events::EventLog, pins::Pins, tiers_of};
 use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
@@ -32,6 +32,8 @@ pub(crate) struct Namespace {
     // Written by every match, so apart from what every match reads.
     pub(crate) match_blocks: CachePadded<Counter>,
     pub(crate) hit_blocks: CachePadded<Counter>,
+    /// Those, by the hottest tier that had the block.
+    pub(crate) tier_hits: CachePadded<[Counter; 4]>,
 }
 
 impl Namespace {
@@ -54,7 +56,26 @@ impl Namespace {
             gone,
             match_blocks: CachePadded::default(),
             hit_blocks: CachePadded::default(),
+            tier_hits: CachePadded::default(),
         }
+    }
+
+    /// Counts a match: what was asked for, and in which tiers the leading run of it was found.
+    pub(crate) fn count_match(&self, asked: usize, found: &[TierSet]) {
+        self.match_blocks.add(asked as u64);
+        self.hit_blocks.add(found.len() as u64);
+        let mut hits = [0; 4];
+        for tier in found.iter().filter_map(|holders| tiers_of(*holders).next()) {
+            hits[tier as usize] += 1;
+        }
+        for (counter, hits) in self.tier_hits.iter().zip(hits).filter(|(_, hits)| *hits > 0) {
+            counter.add(hits);
+        }
+    }
+
+    /// Whether a copy may make room for others.
+    pub(crate) fn may_drop(&self, key: &BlockKey) -> bool {
+        !self.pins.hold(&key.hash)
     }
 
     /// Blocks of the longest stored prefix.

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     SequenceHash,
     index::{HolderSet, TierSet},
+    insight::Reason as Gone,
 };
 
 /// Blocks that are looked at under one lock.
@@ -204,6 +205,15 @@ impl Tenant {
             }
             gone += 1;
         }
+        let cold = [Tier::Nvme, Tier::Object].into_iter().filter(|tier| tiers.contains(*tier as u32));
+        for tier in cold {
+            if self.tiers().is_some_and(|below| below.drop_copy(tier, &key)) {
+                gone += 1;
+                if let Some(namespace) = state.namespaces.get(&key.namespace) {
+                    namespace.note_gone(key.hash, Gone::Removed, Some(tier), self.clock.now());
+                }
+            }
+        }
         gone
     }
 
@@ -215,6 +225,9 @@ impl Tenant {
             let keys: Vec<BlockKey> =
                 batch.iter().rev().map(|&hash| BlockKey { namespace: namespace.id, hash }).collect();
             self.lock().demote(&keys);
+            if let Some(tiers) = self.tiers() {
+                tiers.demote(&keys);
+            }
         }
         alone as u64
     }

@@ -53,7 +53,15 @@ impl Store {
             let secret = *blake3::keyed_hash(&options.secret, tenant.name.as_bytes()).as_bytes();
             let limits =
                 TenantLimits { session_ttl: options.session_ttl, lease_ttl_max: options.lease_ttl_max };
-            let state = Tenant::new(tenant.name, secret, pool, limits, clock.clone(), &options.tiers);
+            let state = Tenant::new(
+                tenant.name,
+                secret,
+                pool,
+                limits,
+                clock.clone(),
+                &options.tiers,
+                tenant.operator,
+            );
             tenants.push((tenant.token, Arc::new(state)));
         }
         Ok(Self { tenants, clock, incarnation: options.incarnation })

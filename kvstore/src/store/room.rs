@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{Device, DramSlot, Tier, Why};
+use kelvin_tiering::{Device, DramSlot, Tier, Weight, Why};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
@@ -97,6 +97,9 @@ impl Tenant {
         }
         let block = block.register();
         state.insert_sealed(block.clone());
+        if let Some(mut ghosts) = self.ghosts.try_lock() {
+            ghosts.insert(key.hash, parent, Weight::default());
+        }
         while let Some(victim) = state.victim_over_quota(key.namespace, block.slot().slot_bytes()) {
             if self.evict(state, victim, Removal::Quota).is_none() {
                 break;
@@ -127,9 +130,9 @@ impl Tenant {
         parent: Option<SequenceHash>,
         slot: DramSlot,
         checksum: Checksum,
+        keep: Keep,
     ) -> ImmutableBlock {
-        let block =
-            CompleteBlock::verified(MutableBlock { key, parent, slot, keep: Keep::default() }, checksum);
+        let block = CompleteBlock::verified(MutableBlock { key, parent, slot, keep }, checksum);
         let mut state = self.lock();
         if let Some(present) = self.table.sealed(&key) {
             return present;

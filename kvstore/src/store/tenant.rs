@@ -28,7 +28,7 @@ use std::{
 
 use crossbeam::utils::CachePadded;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, DramSlot, Tier, Usage};
+use kelvin_tiering::{Device, DramPool, DramSlot, GhostBoard, GhostRate, PolicyKind, Tier, Usage};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
@@ -36,12 +36,19 @@ use super::{
     lease::Right,
     session::{Ended, Resting, Session, Sessions, unknown_session},
     state::State,
-    table::Table,
+    table::{Keyed, Table},
     tiers::Below,
     touches::{RUN_KEYS_MAX, Touches},
     verbs::forget_reservation,
 };
-use crate::{NamespaceKey, SequenceHash, catalog::namespace_id, insight::Explainer};
+use crate::{
+    NamespaceKey, SequenceHash,
+    catalog::namespace_id,
+    insight::{Explainer, ExplainerUsage},
+};
+
+/// Policies beside the real one, on a sample.
+type Ghosts = GhostBoard<SequenceHash, Keyed>;
 
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
@@ -97,6 +104,10 @@ pub(crate) struct Tenant {
     gone: Arc<Explainer>,
     /// Of DRAM.
     quotas: Vec<Quota>,
+    /// What each policy would have hit in DRAM. Who finds it busy passes it over: it is a sample anyway.
+    pub(super) ghosts: Mutex<Ghosts>,
+    policy: PolicyKind,
+    is_operator: bool,
     /// The structural lock.
     state: CachePadded<Mutex<State>>,
     /// What it offers to, and has of, the tiers below DRAM.
@@ -111,6 +122,7 @@ impl Tenant {
         limits: TenantLimits,
         clock: Arc<dyn Clock>,
         tiers: &TierOptions,
+        is_operator: bool,
     ) -> Self {
         let (table, touches) = (Arc::<Table>::default(), Arc::<Touches>::default());
         let policy = tiers.policies.get(&Tier::Dram).copied().unwrap_or_default();
@@ -131,6 +143,9 @@ impl Tenant {
             due: AtomicU64::new(u64::MAX),
             gone: Arc::default(),
             quotas,
+            ghosts: Mutex::new(GhostBoard::new(&PolicyKind::FIXED, 1)),
+            policy,
+            is_operator,
             below: Below::default(),
         }
     }
@@ -149,6 +164,27 @@ impl Tenant {
 
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
+    }
+
+    /// Whether it may look into the store as a whole.
+    pub(crate) fn is_operator(&self) -> bool {
+        self.is_operator
+    }
+
+    /// The name of the order in which blocks leave DRAM.
+    pub(crate) fn policy(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    /// What each policy would have hit in DRAM lately; none before that can be said.
+    pub(crate) fn ghost_rates(&self) -> Vec<GhostRate> {
+        let ghosts = self.ghosts.lock();
+        if ghosts.is_warm() { ghosts.rates() } else { Vec::new() }
+    }
+
+    /// Why blocks went: how many notes there are.
+    pub(crate) fn explainer_usage(&self) -> ExplainerUsage {
+        self.gone.usage()
     }
 
     /// The store's clock.
@@ -221,6 +257,8 @@ impl Tenant {
             let slot_bytes = DramSlot::slot_bytes_for(namespace.spec.block_bytes);
             state.set_quota(namespace.id, slot_bytes, quota.bytes);
         }
+        let blocks = usize::try_from(self.pool.blocks_max(namespace.spec.block_bytes)).unwrap_or(usize::MAX);
+        self.ghosts.lock().set_capacity(blocks);
         state.namespaces.insert(namespace.id, namespace.clone());
         self.below.opened(&self.name, &namespace);
         Ok(namespace)
@@ -238,7 +276,7 @@ impl Tenant {
     }
 
     /// All namespaces.
-    pub(super) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+    pub(crate) fn namespaces(&self) -> Vec<Arc<Namespace>> {
         self.lock().namespaces.values().cloned().collect()
     }
 

@@ -485,7 +485,7 @@ fn onboard(bench: &Bench, session: u64, parent: Option<u8>, n: u8) -> ImmutableB
     slot.bytes_mut().fill(n);
     let key = BlockKey { namespace: namespace.id, hash: hash(n) };
     let sum = checksum(&[n; BLOCK_BYTES as usize]);
-    bench.tenant().onboarded(&namespace, key, parent.map(hash), slot, sum)
+    bench.tenant().onboarded(&namespace, key, parent.map(hash), slot, sum, Keep::default())
 }
 
 #[test]

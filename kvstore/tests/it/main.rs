@@ -7,4 +7,5 @@ mod keep;
 mod ranges;
 mod restart;
 mod shared_memory;
+mod tiers;
 mod watch;

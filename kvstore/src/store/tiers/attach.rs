@@ -127,8 +127,10 @@ impl Tenant {
                 found.truncate(reachable);
             }
         }
-        namespace.match_blocks.add(hashes.len() as u64);
-        namespace.hit_blocks.add(found.len() as u64);
+        namespace.count_match(hashes.len(), &found);
+        if let Some(mut ghosts) = self.ghosts.try_lock() {
+            ghosts.touch(hashes);
+        }
         found
     }
 

@@ -45,7 +45,8 @@ use parking_lot::Mutex;
 pub(crate) use attach::Below;
 pub(crate) use life::TierTasks;
 pub(crate) use open::OpenError;
-pub(crate) use report::{TierCounts, TierReport};
+pub(crate) use report::TierReport;
+pub(crate) use scrub::Verified;
 
 use super::BlockKey;
 use crate::{
@@ -54,7 +55,7 @@ use crate::{
     insight::Reason,
 };
 use nvme::Nvme;
-use object::Objects;
+pub(crate) use object::Objects;
 
 /// The tiers below DRAM.
 pub(crate) struct Tiers {
@@ -139,11 +140,32 @@ impl Tiers {
         }
     }
 
-    /// Forgets the copies of a block in every tier below DRAM; whether there was one.
-    pub(crate) fn drop_copies(&self, key: &BlockKey) -> bool {
-        let nvme = self.nvme.as_ref().is_some_and(|nvme| nvme.drop_copy(key, Why::Policy));
-        let object = self.object.as_ref().is_some_and(|object| object.drop_copy(key, Why::Policy));
-        nvme || object
+    /// Forgets the copy of a block in a tier below DRAM; whether there was one.
+    pub(crate) fn drop_copy(&self, tier: Tier, key: &BlockKey) -> bool {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.drop_copy(key, Why::Policy)),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.drop_copy(key, Why::Policy)),
+            Tier::Hbm | Tier::Dram => false,
+        }
+    }
+
+    /// Makes copies the first to go, the first of these first.
+    pub(crate) fn demote(&self, keys: &[BlockKey]) {
+        if let Some(nvme) = &self.nvme {
+            nvme.demote(keys);
+        }
+        if let Some(object) = &self.object {
+            object.demote(keys);
+        }
+    }
+
+    /// The name of a tier's order.
+    pub(crate) fn policy(&self, tier: Tier) -> Option<&'static str> {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().map(Nvme::policy),
+            Tier::Object => self.object.as_ref().map(Objects::policy),
+            Tier::Hbm | Tier::Dram => None,
+        }
     }
 
     /// Whether the object tier, if there is one, takes requests at the moment.

@@ -24,7 +24,9 @@ use std::{
 
 use futures::{StreamExt, stream};
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{Attributes, Device, DramSlot, NvmeSlot, Order, Tier, Usage, Weight, Why, mover::Lane};
+use kelvin_tiering::{
+    Attributes, Device, DramSlot, NvmeFile, NvmeSlot, Order, Tier, Usage, Weight, Why, mover::Lane,
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -40,7 +42,7 @@ use crate::{
     catalog::{Catalog, Record},
     insight::Reason,
     store::{
-        BlockKey, Clock, ImmutableBlock, Namespace,
+        BlockKey, Clock, ImmutableBlock, Keep, Namespace,
         events::{Event, EventKind},
         table::Keyed,
     },
@@ -98,6 +100,16 @@ impl Nvme {
         Self { device, catalog, lane, clock, table: Mutex::new(table), counters: TierCounters::default() }
     }
 
+    /// Its files and devices, each with the bytes of the slots in use.
+    pub(crate) fn files(&self) -> Vec<(NvmeFile, u64)> {
+        let mut used: HashMap<u16, u64> = HashMap::new();
+        for copy in self.table.lock().copies.values() {
+            *used.entry(copy.slot.address().file).or_default() += NvmeSlot::slot_bytes_for(copy.slot.bytes());
+        }
+        let files = self.device.device().files().into_iter().zip(0..);
+        files.map(|(file, at)| (file, used.get(&at).copied().unwrap_or(0))).collect()
+    }
+
     pub(super) fn device(&self) -> &Flash {
         &self.device
     }
@@ -124,6 +136,26 @@ impl Nvme {
     /// Notes the use of a prefix.
     pub(super) fn touch(&self, prefix: &[BlockKey]) {
         self.table.lock().order.touch(prefix);
+    }
+
+    /// Makes copies the first to go, the first of these first.
+    pub(super) fn demote(&self, keys: &[BlockKey]) {
+        let mut table = self.table.lock();
+        keys.iter().for_each(|key| table.order.demote(*key));
+    }
+
+    /// How much a copy is worth.
+    pub(super) fn keep(&self, key: &BlockKey) -> Keep {
+        let table = self.table.lock();
+        table.order.attributes(key).map_or_else(Keep::default, |attributes| Keep {
+            priority: attributes.priority,
+            expires_at: attributes.expires_at,
+        })
+    }
+
+    /// The name of its order.
+    pub(super) fn policy(&self) -> &'static str {
+        self.table.lock().order.kind().name()
     }
 
     /// The copies that go next, for the tier below.
@@ -254,7 +286,11 @@ impl Nvme {
             if let Some(slot) = self.device.allocate(bytes) {
                 return Some(slot);
             }
-            let (victim, why) = self.table.lock().order.victim(now, &mut |_| true)?;
+            let (victim, why) = {
+                let Table { copies, order, .. } = &mut *self.table.lock();
+                order
+                    .victim(now, &mut |key| copies.get(key).is_none_or(|copy| copy.namespace.may_drop(key)))?
+            };
             self.counters.evicted(why);
             self.drop_copy(&victim, why);
         }

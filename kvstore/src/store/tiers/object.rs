@@ -18,8 +18,8 @@ use std::{
 
 use kelvin_kernels::Checksum;
 use kelvin_tiering::{
-    Attributes, BreakerState, DramSlot, Order, PackEntry, PackId, PackInfo, PackStore, ReadFailure, Tier,
-    Weight, Why, mover::Lane,
+    Attributes, BreakerState, DramSlot, ObjectStats, Order, PackEntry, PackId, PackInfo, PackStore,
+    ReadFailure, Tier, Weight, Why, mover::Lane,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -34,7 +34,7 @@ use crate::{
     catalog::Catalog,
     insight::Reason,
     store::{
-        BlockKey, Clock, Namespace,
+        BlockKey, Clock, Keep, Namespace,
         events::{Event, EventKind},
         table::Keyed,
     },
@@ -149,6 +149,31 @@ impl Objects {
 
     pub(super) fn touch(&self, prefix: &[BlockKey]) {
         self.table.lock().order.touch(prefix);
+    }
+
+    /// Makes copies the first to go, the first of these first.
+    pub(super) fn demote(&self, keys: &[BlockKey]) {
+        let mut table = self.table.lock();
+        keys.iter().for_each(|key| table.order.demote(*key));
+    }
+
+    /// How much a copy is worth.
+    pub(super) fn keep(&self, key: &BlockKey) -> Keep {
+        let table = self.table.lock();
+        table.order.attributes(key).map_or_else(Keep::default, |attributes| Keep {
+            priority: attributes.priority,
+            expires_at: attributes.expires_at,
+        })
+    }
+
+    /// The name of its order.
+    pub(super) fn policy(&self) -> &'static str {
+        self.table.lock().order.kind().name()
+    }
+
+    /// What the object store was asked.
+    pub(crate) fn requests(&self) -> ObjectStats {
+        self.packs.stats()
     }
 
     pub(super) fn set_quota(&self, group: u64, bytes: u64) {
@@ -300,7 +325,10 @@ impl Objects {
                 if table.bytes <= self.capacity_bytes {
                     return;
                 }
-                table.order.victim(self.clock.now(), &mut |_| true)
+                let Table { copies, order, .. } = &mut *table;
+                order.victim(self.clock.now(), &mut |key| {
+                    copies.get(key).is_none_or(|copy| copy.namespace.may_drop(key))
+                })
             };
             let Some((victim, why)) = victim else { return };
             self.counters.evicted(why);
@@ -496,7 +524,7 @@ impl Objects {
     }
 
     /// Packs, their bytes, and those of live blocks.
-    pub(super) fn survey(&self) -> (u64, u64, u64) {
+    pub(crate) fn survey(&self) -> (u64, u64, u64) {
         let table = self.table.lock();
         (table.packs.len() as u64, table.packs.values().map(|pack| pack.bytes).sum(), table.bytes)
     }

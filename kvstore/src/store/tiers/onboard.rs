@@ -177,7 +177,7 @@ impl Tenant {
         let result = nvme.load(&key, &copy, slot).await;
         let result = result.map(|slot| {
             nvme.counters.onboarded.add(1);
-            self.onboarded(namespace, key, copy.parent, slot, copy.checksum)
+            self.onboarded(namespace, key, copy.parent, slot, copy.checksum, nvme.keep(&key))
         });
         vec![(key, Tier::Nvme, result)]
     }
@@ -200,7 +200,7 @@ impl Tenant {
         let arrived = read.into_iter().map(|(key, copy, result)| {
             let result = result.map(|slot| {
                 object.counters.onboarded.add(1);
-                self.onboarded(namespace, key, copy.parent, slot, copy.checksum)
+                self.onboarded(namespace, key, copy.parent, slot, copy.checksum, object.keep(&key))
             });
             (key, Tier::Object, result)
         });
