@@ -26,8 +26,8 @@
 //! - Every record carries a check of key and value. What does not decode is skipped, counted and deleted.
 //!
 //! # Locking
-//! `database`: shared by all use, exclusive to reopen after a failed write. `files` is never held together
-//! with another lock but `database`, which is taken first.
+//! `database`: shared by all use, also again by who has it; exclusive to reopen after a failed write, which
+//! waits for nobody. `files` is never held together with another lock but `database`, which is taken first.
 //!
 //! # Limits
 //! Memory: at most six write buffers of 4 MiB for blocks and for packs (mostly one of them), the block cache
@@ -42,6 +42,7 @@ mod fuzzing;
 mod home;
 mod load;
 mod namespace;
+mod opening;
 mod pack;
 mod places;
 mod record;

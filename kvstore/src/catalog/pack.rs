@@ -78,7 +78,7 @@ impl PackRecord {
             return None;
         }
         let bytes = reader.u64()?;
-        if reader.left() % ENTRY_BYTES != 0 {
+        if !reader.left().is_multiple_of(ENTRY_BYTES) {
             return None;
         }
         let mut entries = Vec::with_capacity(reader.left() / ENTRY_BYTES);

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 use super::bytes::{Reader, put_bytes, put_text, seal, unseal};
+use crate::store::TierOptions;
 
 /// Version of the encoding below.
 const VERSION: u8 = 1;
@@ -18,6 +19,18 @@ pub struct Places {
     pub object_endpoint: Option<String>,
     /// Most bytes in the object tier.
     pub object_bytes: Option<u64>,
+}
+
+impl From<&TierOptions> for Places {
+    fn from(options: &TierOptions) -> Self {
+        let object = options.object.as_ref();
+        Self {
+            nvme: options.nvme.iter().map(|space| (space.path.clone(), space.bytes)).collect(),
+            object: object.map(|space| space.url.clone()),
+            object_endpoint: object.and_then(|space| space.endpoint.clone()),
+            object_bytes: object.and_then(|space| space.bytes),
+        }
+    }
 }
 
 impl Places {

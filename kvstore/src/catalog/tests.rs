@@ -37,13 +37,13 @@ fn record(namespace: u8, sequence: u64) -> Record {
         namespace: [namespace; 16],
         sequence,
         hash: hash(sequence),
-        parent: (sequence % 7 != 0).then(|| hash(sequence - 1)),
+        parent: (!sequence.is_multiple_of(7)).then(|| hash(sequence - 1)),
         file: 0,
         offset: sequence % (1 << 40) * 4096,
         bytes: 4096,
         checksum: Checksum(sequence ^ 0xabcd),
         priority: (sequence % 3) as u8,
-        expires_at_unix_ms: (sequence % 5 == 0).then_some(1_700_000_000_000 + sequence),
+        expires_at_unix_ms: sequence.is_multiple_of(5).then_some(1_700_000_000_000 + sequence),
     }
 }
 

@@ -42,7 +42,7 @@ impl<F: FnMut(VerifyResponse)> Teller<F> {
                 self.so_far.damaged.push(damaged());
             }
         }
-        let due = self.so_far.checked_blocks % SAY_EVERY == 0;
+        let due = self.so_far.checked_blocks.is_multiple_of(SAY_EVERY);
         if due || self.so_far.damaged.len() == DAMAGED_MAX {
             let damaged = std::mem::take(&mut self.so_far.damaged);
             (self.say)(VerifyResponse { damaged, ..self.so_far.clone() });

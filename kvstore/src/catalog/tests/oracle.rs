@@ -68,7 +68,7 @@ fn cut_log(dir: &Path, kept: prop::sample::Index) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn a_catalog_is_a_map_that_survives(ops in prop::collection::vec(ops(), 1..40)) {

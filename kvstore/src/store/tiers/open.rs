@@ -51,6 +51,7 @@ impl Tiers {
         let (Some(data), true) = (&options.data, options.any()) else { return Ok(None) };
         let (catalog, opened) = Catalog::open(Path::new(data))?;
         let catalog = Arc::new(catalog);
+        catalog.set_places(&options.into())?;
         let policy = |tier| policy_of(options, tier);
         let mut files_absent = 0;
         let nvme = match options.nvme.is_empty() {
