@@ -263,7 +263,7 @@ fn leases(
         report.line(format!("  {:<26}{cells}{scaling:>16}", name.replace('_', " ")));
     }
     report.line(format!("  targets{:>29}{:>10}{:>10}{:>16}", MATCH_NS, LEASE_NS, LEASE_NS, "1.9"));
-    report.line("  scaling: by processor time / by the wall clock".to_string());
+    report.line("  scaling: by processor time / by the wall clock");
     let store_ns = storing.as_nanos() as f64 / stored as f64;
     report.line(format!("  reserve and commit: {} ns a block", number(store_ns)));
     report.figure("store", store_ns, "ns");

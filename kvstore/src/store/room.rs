@@ -90,10 +90,10 @@ impl Tenant {
         state: &mut State,
         namespace: &Namespace,
         block: CompleteBlock,
-    ) -> Result<ImmutableBlock, CompleteBlock> {
+    ) -> Result<ImmutableBlock, Box<CompleteBlock>> {
         let (key, parent) = (block.key(), block.parent());
         if namespace.index.insert(parent, key.hash, DRAM, self.tick()).is_err() {
-            return Err(block);
+            return Err(Box::new(block));
         }
         let block = block.register();
         state.insert_sealed(block.clone());
@@ -140,7 +140,7 @@ impl Tenant {
         if self.table.is_filling(&key) {
             return block.register();
         }
-        self.publish(&mut state, namespace, block).unwrap_or_else(CompleteBlock::register)
+        self.publish(&mut state, namespace, block).unwrap_or_else(|block| block.register())
     }
 
     /// A slot. Should none be free, the least recently used blocks of the same slot size make room; only when

@@ -115,6 +115,8 @@ proptest! {
                     prop_assert_eq!(block.map(|block| block.key()), there.then(|| key(n)));
                     if there {
                         oracle.remove(&n);
+                        // What comes next under this key is another block.
+                        leases.retain(|block| block.key() != key(n));
                     }
                 }
                 Op::Walk(from, count) => {
