@@ -55,6 +55,7 @@ bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" core --smoke
 	"$(BIN)/kelvin-bench" index --smoke
 	"$(BIN)/kelvin-bench" restart --smoke
+	"$(BIN)/kelvin-bench" tiers --smoke
 
 tools:
 	@cli/setup.sh tools

@@ -10,6 +10,7 @@ mod counting;
 mod index;
 mod load;
 mod machine;
+mod policies;
 mod prompts;
 mod recorder;
 mod report;
@@ -17,6 +18,7 @@ mod restart;
 mod reuse;
 mod serve;
 mod tiers;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,7 @@ struct Cli {
 enum Workload {
     Core(core::Args),
     Index(index::Args),
+    Policies(policies::Args),
     Restart(restart::Args),
     Serve(serve::Args),
     Tiers(tiers::Args),
@@ -65,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
         match cli.workload {
             Workload::Core(args) => core::run(&args).map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
+            Workload::Policies(args) => policies::run(&args).map(Some),
             Workload::Restart(args) => restart::run(&args).map(Some),
             Workload::Serve(args) => serve::run(args).await,
             Workload::Tiers(args) => tiers::run(args).await,

@@ -6,6 +6,8 @@
 
 mod device;
 mod dram;
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 pub mod mover;
 mod nvme;

@@ -16,16 +16,21 @@ use crate::report::{Report, number};
 
 /// Before the first block, in the file of the tier.
 const LEAD_BYTES: u64 = 1 << 20;
+/// Blocks that the file is filled with.
+const FILL_BYTES: u64 = 2 << 20;
 
 pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let home = Home::make(&parent)?;
     let path = NvmePath { path: home.0.clone(), bytes: args.file_bytes() };
     let options = NvmeOptions { paths: vec![path], queue_depth: args.depth(), ..NvmeOptions::default() };
-    let straight = NvmeDevice::open(&options).context("open the NVMe tier")?;
-    let file = straight.files().remove(0);
+    let device = NvmeDevice::open(&options).context("open the NVMe tier")?;
+    let buffers = 2 * args.depth;
+    let largest = args.block_bytes().into_iter().max().unwrap_or(0).max(FILL_BYTES);
+    let pool = DramPool::new("bench", buffers * largest + (64 << 20)).context("make a pool")?;
+    let file = device.files().remove(0);
     let peer = Peer::find(!args.no_fio);
-    fill(&straight, args).await.context("fill the file")?;
+    fill(&device, &pool, args).await.context("fill the file")?;
     let how = if file.direct { "direct" } else { "buffered" };
     report.line(format!(
         "\nNVMe: {} of {}, {}, {how}; {} operations in flight (and for kelvin as many queued), GB/s, median of {} turns of {} s",
@@ -39,7 +44,7 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
     if peer == Peer::Threads && !args.no_fio {
         report.line("  fio is not here (apt-get install fio): threads that pread and pwrite are the peer");
     }
-    for probe in straight.probe().await {
+    for probe in device.probe().await {
         report.line(format!("  the tier's own probe: {probe}"));
     }
     report.line(format!(
@@ -52,13 +57,15 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
         "CPU-s/GB kelvin",
         format!("CPU-s/GB {}", peer.name())
     ));
+    register(&device, &pool, report).await;
     for writes in [false, true] {
         for block_bytes in args.block_bytes() {
-            compare(args, &straight, &file, peer, block_bytes, writes, report).await?;
+            compare(args, (&device, &pool), &file, peer, (block_bytes, writes), report).await?;
         }
     }
-    drop(straight);
-    ways(args, &options, report).await
+    claims(&device, report);
+    drop(device);
+    ways(args, &options, &pool, report).await
 }
 
 /// A directory for this run alone.
@@ -79,9 +86,8 @@ impl Drop for Home {
 }
 
 /// Writes the whole file, so that both sides read and overwrite blocks that are on the disk.
-async fn fill(device: &NvmeDevice, args: &Args) -> anyhow::Result<()> {
-    let block_bytes = 2 << 20;
-    let mut bench = Bench::new(device, block_bytes, args)?;
+async fn fill(device: &NvmeDevice, pool: &DramPool, args: &Args) -> anyhow::Result<()> {
+    let mut bench = Bench::new(device, pool, FILL_BYTES, args)?;
     let places = std::mem::take(&mut bench.free);
     let mut places = places.into_iter();
     let mut running = FuturesUnordered::new();
@@ -103,14 +109,13 @@ async fn fill(device: &NvmeDevice, args: &Args) -> anyhow::Result<()> {
 
 async fn compare(
     args: &Args,
-    device: &NvmeDevice,
+    (device, pool): (&NvmeDevice, &DramPool),
     file: &NvmeFile,
     peer: Peer,
-    block_bytes: u64,
-    writes: bool,
+    (block_bytes, writes): (u64, bool),
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let mut bench = Bench::new(device, block_bytes, args)?;
+    let mut bench = Bench::new(device, pool, block_bytes, args)?;
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
     for turn in 0..args.turns() {
@@ -156,38 +161,69 @@ async fn compare(
     Ok(())
 }
 
-/// The two ways of a block into its slot, with its checksum: straight, hashed when it is there; or through
-/// registered buffers, copied.
-async fn ways(args: &Args, options: &NvmeOptions, report: &mut Report) -> anyhow::Result<()> {
-    report.line(format!(
-        "\n  as the store reads, with the checksum\n  {:<16}{:>10}{:>20}{:>10}{:>20}",
-        "", "straight", "CPU-s/GB straight", "staged", "CPU-s/GB staged"
-    ));
+/// What a restart does first: every slot that the catalog names is taken.
+fn claims(device: &NvmeDevice, report: &mut Report) {
+    let slots: Vec<_> = std::iter::from_fn(|| device.allocate(4096)).collect();
+    let wanted: Vec<_> = slots.iter().map(|slot| (slot.address(), slot.bytes())).collect();
+    drop(slots);
+    let start = Instant::now();
+    let claimed = device.claim_all(&wanted);
+    let us = start.elapsed().as_secs_f64() * 1e6 / wanted.len() as f64;
+    assert!(claimed.iter().all(Option::is_some), "free slots can be claimed");
+    report.line(format!("\n  slots claimed at a restart: {} at {} us each", wanted.len(), number(us)));
+    report.compared("nvme.claim", us, "us", 0.1, 0.1 / us);
+}
+
+/// The ways of a block into its slot, with its checksum.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Straight into memory that is registered with the kernel.
+    Registered,
+    /// Straight, the kernel pinning the pages of each operation.
+    Straight,
+    /// Through registered buffers, copied.
+    Staged,
+}
+
+async fn ways(
+    args: &Args,
+    options: &NvmeOptions,
+    pool: &DramPool,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    const WAYS: [(&str, Way); 3] =
+        [("registered", Way::Registered), ("straight", Way::Straight), ("staged", Way::Staged)];
+    let heads = WAYS.map(|(name, _)| format!("{name:>12}{:>10}", "CPU-s/GB")).concat();
+    report.line(format!("\n  reads as the store does them, with the checksum\n  {:<16}{heads}", ""));
     for block_bytes in args.block_bytes() {
-        let mut figures = Vec::new();
-        for staged in [false, true] {
+        let (mut row, mut costs) = (format!("  {:<16}", format!("read {}", size(block_bytes))), Vec::new());
+        for (_, way) in WAYS {
+            let staged = matches!(way, Way::Staged);
             let device = NvmeDevice::open(&NvmeOptions { staged, ..options.clone() })?;
-            let mut bench = Bench::new(&device, block_bytes, args)?;
+            if matches!(way, Way::Registered) {
+                register(&device, pool, report).await;
+            }
+            let mut bench = Bench::new(&device, pool, block_bytes, args)?;
             let mut moved = Vec::new();
             for _ in 0..args.turns() {
                 moved.push(bench.run(false, args.turn_time(), true).await?);
             }
-            figures.push(median(moved.iter().map(Moved::rate).collect()));
-            figures.push(median(moved.iter().map(Moved::cpu).collect()));
+            let cost = median(moved.iter().map(Moved::cpu).collect());
+            let rate = median(moved.iter().map(Moved::rate).collect());
+            row.push_str(&format!("{:>12}{:>10}", number(rate), number(cost)));
+            costs.push(cost);
         }
-        let [straight, straight_cpu, staged, staged_cpu] = figures[..] else { continue };
-        report.line(format!(
-            "  {:<16}{:>10}{:>20}{:>10}{:>20}",
-            format!("read {}", size(block_bytes)),
-            number(straight),
-            number(straight_cpu),
-            number(staged),
-            number(staged_cpu)
-        ));
+        report.line(row);
         let name = format!("nvme.checked_read_{}_cpu", slug(block_bytes));
-        report.compared(name, straight_cpu, "CPU-s/GB", staged_cpu, staged_cpu / straight_cpu);
+        report.compared(name, costs[0], "CPU-s/GB", costs[2], costs[2] / costs[0]);
     }
     Ok(())
+}
+
+async fn register(device: &NvmeDevice, pool: &DramPool, report: &mut Report) {
+    if let Err(error) = device.register(pool).await {
+        report.line(format!("  the pool is not registered, which costs CPU: {error}"));
+    }
 }
 
 /// Places of one size over all of a device, and slots of DRAM to move them from and to: as many as the device
@@ -201,11 +237,14 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(device: &'a NvmeDevice, block_bytes: u64, args: &Args) -> anyhow::Result<Bench<'a>> {
+    fn new(
+        device: &'a NvmeDevice,
+        pool: &DramPool,
+        block_bytes: u64,
+        args: &Args,
+    ) -> anyhow::Result<Bench<'a>> {
         let depth = args.depth();
         let mut random = SmallRng::seed_from_u64(args.seed);
-        let pool =
-            DramPool::new("bench", 2 * depth as u64 * block_bytes + (64 << 20)).context("make a pool")?;
         let buffers = (0..2 * depth).map(|_| {
             let mut slot = pool.allocate(block_bytes).context("a slot an operation")?;
             random.fill_bytes(slot.bytes_mut());

@@ -5,8 +5,6 @@
 //! [`Guide`] asks the map about some blocks of the prompt at once, then for all their nodes, then for all
 //! their hashes, and the walk that follows finds what it needs in the cache.
 
-use super::arena::NONE;
-use super::run::Run;
 use super::{HolderSet, RadixIndex};
 use crate::SequenceHash;
 
@@ -15,18 +13,27 @@ const STRIDE: usize = 32;
 /// Of these, so many at a time.
 const SAMPLES: usize = 8;
 
+/// A smaller index is in the cache, and the walk needs no guide.
+const CACHED_BYTES: usize = 4 << 20;
+
 /// Nodes where some blocks of a prompt may stand; they are hints.
+#[derive(Default)]
 struct Guide {
-    /// The block in the prompt, and the node; [`NONE`] if the map knows none.
-    samples: [(usize, u32); SAMPLES],
+    /// The block in the prompt, and the node if the map knows one.
+    samples: [(usize, Option<u32>); SAMPLES],
     count: usize,
 }
 
 impl Guide {
-    /// Where the block at `at` may stand: in the run of the next one that was asked about.
-    fn node(&self, at: usize) -> Option<(usize, u32)> {
-        let next = self.samples[..self.count].iter().find(|(sample, _)| *sample >= at);
-        next.copied().filter(|(_, id)| *id != NONE)
+    /// Whether it says something about the block.
+    fn reaches(&self, at: usize) -> bool {
+        self.samples[..self.count].last().is_some_and(|(sample, _)| at <= *sample)
+    }
+
+    /// Where the block may stand: in the run of the next one that was asked about. Whether it is that one.
+    fn node(&self, at: usize) -> Option<(u32, bool)> {
+        let (sample, id) = self.samples[..self.count].iter().find(|(sample, _)| at <= *sample)?;
+        id.map(|id| (id, *sample == at))
     }
 }
 
@@ -38,28 +45,26 @@ impl<S: HolderSet> RadixIndex<S> {
     /// then.
     pub fn longest_prefix(&self, hashes: &[SequenceHash], now: Option<u64>) -> Vec<S> {
         let mut prefix = Vec::new();
-        let mut guide = Guide { samples: [(0, NONE); SAMPLES], count: 0 };
+        let mut guide = Guide::default();
+        let cached = self.memory_bytes() < CACHED_BYTES;
         while let Some(hash) = hashes.get(prefix.len()) {
             let before = prefix.len();
-            if before % (STRIDE * SAMPLES) == 0 || guide.samples[SAMPLES - 1].0 < before {
+            if !cached && !guide.reaches(before) {
                 guide = self.guide(hashes, before);
-                if before == 0 {
-                    if guide.samples[0].1 == NONE {
-                        break;
-                    }
-                    prefix.reserve_exact(hashes.len());
-                }
             }
-            let guided = guide.node(before).and_then(|(sample, id)| {
+            let guided = guide.node(before).and_then(|(id, certain)| {
                 let node = self.arena.node(id);
                 let run = node.run.read();
-                let at = if sample == before { run.find(*hash)? } else { run.begins_with(*hash)? };
-                Some((node, run, at))
+                let start = if certain { run.find(*hash)? } else { run.begins_with(*hash)? };
+                Some((node, run, start))
             });
-            let seen = guided.or_else(|| self.read(*hash).ok().map(|seen| (seen.node, seen.run, seen.at)));
-            let Some((node, run, start)) = seen else { break };
+            let found = guided.or_else(|| self.read(*hash).ok().map(|seen| (seen.node, seen.run, seen.at)));
+            let Some((node, run, start)) = found else { break };
             if before > 0 && run.parent_of(start) != Some(hashes[before - 1]) {
                 break;
+            }
+            if before == 0 {
+                prefix.reserve_exact(hashes.len());
             }
             let end = start + common(&run.hashes()[start..], &hashes[before..]);
             let held = run.shares.stretches(start..end).take_while(|(_, holders)| !holders.is_empty());
@@ -74,29 +79,32 @@ impl<S: HolderSet> RadixIndex<S> {
         prefix
     }
 
-    /// Asks about every so many blocks from `start` on, and the last.
+    /// Asks about every so many blocks from `start` on.
     fn guide(&self, hashes: &[SequenceHash], start: usize) -> Guide {
-        let mut guide = Guide { samples: [(usize::MAX, NONE); SAMPLES], count: 0 };
-        let last = hashes.len() - 1;
-        let samples = (start..last).step_by(STRIDE).take(SAMPLES - 1).chain([last]);
-        for (slot, sample) in guide.samples.iter_mut().zip(samples) {
+        let mut guide = Guide::default();
+        let last = (hashes.len() - 1).min(start + STRIDE * (SAMPLES - 1));
+        for (slot, sample) in guide.samples.iter_mut().zip((start..last).step_by(STRIDE).chain([last])) {
             self.places.prefetch(hashes[sample]);
-            *slot = (sample, NONE);
+            *slot = (sample, None);
             guide.count += 1;
         }
         let samples = &mut guide.samples[..guide.count];
-        for (at, id) in samples.iter_mut() {
-            let Some(found) = self.places.candidates(hashes[*at], 0).nodes().first().copied() else { break };
-            self.arena.prefetch(found);
-            *id = found;
-        }
-        let mut before = NONE;
-        for (_, id) in samples.iter().filter(|(_, id)| *id != NONE) {
-            // Whoever changes it has it in a cache already.
-            if let (true, Some(run)) = (*id != before, self.arena.node(*id).run.try_read()) {
-                Run::prefetch(&run);
+        for (sample, id) in samples.iter_mut() {
+            *id = self.places.first(hashes[*sample]);
+            match *id {
+                Some(id) => self.arena.prefetch(id),
+                // The prefix does not reach that far.
+                None => break,
             }
-            before = *id;
+        }
+        // The walk comes to the first run at once.
+        let mut before = samples.first().and_then(|(_, id)| *id);
+        for id in samples.iter().filter_map(|(_, id)| *id) {
+            // Whoever changes it has it in a cache already.
+            if let (true, Some(run)) = (before != Some(id), self.arena.node(id).run.try_read()) {
+                run.prefetch();
+            }
+            before = Some(id);
         }
         guide
     }

@@ -43,8 +43,8 @@
 //! writes to and from the one it creates. What the map says may be stale by the time a run is locked, or
 //! meant another hash with the same tag: whoever uses an entry checks that the hash stands there, with no
 //! other lock held. If it stands nowhere, it was absent at a moment if the shard's version is still that of
-//! the entries; else they are read again. An insert of an absent block is made only while that version
-//! stands, or if no entry has its tag, so no two threads insert the same block twice. Last uses are atomics.
+//! the entries; else they are read again. An insert of an absent block is made only if its shard has had no
+//! other insert since, or if no entry has its tag, so no two threads insert the same block twice. Last uses are atomics.
 //!
 //! Alternative, not taken: `dashmap` from hash to place. An entry of it has 16 bytes of hash and 8 of place,
 //! and a table is 7/16 to 7/8 full: 28 to 56 bytes a block, where the whole of it may have 27.

@@ -75,8 +75,9 @@ pub(super) struct Candidates {
     count: usize,
     /// There are more: ask again, and skip these.
     pub(super) more: bool,
-    /// That of the shard when they were read.
+    /// Those of the shard when they were read.
     pub(super) version: u32,
+    pub(super) inserts: u32,
 }
 
 impl Candidates {
@@ -102,7 +103,8 @@ impl Places {
     /// The nodes that the map has for the hash, 4 at a time.
     pub(super) fn candidates(&self, hash: SequenceHash, skip: usize) -> Candidates {
         let table = self.shard(hash).table.read();
-        let mut found = Candidates { nodes: [0; 4], count: 0, more: false, version: table.version() };
+        let (version, inserts) = (table.version(), table.inserts());
+        let mut found = Candidates { nodes: [0; 4], count: 0, more: false, version, inserts };
         for node in table.nodes(tag(hash)).skip(skip) {
             let Some(slot) = found.nodes.get_mut(found.count) else {
                 found.more = true;
@@ -112,6 +114,11 @@ impl Places {
             found.count += 1;
         }
         found
+    }
+
+    /// The first node that the map has for the hash.
+    pub(super) fn first(&self, hash: SequenceHash) -> Option<u32> {
+        self.shard(hash).table.read().nodes(tag(hash)).next()
     }
 
     /// Changes whenever an entry of the hash's shard does.

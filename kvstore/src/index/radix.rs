@@ -76,10 +76,10 @@ pub(super) struct Seen<'a, S, R> {
 
 type SeenMut<'a, S> = Seen<'a, S, RwLockWriteGuard<'a, Run<S>>>;
 
-/// The block is nowhere, as long as its shard of the map has this version.
+/// The block is nowhere, as long as its shard of the map has had no more inserts.
 #[derive(Clone, Copy)]
 pub(super) struct Absent {
-    version: u32,
+    inserts: u32,
 }
 
 /// What one step of an insert did.
@@ -296,7 +296,7 @@ impl<S: HolderSet> RadixIndex<S> {
         let step = match parent {
             None => self.branch(None, hashes, holders, now, absent).1,
             Some(parent) => {
-                let Ok(mut seen) = self.write(parent) else {
+                let Ok(mut seen) = self.write_end(parent) else {
                     return Err(InsertError::NoParent { hash: hashes[0], parent });
                 };
                 self.attach_at(&mut seen, hashes, holders, now, absent)
@@ -391,7 +391,7 @@ impl<S: HolderSet> RadixIndex<S> {
         let mut full = wanted > run.room() && !self.grow(run, wanted);
         let blocks_max = wanted.min(run.room());
         let hashes = &hashes[..blocks_max];
-        let mut absent_at = absent.map(|absent| absent.version);
+        let mut absent_at = absent.map(|absent| absent.inserts);
         for (at, hash) in hashes.iter().enumerate() {
             if let Some(ahead) = hashes.get(at + AHEAD) {
                 self.places.prefetch(*ahead);
@@ -457,7 +457,7 @@ impl<S: HolderSet> RadixIndex<S> {
     /// children go, ancestors too.
     pub fn remove(&self, hash: SequenceHash, holder: u32) -> bool {
         let _change = self.changes.read();
-        let Ok(mut seen) = self.write(hash) else { return false };
+        let Ok(mut seen) = self.write_end(hash) else { return false };
         let run = &mut *seen.run;
         let mut left = run.shares.at(seen.at);
         if !left.remove(holder) {
@@ -517,7 +517,7 @@ impl<S: HolderSet> RadixIndex<S> {
     /// Takes out the run in node `id` behind `parent`, if all of it is bare, and returns the parent if that
     /// is bare now. `None` if the tree is not like that (any more), or the run in use: look again.
     fn prune(&self, parent: SequenceHash, id: u32) -> Option<Option<SequenceHash>> {
-        let mut above = self.write(parent).ok()?;
+        let mut above = self.write_end(parent).ok()?;
         let node = self.arena.node(id);
         // It may be any run by now, for which it is not this one's turn to wait.
         let mut child = node.run.try_write()?;
@@ -590,6 +590,15 @@ impl<S: HolderSet> RadixIndex<S> {
         })
     }
 
+    /// The same for a block that is probably the last of its run.
+    fn write_end(&self, hash: SequenceHash) -> Result<SeenMut<'_, S>, Absent> {
+        self.find(hash, |id, node| {
+            let run = node.run.write();
+            let at = run.ends_with(hash).or_else(|| run.find(hash))?;
+            Some(Seen { id, node, run, at })
+        })
+    }
+
     /// The first answer of `look` about the nodes where the block may stand. To be called without locks.
     fn find<'a, R>(
         &'a self,
@@ -613,7 +622,7 @@ impl<S: HolderSet> RadixIndex<S> {
             // Nowhere, unless it was moved meanwhile.
             let nowhere = skip == 0 && candidates.nodes().is_empty();
             if nowhere || self.places.version(hash) == first {
-                return Err(Absent { version: first });
+                return Err(Absent { inserts: candidates.inserts });
             }
             (skip, version) = (0, None);
         }

@@ -82,6 +82,11 @@ impl<S: HolderSet> Run<S> {
         (self.hashes().first() == Some(&hash)).then_some(0)
     }
 
+    /// Where it stands if it is the last block.
+    pub(super) fn ends_with(&self, hash: SequenceHash) -> Option<usize> {
+        (self.hashes().last() == Some(&hash)).then(|| self.len() - 1)
+    }
+
     /// The blocks are about to be compared: those of a long run at its beginning, for which the processor
     /// finds the rest.
     pub(super) fn prefetch(&self) {

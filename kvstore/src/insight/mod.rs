@@ -1,5 +1,7 @@
 //! Insight: why a prompt was a miss, and what other capacities would have hit.
 
 mod explain;
+mod miss_ratio;
 
 pub use explain::{Explainer, ExplainerUsage, Reason, Record};
+pub use miss_ratio::MissRatio;

@@ -7,7 +7,7 @@ use kelvin_tiering::{NvmeAddress, NvmeSlot};
 
 use super::StoppedStore;
 use crate::{
-    PassThrough,
+    PassThrough, SequenceHash,
     catalog::{CatalogError, NamespaceId, Record},
 };
 
@@ -29,6 +29,9 @@ pub(super) struct Useless {
     pub(super) slot_bytes: Option<u64>,
 }
 
+/// By hash, whatever the namespace: hashes of two are unrelated.
+type ByHash<T> = HashMap<u128, T, BuildHasherDefault<PassThrough>>;
+
 /// Every record, judged as a start judges it.
 #[derive(Default)]
 pub(super) struct Survey {
@@ -39,6 +42,10 @@ pub(super) struct Survey {
     pub(super) absent: u64,
     /// Places where the catalog itself could not be read.
     pub(super) holes: u64,
+    /// Where in `copies`.
+    known: ByHash<usize>,
+    /// By parent: children that came before it, as after it was dropped for damage and written anew.
+    waiting: ByHash<Vec<Copy>>,
 }
 
 impl Survey {
@@ -54,47 +61,60 @@ impl Survey {
         dropped.retain(|_, blocks| *blocks > 0);
         dropped
     }
+
+    fn drop_record(&mut self, record: &Record, slot: Option<NvmeSlot>, why: &'static str) {
+        let slot_bytes = slot.map(|slot| NvmeSlot::slot_bytes_for(slot.bytes()));
+        let (namespace, sequence) = (record.namespace, record.sequence);
+        self.useless.push(Useless { why, namespace, sequence, slot_bytes });
+    }
+
+    /// Takes a copy over, and then those that waited for it; or lets it wait for its parent.
+    fn enter(&mut self, copy: Copy) {
+        let mut ready = vec![copy];
+        while let Some(copy) = ready.pop() {
+            let parent = copy.record.parent.map(SequenceHash::as_u128);
+            if let Some(parent) = parent.filter(|parent| !self.known.contains_key(parent)) {
+                self.waiting.entry(parent).or_default().push(copy);
+                continue;
+            }
+            let hash = copy.record.hash.as_u128();
+            match self.known.entry(hash) {
+                Entry::Vacant(entry) => {
+                    entry.insert(self.copies.len());
+                    self.copies.push(copy);
+                }
+                // The later one stands, as at a start.
+                Entry::Occupied(entry) => {
+                    let before = std::mem::replace(&mut self.copies[*entry.get()], copy);
+                    self.drop_record(&before.record, Some(before.slot), "written twice");
+                }
+            }
+            ready.extend(self.waiting.remove(&hash).unwrap_or_default());
+        }
+    }
 }
 
 impl StoppedStore {
     /// Goes through the catalog as a start does, with the same slots claimed.
     pub(super) fn survey(&self) -> Result<Survey, CatalogError> {
         let mut survey = Survey::default();
-        // By hash: where in `copies`. Hashes of two namespaces are unrelated.
-        let mut known: HashMap<u128, usize, BuildHasherDefault<PassThrough>> = HashMap::default();
         let stats = self.catalog.load(THREADS, |records| {
             let slots = self.claim(&records);
             for (record, slot) in records.into_iter().zip(slots) {
-                let slot_bytes = slot.as_ref().map(|slot| NvmeSlot::slot_bytes_for(slot.bytes()));
-                let useless =
-                    |why, sequence| Useless { why, namespace: record.namespace, sequence, slot_bytes };
-                let (slot, why) = match (self.namespaces.get(&record.namespace), slot) {
-                    (None, _) => (None, "no namespace"),
-                    (Some(namespace), _) if namespace.spec.block_bytes != u64::from(record.bytes) => {
-                        (None, "other size")
+                let size = self.namespaces.get(&record.namespace).map(|found| found.spec.block_bytes);
+                match (size, slot) {
+                    (None, slot) => survey.drop_record(&record, slot, "no namespace"),
+                    (Some(size), slot) if size != u64::from(record.bytes) => {
+                        survey.drop_record(&record, slot, "other size");
                     }
-                    (Some(_), None) => (None, "no slot"),
-                    (Some(_), slot) => (slot, "no parent"),
-                };
-                let orphan = record.parent.is_some_and(|parent| !known.contains_key(&parent.as_u128()));
-                let Some(slot) = slot.filter(|_| !orphan) else {
-                    survey.useless.push(useless(why, record.sequence));
-                    continue;
-                };
-                let copy = Copy { record, slot };
-                match known.entry(record.hash.as_u128()) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(survey.copies.len());
-                        survey.copies.push(copy);
-                    }
-                    // The later one stands, as at a start.
-                    Entry::Occupied(entry) => {
-                        let before = std::mem::replace(&mut survey.copies[*entry.get()], copy);
-                        survey.useless.push(useless("written twice", before.record.sequence));
-                    }
+                    (Some(_), None) => survey.drop_record(&record, None, "no slot"),
+                    (Some(_), Some(slot)) => survey.enter(Copy { record, slot }),
                 }
             }
         })?;
+        for Copy { record, slot } in std::mem::take(&mut survey.waiting).into_values().flatten() {
+            survey.drop_record(&record, Some(slot), "no parent");
+        }
         (survey.damaged, survey.absent, survey.holes) = (stats.undecodable, stats.absent, stats.damaged);
         Ok(survey)
     }

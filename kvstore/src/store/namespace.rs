@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crossbeam::utils::CachePadded;
 use kelvin_proto::NamespaceSpec;
 use tokio::sync::Notify;
 
@@ -28,10 +29,11 @@ pub(crate) struct Namespace {
     pub(crate) pins: Pins,
     /// Why blocks went; the tenant's namespaces share it.
     pub(crate) gone: Arc<Explainer>,
-    pub(crate) match_blocks: Counter,
-    pub(crate) hit_blocks: Counter,
+    // Written by every match, so apart from what every match reads.
+    pub(crate) match_blocks: CachePadded<Counter>,
+    pub(crate) hit_blocks: CachePadded<Counter>,
     /// Those, by the hottest tier that had the block.
-    pub(crate) tier_hits: [Counter; 4],
+    pub(crate) tier_hits: CachePadded<[Counter; 4]>,
 }
 
 impl Namespace {
@@ -52,9 +54,9 @@ impl Namespace {
             changed: Notify::new(),
             pins: Pins::default(),
             gone,
-            match_blocks: Counter::default(),
-            hit_blocks: Counter::default(),
-            tier_hits: Default::default(),
+            match_blocks: CachePadded::default(),
+            hit_blocks: CachePadded::default(),
+            tier_hits: CachePadded::default(),
         }
     }
 

@@ -5,14 +5,24 @@
 //! or the session itself holds the tenant's structural lock as well, taken first. A session may be ended
 //! between the look-up and its lock, so [`Session::hold`] refuses one that was.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use crossbeam::utils::CachePadded;
 use kelvin_proto::{Reason, Refusal};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{
     LeaseId, Namespace, SessionId,
     lease::{Leases, Right},
+    table::Keyed,
     tenant::LEASES_MAX,
 };
 
@@ -25,6 +35,43 @@ pub(super) struct Session {
     held: Mutex<Held>,
 }
 
+const SHARDS: usize = 16;
+/// Lease ids that a session sets aside at a time.
+const IDS_MIN: u64 = 1 << 16;
+
+type Shard = RwLock<HashMap<SessionId, Arc<Session>, Keyed>>;
+
+/// The open sessions by id, in shards: every call looks its session up, and one lock's count of readers would
+/// go from core to core.
+#[derive(Default)]
+pub(super) struct Sessions {
+    shards: [CachePadded<Shard>; SHARDS],
+}
+
+impl Sessions {
+    fn shard(&self, id: SessionId) -> &Shard {
+        // Ids are random; the maps use their low bits.
+        &self.shards[(id >> 32) as usize % SHARDS]
+    }
+
+    pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.shard(id).read().get(&id).cloned()
+    }
+
+    pub(super) fn insert(&self, session: Arc<Session>) {
+        self.shard(session.id).write().insert(session.id, session);
+    }
+
+    pub(super) fn remove(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.shard(id).write().remove(&id)
+    }
+
+    /// All of them, of one moment under the structural lock.
+    pub(super) fn all(&self) -> Vec<Arc<Session>> {
+        self.shards.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
 /// What stands behind a session's lock.
 pub(super) struct Held {
     ended: bool,
@@ -32,6 +79,8 @@ pub(super) struct Held {
     /// its leases say.
     pub(super) maps_memory: bool,
     pub(super) leases: Leases,
+    /// Ids set aside for its next leases.
+    ids: Range<LeaseId>,
     /// Leases that a reservation in progress may yet add.
     pub(super) booked: usize,
     /// Of expired leases, while the process may still be at it.
@@ -70,6 +119,7 @@ impl Session {
             ended: false,
             maps_memory: false,
             leases: Leases::default(),
+            ids: 0..0,
             booked: 0,
             quarantine: HashMap::new(),
             expires_at,
@@ -101,6 +151,20 @@ impl Held {
     pub(super) fn room(&self) -> usize {
         let (reads, writes) = self.leases.counts();
         (LEASES_MAX as usize).saturating_sub(reads + writes + self.booked)
+    }
+
+    /// Ids for so many leases that follow each other, from the returned one on. `last` is the last that any
+    /// session of the tenant has set aside.
+    pub(super) fn lease_ids(&mut self, count: usize, last: &AtomicU64) -> LeaseId {
+        let count = count as u64;
+        if self.ids.end - self.ids.start < count {
+            let more = count.max(IDS_MIN);
+            let first = last.fetch_add(more, Ordering::Relaxed) + 1;
+            self.ids = first..first + more;
+        }
+        let first = self.ids.start;
+        self.ids.start += count;
+        first
     }
 
     /// A time before which nothing of it is over.

@@ -18,7 +18,7 @@
 //! that granted it being lost.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,14 +26,15 @@ use std::{
     time::Duration,
 };
 
+use crossbeam::utils::CachePadded;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
 use kelvin_tiering::{Device, DramPool, DramSlot, GhostBoard, GhostRate, PolicyKind, Tier, Usage};
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Clock, Counters, Namespace, Quota, TierOptions,
-    lease::{LeaseId, Right},
-    session::{Ended, Resting, Session, unknown_session},
+    lease::Right,
+    session::{Ended, Resting, Session, Sessions, unknown_session},
     state::State,
     table::{Keyed, Table},
     tiers::Below,
@@ -86,15 +87,15 @@ pub(crate) struct Tenant {
     secret: [u8; 32],
     pub(super) pool: DramPool,
     pub(super) limits: TenantLimits,
-    pub(super) counters: Counters,
+    pub(super) counters: CachePadded<Counters>,
     pub(super) clock: Arc<dyn Clock>,
     /// Changed under the structural lock, read without.
     pub(super) table: Arc<Table>,
     touches: Arc<Touches>,
     /// Sessions come and go under the structural lock as well.
-    sessions: RwLock<HashMap<SessionId, Arc<Session>>>,
-    /// Leases granted so far; the id of the last.
-    last_lease: AtomicU64,
+    sessions: Sessions,
+    /// The last lease id that a session set aside.
+    pub(super) last_lease: AtomicU64,
     /// Nanoseconds of the clock before which no lease and no session is over. Lowered under the lock of the
     /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
     /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
@@ -108,7 +109,7 @@ pub(crate) struct Tenant {
     policy: PolicyKind,
     is_operator: bool,
     /// The structural lock.
-    state: Mutex<State>,
+    state: CachePadded<Mutex<State>>,
     /// What it offers to, and has of, the tiers below DRAM.
     pub(super) below: Below,
 }
@@ -132,12 +133,12 @@ impl Tenant {
             secret,
             pool,
             limits,
-            counters: Counters::default(),
+            counters: CachePadded::default(),
             clock,
-            state: Mutex::new(state),
+            state: CachePadded::new(Mutex::new(state)),
             table,
             touches,
-            sessions: RwLock::default(),
+            sessions: Sessions::default(),
             last_lease: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
             gone: Arc::default(),
@@ -214,15 +215,16 @@ impl Tenant {
         }
         let mut state = self.lock();
         self.expire(&mut state);
-        if self.sessions.read().len() >= SESSIONS_MAX {
+        let open = self.sessions.all();
+        if open.len() >= SESSIONS_MAX {
             return Err(Refusal::new(Reason::Exhausted, format!("{SESSIONS_MAX} sessions are open")));
         }
-        refuse_other_fingerprint(self.sessions.read().values(), &spec)?;
+        refuse_other_fingerprint(open.iter(), &spec)?;
         let namespace = self.namespace_for(&mut state, spec)?;
         let (session, token) = (u64::from_le_bytes(crate::random::bytes()), crate::random::bytes());
         let expires_at = self.clock.now() + self.limits.session_ttl;
         let opened = Session::new(session, namespace.clone(), name, token, expires_at);
-        self.sessions.write().insert(session, Arc::new(opened));
+        self.sessions.insert(Arc::new(opened));
         self.lower_due(expires_at);
         Ok(Opened { namespace, session, token })
     }
@@ -232,8 +234,7 @@ impl Tenant {
             return Ok(known.clone());
         }
         if state.namespaces.len() >= NAMESPACES_MAX {
-            let open: HashSet<u64> =
-                self.sessions.read().values().map(|session| session.namespace.id).collect();
+            let open: HashSet<u64> = self.sessions.all().iter().map(|session| session.namespace.id).collect();
             state.retain_namespaces(|known| open.contains(&known.id) || !known.index.is_empty());
             if state.namespaces.len() >= NAMESPACES_MAX {
                 return Err(Refusal::new(
@@ -281,13 +282,13 @@ impl Tenant {
 
     /// An open session, or a refusal that makes its client open it again.
     pub(super) fn session(&self, id: SessionId) -> Result<Arc<Session>, Refusal> {
-        self.sessions.read().get(&id).cloned().ok_or_else(unknown_session)
+        self.sessions.get(id).ok_or_else(unknown_session)
     }
 
     /// The session that shows `token` at the shared-memory socket has mapped the pool from here on; a token
     /// counts once.
     pub(crate) fn map_memory(&self, token: &[u8; 16]) -> Option<SessionId> {
-        let session = self.sessions.read().values().find(|session| &session.token == token)?.clone();
+        let session = self.sessions.all().into_iter().find(|session| &session.token == token)?;
         let mut held = session.hold().ok()?;
         (!std::mem::replace(&mut held.maps_memory, true)).then_some(session.id)
     }
@@ -311,7 +312,7 @@ impl Tenant {
     }
 
     fn end(&self, state: &mut State, id: SessionId, how: &str) {
-        let Some(session) = self.sessions.write().remove(&id) else { return };
+        let Some(session) = self.sessions.remove(id) else { return };
         let Some(Ended { live, resting, maps_memory }) = session.end() else { return };
         tracing::debug!(client = session.name, leases = live.len(), "session {how}");
         for right in &live {
@@ -359,8 +360,7 @@ impl Tenant {
             return;
         }
         self.due.store(u64::MAX, Ordering::Relaxed);
-        let sessions: Vec<Arc<Session>> = self.sessions.read().values().cloned().collect();
-        for session in sessions {
+        for session in self.sessions.all() {
             let Ok(mut held) = session.hold() else { continue };
             if held.expires_at <= now {
                 drop(held);
@@ -391,11 +391,6 @@ impl Tenant {
                 session.namespace.changed.notify_waiters();
             }
         }
-    }
-
-    /// Ids for so many leases, from the returned one on.
-    pub(super) fn lease_ids(&self, count: usize) -> LeaseId {
-        self.last_lease.fetch_add(count as u64, Ordering::Relaxed) + 1
     }
 
     /// The number of the epoch in which uses of blocks are counted.
@@ -437,7 +432,7 @@ impl Tenant {
     /// Namespaces with their sealed blocks and sessions; sessions; read and write leases.
     pub(crate) fn survey(&self) -> Survey {
         let state = self.lock();
-        let sessions: Vec<Arc<Session>> = self.sessions.read().values().cloned().collect();
+        let sessions = self.sessions.all();
         let mut namespaces: Vec<(Arc<Namespace>, u64)> = Vec::new();
         for namespace in state.namespaces.values() {
             let open = sessions.iter().filter(|session| session.namespace.id == namespace.id);

@@ -76,7 +76,7 @@ impl Tenant {
         let mut held = session.hold()?;
         let mut room = held.room();
         let (expires_at, epoch) = (self.expiry(ttl), self.epoch());
-        let first = self.lease_ids(hashes.len());
+        let first = held.lease_ids(hashes.len(), &self.last_lease);
         let mut answer = Vec::with_capacity(hashes.len());
         let mut rights = Vec::with_capacity(hashes.len().min(room));
         let (mut bytes, mut unused) = (0, false);
@@ -146,15 +146,14 @@ impl Tenant {
         let session = self.session(session)?;
         let namespace = &*session.namespace;
         // Booked, so that others may lease in this session while room is made here.
-        let booked = {
+        let (booked, first) = {
             let mut held = session.hold()?;
             let booked = held.room().min(hashes.len());
             held.booked += booked;
-            booked
+            (booked, held.lease_ids(booked, &self.last_lease))
         };
         let mut room = booked;
         let expires_at = self.expiry(ttl);
-        let first = self.lease_ids(hashes.len());
         let mut rights = Vec::new();
         let mut answer = Vec::with_capacity(hashes.len());
         let mut parent = parent;

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use super::{NvmeEngine, pool, request::Request, ring};
+use crate::DramPool;
 
 /// How long the end of a device waits for operations that run: a disk that hangs must not hang the process.
 const END_WAIT: Duration = Duration::from_secs(5);
@@ -57,7 +58,7 @@ impl Engine {
                 (Lanes::Pool(lanes), threads)
             }
             NvmeEngine::Uring | NvmeEngine::Auto => {
-                let (lanes, thread) = ring::start(file, name, direct, staged, depth, places_each, running)?;
+                let (lanes, thread) = ring::start(file, name, (direct, staged), depth, places_each, running)?;
                 (Lanes::Ring(lanes), vec![thread])
             }
         };
@@ -85,9 +86,19 @@ impl Engine {
     /// dropped, which answers it.
     pub(super) fn send(&self, lane: Lane, request: Request) {
         match &self.lanes {
-            Some(Lanes::Ring(lanes)) => drop(lanes[lane as usize].try_send(request)),
+            Some(Lanes::Ring(lanes)) => drop(lanes.requests[lane as usize].try_send(request)),
             Some(Lanes::Pool(lanes)) => drop(lanes[lane as usize].try_send(request)),
             None => drop(request),
+        }
+    }
+}
+
+impl Engine {
+    /// Has the kernel keep a pool's memory mapped, where the engine has a use for that.
+    pub(super) async fn register(&self, pool: &DramPool) -> io::Result<()> {
+        match &self.lanes {
+            Some(Lanes::Ring(lanes)) => lanes.register(pool.clone()).await,
+            _ => Ok(()),
         }
     }
 }

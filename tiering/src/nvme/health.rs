@@ -11,6 +11,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -41,6 +42,8 @@ pub(super) enum Kind {
 /// Counts of one file.
 #[derive(Debug)]
 pub(super) struct Health {
+    /// Of the file, for the log.
+    path: PathBuf,
     read_failures: AtomicU32,
     write_failures: AtomicU32,
     looking: AtomicBool,
@@ -60,8 +63,9 @@ pub(super) struct Counts {
 }
 
 impl Health {
-    pub(super) fn new(retry_after: Duration) -> Self {
+    pub(super) fn new(path: PathBuf, retry_after: Duration) -> Self {
         Self {
+            path,
             read_failures: AtomicU32::new(0),
             write_failures: AtomicU32::new(0),
             looking: AtomicBool::new(false),
@@ -101,7 +105,10 @@ impl Health {
         if counted == Ok(FAILURES_MAX - 1) {
             *self.look_at.lock() = Instant::now() + self.retry_after;
             if let Err(error) = result {
-                tracing::error!(?kind, %error, health = ?self.get(), "storage failed several times in a row");
+                tracing::error!(
+                    path = %self.path.display(), ?kind, %error, health = ?self.get(),
+                    "storage failed several times in a row"
+                );
             }
         }
     }
@@ -122,7 +129,8 @@ impl Health {
         *self.look_at.lock() = Instant::now() + self.retry_after;
         self.looking.store(false, Relaxed);
         if self.get() != before {
-            tracing::warn!(from = ?before, to = ?self.get(), "health of storage changed");
+            let path = self.path.display();
+            tracing::warn!(%path, from = ?before, to = ?self.get(), "health of storage changed");
         }
     }
 }
@@ -137,7 +145,7 @@ mod tests {
 
     #[test]
     fn fails_after_failures_in_a_row_only() {
-        let health = Health::new(Duration::ZERO);
+        let health = Health::new(PathBuf::new(), Duration::ZERO);
         for _ in 0..3 {
             (1..FAILURES_MAX).for_each(|_| health.note(Kind::Read, 1, &eio()));
             health.note(Kind::Read, 1, &Ok(()));
@@ -154,7 +162,7 @@ mod tests {
 
     #[test]
     fn one_looks_at_a_time_and_brings_it_back() {
-        let health = Health::new(Duration::ZERO);
+        let health = Health::new(PathBuf::new(), Duration::ZERO);
         (0..FAILURES_MAX).for_each(|_| health.note(Kind::Read, 1, &eio()));
         assert!(health.wants_look());
         assert!(!health.wants_look(), "somebody is looking");
@@ -170,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_failed_file_rests_before_it_is_tried_again() {
-        let health = Health::new(Duration::from_secs(1 << 30));
+        let health = Health::new(PathBuf::new(), Duration::from_secs(1 << 30));
         (0..FAILURES_MAX).for_each(|_| health.note(Kind::Read, 1, &eio()));
         assert!(!health.wants_look());
     }

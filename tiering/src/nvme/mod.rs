@@ -24,6 +24,7 @@ mod health;
 mod options;
 mod pool;
 mod probe;
+mod regions;
 mod request;
 mod ring;
 mod slot;
@@ -56,7 +57,7 @@ pub use self::{
     probe::{NvmeProbe, NvmeRate},
     slot::{NvmeAddress, NvmeSlot},
 };
-use crate::{Device, DeviceError, Tier, Usage};
+use crate::{Device, DeviceError, DramPool, Tier, Usage};
 
 const PATHS_MAX: usize = 1024;
 const QUEUE_DEPTH_MAX: usize = 1024;
@@ -118,7 +119,7 @@ impl NvmeDevice {
         if !(1..=QUEUE_DEPTH_MAX).contains(&options.queue_depth) {
             return Err(NvmeError::QueueDepth { found: options.queue_depth, max: QUEUE_DEPTH_MAX });
         }
-        let kind = choose_engine(options.engine)?;
+        let kind = choose_engine(options.engine, ring::probe)?;
         let found = options.paths.iter().map(|path| Found::find(path, options.extent_bytes));
         let found = found.collect::<Result<Vec<_>, _>>()?;
         Found::all_differ(&found)?;
@@ -171,11 +172,21 @@ impl NvmeDevice {
     /// Brings to the medium whatever was written before. The first failure is the answer; every file is tried.
     pub async fn sync(&self) -> Result<(), DeviceError> {
         let syncs = self.0.files.iter().map(|open| async {
-            let (request, answer) = Request::sync(open.engine.place(Lane::Write).await);
+            let (request, answer) = Request::sync(&open.health, open.engine.place(Lane::Write).await);
             open.engine.send(Lane::Write, request);
             answer.await.unwrap_or_else(|_| Err(stopped("sync blocks")))
         });
         futures::future::join_all(syncs).await.into_iter().collect()
+    }
+
+    /// Registers a DRAM pool with the kernel for blocks to move to and from its slots, which saves about half of
+    /// the CPU that an operation takes. All of the pool's memory is taken and pinned at once, and the pool
+    /// lives as long as the device. An error (often RLIMIT_MEMLOCK) leaves everything working as before.
+    pub async fn register(&self, pool: &DramPool) -> Result<(), DeviceError> {
+        let registrations = self.0.files.iter().map(|open| open.engine.register(pool));
+        let results = futures::future::join_all(registrations).await;
+        let result: std::io::Result<()> = results.into_iter().collect();
+        result.map_err(|source| DeviceError::Io { action: "register the memory", source })
     }
 
     /// The file of a place, and the operation's range in it: from the first byte to the end of the place.
@@ -191,16 +202,32 @@ impl NvmeDevice {
     }
 }
 
+/// Decodes any bytes as a header page. For fuzzing.
+pub fn decode_any(bytes: &[u8]) {
+    let mut page = [0; header::PAGE_BYTES as usize];
+    let count = bytes.len().min(page.len());
+    page[..count].copy_from_slice(&bytes[..count]);
+    if let Ok(header) = header::Header::decode(&page) {
+        assert_eq!(header::Header::decode(&header.encode()), Ok(header));
+    }
+}
+
 fn stopped(action: &'static str) -> DeviceError {
     DeviceError::Io { action, source: std::io::Error::other("the engine stopped") }
 }
 
-fn choose_engine(wanted: NvmeEngine) -> Result<NvmeEngine, NvmeError> {
-    match (wanted, ring::probe()) {
-        (NvmeEngine::Pread, _) => Ok(NvmeEngine::Pread),
+/// `Uring` or `Pread`, after a look at what the kernel allows.
+fn choose_engine(
+    wanted: NvmeEngine,
+    probe: impl FnOnce() -> std::io::Result<()>,
+) -> Result<NvmeEngine, NvmeError> {
+    if wanted == NvmeEngine::Pread {
+        return Ok(wanted);
+    }
+    match (wanted, probe()) {
         (_, Ok(())) => Ok(NvmeEngine::Uring),
         (NvmeEngine::Uring, Err(source)) => Err(NvmeError::NoUring { source }),
-        (NvmeEngine::Auto, Err(error)) => {
+        (_, Err(error)) => {
             tracing::warn!(%error, "no io_uring here: blocks move by pread and pwrite, which costs more CPU");
             Ok(NvmeEngine::Pread)
         }
@@ -218,7 +245,7 @@ impl Open {
         let modes = (file.direct, options.staged);
         let engine =
             Engine::start(kind, copy, number, modes, options.queue_depth).map_err(io("start its engine"))?;
-        let health = Arc::new(Health::new(options.retry_after));
+        let health = Arc::new(Health::new(file.path.clone(), options.retry_after));
         Ok(Self { engine, kind, health, file })
     }
 

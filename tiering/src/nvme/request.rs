@@ -99,10 +99,13 @@ impl<P, B> Drop for Transfer<P, B> {
     }
 }
 
-struct Plain(Option<oneshot::Sender<Result<(), DeviceError>>>);
+struct Sync(Option<oneshot::Sender<Result<(), DeviceError>>>, Arc<Health>);
 
-impl Payload for Plain {
+impl Payload for Sync {
     fn settle(mut self: Box<Self>, result: io::Result<()>, _write_ok: bool) {
+        if result.is_err() {
+            self.1.note(Kind::Write, 0, &result);
+        }
         if let Some(reply) = self.0.take() {
             let _ = reply.send(result.map_err(|source| DeviceError::Io { action: "sync blocks", source }));
         }
@@ -184,9 +187,14 @@ impl Request {
         (Self::new(Action::Write, range, (memory, bytes), payload, queued), answer)
     }
 
-    pub(super) fn sync(queued: OwnedSemaphorePermit) -> (Self, oneshot::Receiver<Result<(), DeviceError>>) {
+    /// A request that syncs the file.
+    pub(super) fn sync(
+        health: &Arc<Health>,
+        queued: OwnedSemaphorePermit,
+    ) -> (Self, oneshot::Receiver<Result<(), DeviceError>>) {
         let (reply, answer) = oneshot::channel();
-        (Self::new(Action::Sync, (0, 0), NO_MEMORY, into_raw(Plain(Some(reply))), queued), answer)
+        let payload = into_raw(Sync(Some(reply), health.clone()));
+        (Self::new(Action::Sync, (0, 0), NO_MEMORY, payload, queued), answer)
     }
 
     /// A look at a bad file; the answer goes to its health.

@@ -5,6 +5,7 @@
 //! goes. So the thread ends only when every operation has ended.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io,
     ops::Range,
@@ -14,17 +15,15 @@ use std::{
 };
 
 use io_uring::{IoUring, Probe, opcode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_uring::buf::{
-    BoundedBuf, IoBuf, IoBufMut,
-    fixed::{FixedBuf, FixedBufRegistry},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut, fixed::FixedBuf};
 
 use super::{
-    buffer::Pages,
-    carry::{BlockIo, STAGE_BYTES, Span, Stage, carry_out},
+    carry::{BlockIo, Span, Stage, carry_out},
+    regions::Regions,
     request::Request,
 };
+use crate::DramPool;
 
 /// Staging buffers of a file, at most. Few operations need one at a time, and registered memory counts
 /// against RLIMIT_MEMLOCK, often 8 MiB.
@@ -49,21 +48,43 @@ pub(super) fn probe() -> io::Result<()> {
     }
 }
 
-/// Where requests go in. When both senders are gone the thread ends.
-pub(super) type Lanes = [mpsc::Sender<Request>; 2];
+/// Where requests go in, and where pools are registered. When the senders are gone the thread ends.
+pub(super) struct Lanes {
+    pub(super) requests: [mpsc::Sender<Request>; 2],
+    registrations: mpsc::Sender<Registration>,
+}
+
+/// A pool to register, and who waits for that.
+type Registration = (DramPool, oneshot::Sender<io::Result<()>>);
+
+impl Lanes {
+    /// Has the kernel keep a pool's memory mapped.
+    pub(super) async fn register(&self, pool: DramPool) -> io::Result<()> {
+        let stopped = || io::Error::other("the engine stopped");
+        let (reply, answer) = oneshot::channel();
+        self.registrations.send((pool, reply)).await.map_err(|_| stopped())?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+struct Receivers {
+    requests: [mpsc::Receiver<Request>; 2],
+    registrations: mpsc::Receiver<Registration>,
+}
 
 /// Starts the thread of a file. Returns when its ring runs.
 pub(super) fn start(
     file: File,
     name: String,
-    direct: bool,
-    staged: bool,
+    (direct, staged): (bool, bool),
     depth: usize,
     queue: usize,
     running: blocking::Sender<()>,
 ) -> io::Result<(Lanes, JoinHandle<()>)> {
     let (reads, reads_out) = mpsc::channel(queue);
     let (writes, writes_out) = mpsc::channel(queue);
+    let (registrations, registrations_out) = mpsc::channel(1);
+    let receivers = Receivers { requests: [reads_out, writes_out], registrations: registrations_out };
     let (ready, is_ready) = blocking::sync_channel(1);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let _running = running;
@@ -76,24 +97,38 @@ pub(super) fn start(
             }
         };
         runtime.block_on(async move {
-            let ring = Rc::new(Ring::new(file, direct, staged, depth));
+            let ring = match Ring::new(file, direct, staged, depth) {
+                Ok(ring) => Rc::new(ring),
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
             let _ = ready.send(Ok(()));
-            serve(&ring, [reads_out, writes_out], depth).await;
+            serve(&ring, receivers, depth).await;
             if let Some(ring) = Rc::into_inner(ring) {
                 let _ = ring.file.close().await;
             }
         });
     })?;
     is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("the ring's thread ended")))?;
-    Ok(([reads, writes], thread))
+    Ok((Lanes { requests: [reads, writes], registrations }, thread))
 }
 
-async fn serve(ring: &Rc<Ring>, [mut reads, mut writes]: [mpsc::Receiver<Request>; 2], depth: usize) {
+async fn serve(ring: &Rc<Ring>, mut receivers: Receivers, depth: usize) {
     let in_flight = Arc::new(Semaphore::new(depth));
+    let others = u32::try_from(depth - 1).unwrap_or(u32::MAX);
+    let mut pools = Vec::new();
     loop {
-        let permit = in_flight.clone().acquire_owned().await;
+        let permit = in_flight.clone().acquire_owned().await.expect("never closed");
+        let [reads, writes] = &mut receivers.requests;
         let request = tokio::select! {
             biased;
+            Some((pool, reply)) = receivers.registrations.recv() => {
+                let _none_runs = in_flight.acquire_many(others).await;
+                let _ = reply.send(ring.register(&mut pools, pool));
+                continue;
+            }
             Some(request) = reads.recv() => request,
             Some(request) = writes.recv() => request,
             else => break,
@@ -104,19 +139,17 @@ async fn serve(ring: &Rc<Ring>, [mut reads, mut writes]: [mpsc::Receiver<Request
             drop((ring, permit));
         });
     }
-    let _ = in_flight.acquire_many(u32::try_from(depth).unwrap_or(u32::MAX)).await;
+    let _none_runs = in_flight.acquire_many(others + 1).await;
 }
 
 struct Ring {
     file: tokio_uring::fs::File,
     direct: bool,
     staged: bool,
-    stages: FixedBufRegistry<Pages>,
-    stages_count: usize,
     /// A permit a staging buffer.
     free: Arc<Semaphore>,
-    /// Whether the kernel has the staging buffers mapped.
-    registered: bool,
+    stages: usize,
+    regions: RefCell<Regions>,
 }
 
 /// A staging buffer, given back when dropped.
@@ -158,21 +191,35 @@ unsafe impl IoBufMut for Span {
 }
 
 impl Ring {
-    fn new(file: File, direct: bool, staged: bool, depth: usize) -> Self {
-        let stages_count = depth.clamp(1, STAGES_MAX);
-        let stages = FixedBufRegistry::new((0..stages_count).map(|_| Pages::new(STAGE_BYTES)));
-        let registered = stages
-            .register()
-            .inspect_err(|error| {
-                tracing::warn!(
-                    %error,
-                    "staging buffers are not registered, which costs some CPU: raise RLIMIT_MEMLOCK"
-                );
-            })
-            .is_ok();
+    fn new(file: File, direct: bool, staged: bool, depth: usize) -> io::Result<Self> {
+        let stages = depth.clamp(1, STAGES_MAX);
+        let regions = Regions::new(stages, &[])?;
+        if !regions.registered {
+            tracing::warn!("staging buffers are not registered, which costs some CPU: raise RLIMIT_MEMLOCK");
+        }
         let file = tokio_uring::fs::File::from_std(file);
-        let free = Arc::new(Semaphore::new(stages_count));
-        Self { file, direct, staged, stages, stages_count, free, registered }
+        let free = Arc::new(Semaphore::new(stages));
+        Ok(Self { file, direct, staged, free, stages, regions: RefCell::new(regions) })
+    }
+
+    fn registered(&self) -> bool {
+        self.regions.borrow().registered
+    }
+
+    /// Registers one more pool, or leaves all as it was. No operation runs.
+    fn register(&self, pools: &mut Vec<DramPool>, pool: DramPool) -> io::Result<()> {
+        let mut regions = self.regions.borrow_mut();
+        regions.unregister();
+        pools.push(pool);
+        let result = Regions::new(self.stages, pools).map(|new| *regions = new);
+        if result.is_err() {
+            pools.pop();
+            *regions = Regions::new(self.stages, pools).or_else(|_| {
+                pools.clear();
+                Regions::new(self.stages, pools)
+            })?;
+        }
+        result
     }
 }
 
@@ -189,17 +236,24 @@ impl BlockIo for Ring {
 
     async fn stage(&self) -> RingStage {
         let permit = self.free.clone().acquire_owned().await.expect("never closed");
-        let mut numbers = 0..self.stages_count;
-        let pages = numbers.find_map(|number| self.stages.check_out(number)).expect("a permit a buffer");
+        let pages = self.regions.borrow().stage().expect("a permit a buffer");
         RingStage { pages, _permit: permit }
     }
 
     async fn read(&self, span: Span, offset: u64) -> io::Result<usize> {
-        self.file.read_at(span, offset).await.0
+        let fixed = self.regions.borrow().fix(span);
+        match fixed {
+            Ok(span) => self.file.read_fixed_at(span, offset).await.0,
+            Err(span) => self.file.read_at(span, offset).await.0,
+        }
     }
 
     async fn write(&self, span: Span, offset: u64) -> io::Result<usize> {
-        self.file.write_at(span, offset).submit().await.0
+        let fixed = self.regions.borrow().fix(span);
+        match fixed {
+            Ok(span) => self.file.write_fixed_at(span, offset).await.0,
+            Err(span) => self.file.write_at(span, offset).submit().await.0,
+        }
     }
 
     async fn read_stage(
@@ -209,7 +263,7 @@ impl BlockIo for Ring {
         offset: u64,
     ) -> (RingStage, io::Result<usize>) {
         let slice = pages.slice(range);
-        let (result, slice) = if self.registered {
+        let (result, slice) = if self.registered() {
             self.file.read_fixed_at(slice, offset).await
         } else {
             self.file.read_at(slice, offset).await
@@ -224,7 +278,7 @@ impl BlockIo for Ring {
         offset: u64,
     ) -> (RingStage, io::Result<usize>) {
         let slice = pages.slice(range);
-        let (result, slice) = if self.registered {
+        let (result, slice) = if self.registered() {
             self.file.write_fixed_at(slice, offset).await
         } else {
             self.file.write_at(slice, offset).submit().await

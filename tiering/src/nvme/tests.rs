@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::*;
-use crate::DramPool;
 use crate::testing::{Faulty, block_on, check_device};
 
 mod configuration;

@@ -153,11 +153,13 @@ impl Fault {
                 None => source = error.source(),
             }
         }
-        match status(&text) {
+        let says = |what| whole.contains(what);
+        match status(&whole) {
+            Some(401 | 403) => Self::Refused(text),
+            Some(404) if says("NoSuchBucket") => Self::NoBucket,
+            Some(404) => Self::Missing,
             Some(416) => Self::OutOfRange,
-            None if ["Requested ", "Wanted range "].iter().any(|said| text.contains(said)) => {
-                Self::OutOfRange
-            }
+            None if says("Requested ") || says("Wanted range ") => Self::OutOfRange,
             Some(408 | 429 | 500..) | None => Self::Passing(text),
             Some(_) => Self::Lasting(text),
         }
@@ -217,11 +219,14 @@ impl fmt::Display for Fault {
 impl From<Fault> for ReadFailure {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Missing | Fault::NoBucket | Fault::OutOfRange => Self::Missing,
+            Fault::Missing | Fault::OutOfRange => Self::Missing,
             Fault::Timeout => Self::Timeout,
             Fault::Unavailable => Self::Unavailable,
             Fault::Refused(text) => Self::Failed(format!("access refused: {text}")),
-            Fault::Exists | Fault::Passing(_) | Fault::Lasting(_) => Self::Failed(fault.to_string()),
+            // A bucket that is gone may be a wrong turn on the way: no word about the pack.
+            Fault::NoBucket | Fault::Exists | Fault::Passing(_) | Fault::Lasting(_) => {
+                Self::Failed(fault.to_string())
+            }
         }
     }
 }

@@ -401,6 +401,19 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
+/// Decodes any bytes as the end of a pack, and as its name. For fuzzing. The first eight say how long the object
+/// is, where they agree with the rest.
+pub fn decode_any(bytes: &[u8]) {
+    let (length, tail) = bytes.split_at(bytes.len().min(8));
+    let claimed = length.iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    for object_bytes in [tail.len() as u64, claimed] {
+        if let Ok(Footer::Whole(info)) = pack::decode_footer(tail, object_bytes) {
+            assert!(info.bytes == object_bytes && info.entries.len() <= PACK_ENTRIES_MAX);
+        }
+    }
+    _ = std::str::from_utf8(bytes).map(str::parse::<PackId>);
+}
+
 /// The pack of this name; other objects are none of ours.
 fn pack_of(path: &Path) -> Option<PackId> {
     path.filename()?.strip_suffix(SUFFIX)?.strip_suffix('.')?.parse().ok()

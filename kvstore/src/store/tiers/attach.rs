@@ -29,6 +29,8 @@ pub(crate) struct Below {
     fresh: Mutex<VecDeque<BlockKey>>,
     /// Wakes who offloads.
     pub(super) offload_wanted: Notify,
+    /// Held by who offloads: two at once would copy the same blocks.
+    pub(super) offloading: tokio::sync::Mutex<()>,
 }
 
 impl Below {

@@ -69,6 +69,7 @@ impl Tiers {
     /// Packs one lot; how many blocks got a copy. With `all`, of everything on NVMe.
     pub(super) async fn cascade_once(&self, all: bool) -> u64 {
         let (Some(nvme), Some(object)) = (&self.nvme, &self.object) else { return 0 };
+        let _one = self.cascading.lock().await;
         let chains = chains(nvme, object, all);
         let mut copied = 0;
         for group in by_namespace(chains) {

@@ -63,6 +63,8 @@ pub(crate) struct Tiers {
     pub(super) object: Option<Objects>,
     catalog: Arc<Catalog>,
     flights: Flights<BlockKey>,
+    /// Held by who makes packs from NVMe.
+    cascading: tokio::sync::Mutex<()>,
     /// How often blocks were asked for, when that decides who is copied.
     sightings: Option<(u8, Mutex<Sightings>)>,
     exclusive: bool,

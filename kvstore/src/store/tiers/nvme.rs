@@ -249,7 +249,10 @@ impl Nvme {
                 priority: block.priority(),
                 expires_at: block.expires_at(),
             };
-            self.insert(key, copy, attributes);
+            if let Some(before) = self.insert(key, copy, attributes) {
+                // Its slot must not be used again while its record stands.
+                self.forget(&before);
+            }
             let (parent, tick) = (block.parent(), self.clock.now().as_millis() as u64);
             if namespace.index.insert(parent, key.hash, Tier::Nvme as u32, tick).is_err() {
                 self.take(&key);
@@ -322,12 +325,16 @@ impl Nvme {
             table.order.remove(*key);
             table.copies.remove(key)?
         };
-        // Before the slot can be used again: the copy in hand holds it.
+        self.forget(&copy);
+        Some(copy)
+    }
+
+    /// Removes the record of a copy, before its slot can be used again: the copy in hand holds it.
+    fn forget(&self, copy: &NvmeCopy) {
         if let Err(error) = self.catalog.remove(&[(copy.namespace.persistent, copy.sequence)]) {
             tracing::warn!(%error, "a record could not be removed: its checksum will tell");
             self.counters.errors.add(1);
         }
-        Some(copy)
     }
 
     /// Reads a copy into a slot of DRAM and checks it.

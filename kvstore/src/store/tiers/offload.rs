@@ -85,6 +85,7 @@ impl Tenant {
 
     /// One batch; how many blocks got a copy.
     async fn offload_once(self: &Arc<Self>, tiers: &Arc<Tiers>, wanted: Wanted) -> u64 {
+        let _one = self.below.offloading.lock().await;
         match (&tiers.nvme, &tiers.object) {
             (Some(nvme), _) => {
                 let chains = self.chains(tiers, Tier::Nvme, wanted, BATCH_BYTES);

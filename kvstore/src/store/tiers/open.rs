@@ -90,6 +90,7 @@ impl Tiers {
             object,
             catalog,
             flights: Flights::default(),
+            cascading: tokio::sync::Mutex::default(),
             sightings,
             exclusive: options.exclusive,
             eager: options.offload == Offload::Eager,

@@ -129,3 +129,13 @@ fn a_header_beyond_reason_is_no_harm() {
     std::fs::write(&path, header.encode()).unwrap();
     assert!(matches!(refused(&at(&path, 4 * MIB)), NvmeError::TooSmall { .. }));
 }
+
+#[test]
+fn threads_stand_in_where_io_uring_is_forbidden() {
+    let forbidden = || Err(std::io::Error::from_raw_os_error(1));
+    assert_eq!(choose_engine(NvmeEngine::Auto, forbidden).unwrap(), NvmeEngine::Pread);
+    assert_eq!(choose_engine(NvmeEngine::Pread, forbidden).unwrap(), NvmeEngine::Pread);
+    let error = choose_engine(NvmeEngine::Uring, forbidden).unwrap_err();
+    assert!(error.to_string().contains("choose the engine auto or pread"), "{error}");
+    assert_eq!(choose_engine(NvmeEngine::Auto, || Ok(())).unwrap(), NvmeEngine::Uring);
+}

@@ -114,8 +114,13 @@ fn memory_on_a_page_boundary_moves_too() {
         let dir = tempfile::tempdir().unwrap();
         let device = NvmeDevice::open(&options(&[dir.path()], engine)).unwrap();
         let dram = DramPool::new("test", 4 * MIB).unwrap();
+        let other = DramPool::new("test", 4 * MIB).unwrap();
         // Whole pages, a part of one at the end, and nothing but a part.
-        for bytes in [65_536, 70_000, 100] {
+        for (i, bytes) in [65_536, 70_000, 100].into_iter().cycle().take(9).enumerate() {
+            // At first none is registered, then another, then this one too.
+            if let (3, pool) | (6, pool) = (i, if i == 3 { &other } else { &dram }) {
+                block_on(device.register(pool)).unwrap();
+            }
             let mut source = dram.allocate(bytes).unwrap();
             source.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i / 7) as u8);
             let place = device.allocate(bytes).unwrap();

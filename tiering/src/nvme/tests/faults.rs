@@ -1,5 +1,5 @@
-//! Real faults: a full file system and a disk that fails, as loop-mounted images. They need root and a kernel
-//! with loop devices; where those are missing the tests say so and do nothing.
+//! Real file systems and devices, and real faults of theirs: one that is full, a disk that fails, as images on
+//! loop devices. They need root and a kernel with loop devices; where those are missing the tests say so and do nothing.
 
 use std::{
     path::PathBuf,
@@ -180,4 +180,29 @@ fn a_disk_that_fails_is_taken_out_of_service_and_comes_back() {
         result.unwrap();
         assert!(target != source, "what was behind the disk is gone: the block's checksum would tell");
     }
+}
+
+#[test]
+fn a_raw_device_serves_unless_it_is_mounted() {
+    let Some(image) = Image::mount(&["mkfs.ext4", "-q"], 32) else { return };
+    let found = command("findmnt", &["-n", "-o", "SOURCE", image.root().to_str().unwrap()]).unwrap();
+    let mounted = PathBuf::from(String::from_utf8(found.stdout).unwrap().trim());
+    let at = |path: &Path, bytes| {
+        let paths = vec![NvmePath { path: path.to_path_buf(), bytes }];
+        NvmeOptions { paths, queue_depth: 4, extent_bytes: MIB, ..NvmeOptions::default() }
+    };
+    let error = NvmeDevice::open(&at(&mounted, 8 * MIB)).unwrap_err();
+    assert!(matches!(error, NvmeError::InUse { .. }), "{error}");
+
+    let raw = image.dir.path().join("raw");
+    std::fs::File::create(&raw).unwrap().set_len(8 * MIB).unwrap();
+    let attached = command("losetup", &["--find", "--show", raw.to_str().unwrap()]).unwrap();
+    let device = PathBuf::from(String::from_utf8(attached.stdout).unwrap().trim());
+    let error = NvmeDevice::open(&at(&device, 8 * MIB)).unwrap_err();
+    assert!(matches!(error, NvmeError::TooBig { room_bytes, .. } if room_bytes == 7 * MIB), "{error}");
+    let opened = NvmeDevice::open(&at(&device, 7 * MIB)).unwrap();
+    check_device(&opened);
+    assert!(opened.files()[0].direct);
+    drop(opened);
+    command("losetup", &["-d", device.to_str().unwrap()]).unwrap();
 }
