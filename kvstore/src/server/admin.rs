@@ -175,6 +175,25 @@ impl StoreCollector {
                 ConstGauge::new(rate.hit_rate).encode(family.encode_family(&labels)?)?;
             }
         }
+        let kind = ConstGauge::new(0f64).metric_type();
+        let help = "Hit ratio of a namespace, as estimated for memory of so many times the size it has";
+        let mut family = encoder.encode_descriptor("kelvin_memory_hit_ratio", help, None, kind)?;
+        for tenant in self.0.tenants() {
+            let bytes = tenant.usage().capacity_bytes;
+            for namespace in tenant.namespaces() {
+                for (times, share) in [("0.5", 0.5), ("1", 1.0), ("2", 2.0), ("4", 4.0)] {
+                    let blocks = (bytes as f64 * share) as u64 / namespace.spec.block_bytes;
+                    let labels = [
+                        ("tenant", tenant.name().to_owned()),
+                        ("model", namespace.spec.model.clone()),
+                        ("namespace", namespace.id.to_string()),
+                        ("times", times.to_owned()),
+                    ];
+                    let ratio = namespace.curve.lock().hit_ratio(blocks);
+                    ConstGauge::new(ratio).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
         let kind = ConstCounter::new(0u64).metric_type();
         let help = "Blocks found by Match, by the hottest tier that had them";
         let mut family = encoder.encode_descriptor("kelvin_tier_hit_blocks", help, None, kind)?;

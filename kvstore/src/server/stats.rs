@@ -9,6 +9,8 @@ use crate::{
     store::{Namespace, Objects, Store, Tenant, TierReport, Tiers},
 };
 
+const CURVE_POINTS_MAX: usize = 64;
+
 /// What one tenant sees.
 pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
     let (usage, survey, counters) = (tenant.usage(), tenant.survey(), tenant.counters());
@@ -25,7 +27,7 @@ pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
             hit_blocks: namespace.hit_blocks.get(),
             sessions: *sessions,
             hits: hits(namespace),
-            miss_ratio: Vec::new(),
+            miss_ratio: miss_ratio(namespace),
         }
     });
     v1::StatsResponse {
@@ -68,6 +70,17 @@ fn misses(tenant: &Tenant) -> Vec<v1::MissStats> {
     let counts = Reason::ALL.iter().map(|&reason| (reason, tenant.counters().misses[reason as usize].get()));
     let some = counts.filter(|(_, blocks)| *blocks > 0);
     some.map(|(reason, blocks)| v1::MissStats { reason: miss_reason(reason).into(), blocks }).collect()
+}
+
+/// The curve at no more points than a chart needs.
+fn miss_ratio(namespace: &Namespace) -> Vec<v1::MissRatioPoint> {
+    let curve = namespace.curve.lock().curve();
+    let step = curve.len().div_ceil(CURVE_POINTS_MAX).max(1);
+    let point = |&(blocks, hit_ratio): &(u64, f64)| v1::MissRatioPoint {
+        capacity_bytes: blocks.saturating_mul(namespace.spec.block_bytes),
+        miss_ratio: 1.0 - hit_ratio,
+    };
+    curve.iter().step_by(step).map(point).collect()
 }
 
 /// Hits by tier, of tiers that had any.

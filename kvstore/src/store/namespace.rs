@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
 use kelvin_proto::NamespaceSpec;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{BlockKey, counters::Counter, events::EventLog, pins::Pins, tiers_of};
@@ -11,8 +12,11 @@ use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
     index::{RadixIndex, TierSet},
-    insight::Explainer,
+    insight::{Explainer, MissRatio},
 };
+
+/// Blocks that the miss-ratio curve follows, 40 bytes each: its error is about 0.02.
+const CURVE_SAMPLES_MAX: usize = 4096;
 
 /// Blocks of one tenant, model, layout, dtype, block size and shard.
 pub(crate) struct Namespace {
@@ -29,6 +33,8 @@ pub(crate) struct Namespace {
     pub(crate) pins: Pins,
     /// Why blocks went; the tenant's namespaces share it.
     pub(crate) gone: Arc<Explainer>,
+    /// What it would hit at other capacities. Who finds it busy passes it over: it is a sample anyway.
+    pub(crate) curve: CachePadded<Mutex<MissRatio>>,
     // Written by every match, so apart from what every match reads.
     pub(crate) match_blocks: CachePadded<Counter>,
     pub(crate) hit_blocks: CachePadded<Counter>,
@@ -54,6 +60,7 @@ impl Namespace {
             changed: Notify::new(),
             pins: Pins::default(),
             gone,
+            curve: CachePadded::new(Mutex::new(MissRatio::new(CURVE_SAMPLES_MAX))),
             match_blocks: CachePadded::default(),
             hit_blocks: CachePadded::default(),
             tier_hits: CachePadded::default(),

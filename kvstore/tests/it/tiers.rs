@@ -93,6 +93,7 @@ async fn blocks_go_down_and_come_back_when_they_are_prefetched() {
     assert_eq!((nvme.blocks, nvme.offloaded_blocks, nvme.onboarded_blocks), (4, 4, 2));
     assert_eq!((nvme.health(), nvme.reads, nvme.errors), (v1::TierHealth::Ok, 2, 0));
     assert!(nvme.mebibyte_read_us > 0 && !nvme.policy.is_empty());
+    assert!(!stats.namespaces[0].miss_ratio.is_empty());
     let hits = &stats.namespaces[0].hits;
     assert_eq!(
         hits.iter().map(|hits| (hits.tier(), hits.blocks)).collect::<Vec<_>>(),
@@ -324,6 +325,8 @@ async fn the_admin_page_shows_the_tiers() {
         "kelvin_tier_hit_blocks_total{tenant=\"default\",tier=\"dram\"} 2",
         "kelvin_miss_total{tenant=\"default\",reason=\"never_stored\"} 2",
         "kelvin_store_pinned_blocks{tenant=\"default\"} 2",
+        "model=\"m\",",
+        "times=\"2\"} ",
         "kelvin_store_hard_pins{tenant=\"default\"} 1",
         "# EOF",
     ] {

@@ -131,6 +131,9 @@ impl Tenant {
         if let Some(mut ghosts) = self.ghosts.try_lock() {
             ghosts.touch(hashes);
         }
+        if let Some(mut curve) = namespace.curve.try_lock() {
+            curve.observe(hashes);
+        }
         found
     }
 
