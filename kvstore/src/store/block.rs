@@ -73,6 +73,10 @@ pub(crate) struct CompleteBlock {
 }
 
 impl CompleteBlock {
+    pub(crate) fn checksum(&self) -> Checksum {
+        self.checksum
+    }
+
     /// A block whose bytes were checked on their way into the slot.
     pub(crate) fn verified(block: MutableBlock, checksum: Checksum) -> Self {
         Self { block, checksum }

@@ -213,7 +213,8 @@ impl Tenant {
             namespace.index.remove(key.hash, DRAM);
             let (kind, hash, parent) = (EventKind::Removed, key.hash, block.parent());
             namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
-            namespace.note_gone(hash, why.reason(), Some(Tier::Dram), self.clock.now());
+            let reason = self.below.left(&key, why).unwrap_or(why.reason());
+            namespace.note_gone(hash, reason, Some(Tier::Dram), self.clock.now());
         }
         Some(block)
     }

@@ -277,6 +277,14 @@ impl Tenant {
             return BlockStatus::ChecksumMismatch;
         };
         let bytes = block.bytes();
+        if let Some(first) = self.below.settled(&key)
+            && first != block.checksum()
+        {
+            tracing::warn!(block = %key.hash, %first, given = %block.checksum(), "conflict: other bytes under one hash");
+            self.counters.conflicts.add(1);
+            state.forget_filling(key, parent);
+            return BlockStatus::Conflict;
+        }
         if !self.adopt(state, &session.namespace, block) {
             return BlockStatus::NoParent;
         }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use kelvin_kernels::Checksum;
 use kelvin_tiering::{DramSlot, Tier};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -15,7 +16,8 @@ use crate::{
     SequenceHash,
     catalog::NamespaceRecord,
     index::{HolderSet, TierSet},
-    store::{BlockKey, ImmutableBlock, Namespace, Tenant},
+    insight::Reason,
+    store::{BlockKey, ImmutableBlock, Namespace, Tenant, room::Removal},
 };
 
 /// Blocks that wait to be offloaded as they were committed; beyond it the oldest are left to near eviction.
@@ -68,6 +70,29 @@ impl Below {
 
     pub(super) fn has_fresh(&self) -> bool {
         !self.fresh.lock().is_empty()
+    }
+
+    /// The checksum under which NVMe has the block. A pack's copy does not count: it may be out of reach just when
+    /// the block is made anew, and then the new one has to serve.
+    pub(in crate::store) fn settled(&self, key: &BlockKey) -> Option<Checksum> {
+        let nvme = self.tiers.get()?.nvme.as_ref()?;
+        nvme.copy(key).map(|copy| copy.checksum)
+    }
+
+    /// A block leaves DRAM to make room. Should it have no copy, that is counted; and the reason is returned if
+    /// it was not wanted in a colder tier.
+    pub(in crate::store) fn left(&self, key: &BlockKey, why: Removal) -> Option<Reason> {
+        let tiers = self.tiers.get()?;
+        if why != Removal::Room || tiers.holds(key) {
+            return None;
+        }
+        let counters = tiers.first_counters()?;
+        if tiers.admits(key) {
+            counters.uncopied.add(1);
+            return None;
+        }
+        counters.not_admitted.add(1);
+        Some(Reason::AdmissionRefused)
     }
 
     /// Up to `count` blocks that were committed lately, oldest first.

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use kelvin_tiering::DramPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{OpenError, Tiers, cascade, offload, restore::Restored, scrub};
@@ -22,7 +23,8 @@ impl Store {
     /// Opens the tiers that the options name, brings back what they hold, and starts their tasks. `None` when
     /// there are none.
     pub(crate) async fn start_tiers(&self, options: &TierOptions) -> Result<Option<TierTasks>, OpenError> {
-        let Some((tiers, report)) = Tiers::open(options, self.clock().clone()).await? else {
+        let pools: Vec<&DramPool> = self.tenants().map(|tenant| tenant.pool()).collect();
+        let Some((tiers, report)) = Tiers::open(options, &pools, self.clock().clone()).await? else {
             return Ok(None);
         };
         let namespaces = self.known_namespaces(&tiers)?;

@@ -43,7 +43,6 @@ use kelvin_tiering::{PackInfo, Tier, Why, mover::Flights, mover::Sightings};
 use parking_lot::Mutex;
 
 pub(crate) use attach::Below;
-pub(crate) use life::TierTasks;
 pub(crate) use open::OpenError;
 pub(crate) use report::TierReport;
 pub(crate) use scrub::Verified;
@@ -109,12 +108,6 @@ impl Tiers {
         self.contains(Tier::Nvme, key) || self.contains(Tier::Object, key)
     }
 
-    /// The checksum under which a block is held below DRAM.
-    pub(super) fn checksum(&self, key: &BlockKey) -> Option<kelvin_kernels::Checksum> {
-        let nvme = self.nvme.as_ref().and_then(|nvme| nvme.copy(key)).map(|copy| copy.checksum);
-        nvme.or_else(|| self.object.as_ref().and_then(|object| object.copy(key)).map(|copy| copy.checksum))
-    }
-
     /// Counts a request for blocks, when admission asks how often they were.
     pub(super) fn sight(&self, hashes: impl Iterator<Item = SequenceHash>) {
         let Some((_, sightings)) = &self.sightings else { return };
@@ -171,6 +164,15 @@ impl Tiers {
     /// Whether the object tier, if there is one, takes requests at the moment.
     pub(super) fn object_answers(&self) -> bool {
         self.object.as_ref().is_none_or(Objects::answers)
+    }
+
+    /// The counters of the tier that DRAM offloads to.
+    fn first_counters(&self) -> Option<&report::TierCounters> {
+        match (&self.nvme, &self.object) {
+            (Some(nvme), _) => Some(&nvme.counters),
+            (None, Some(object)) => Some(&object.counters),
+            (None, None) => None,
+        }
     }
 
     /// What each tier has and did.

@@ -127,12 +127,6 @@ impl Nvme {
         self.table.lock().copies.contains_key(key)
     }
 
-    /// Those of `keys` that have a copy.
-    pub(super) fn contained(&self, keys: &[BlockKey]) -> HashSet<BlockKey> {
-        let table = self.table.lock();
-        keys.iter().filter(|key| table.copies.contains_key(key)).copied().collect()
-    }
-
     /// Notes the use of a prefix.
     pub(super) fn touch(&self, prefix: &[BlockKey]) {
         self.table.lock().order.touch(prefix);
@@ -308,7 +302,7 @@ impl Nvme {
             parent: copy.parent,
             tier: Tier::Nvme,
         });
-        namespace.gone.note(key.hash, reason_of(why), Some(Tier::Nvme), self.clock.now());
+        namespace.note_gone(key.hash, reason_of(why), Some(Tier::Nvme), self.clock.now());
         true
     }
 

@@ -142,11 +142,6 @@ impl Objects {
         self.table.lock().copies.contains_key(key)
     }
 
-    pub(super) fn contained(&self, keys: &[BlockKey]) -> HashSet<BlockKey> {
-        let table = self.table.lock();
-        keys.iter().filter(|key| table.copies.contains_key(key)).copied().collect()
-    }
-
     pub(super) fn touch(&self, prefix: &[BlockKey]) {
         self.table.lock().order.touch(prefix);
     }
@@ -356,7 +351,7 @@ impl Objects {
             parent: copy.parent,
             tier: Tier::Object,
         });
-        namespace.gone.note(key.hash, reason_of(why), Some(Tier::Object), self.clock.now());
+        namespace.note_gone(key.hash, reason_of(why), Some(Tier::Object), self.clock.now());
         true
     }
 

@@ -3,8 +3,8 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use kelvin_tiering::{
-    NvmeDevice, NvmeError, NvmeOptions, NvmePath, ObjectError, ObjectOptions, Order, PackStore, PolicyKind,
-    Tier,
+    DramPool, NvmeDevice, NvmeError, NvmeOptions, NvmePath, ObjectError, ObjectOptions, Order, PackStore,
+    PolicyKind, Tier,
     mover::{Flights, Lane, LaneOptions, Rate, Sightings},
 };
 use parking_lot::Mutex;
@@ -43,9 +43,10 @@ pub(crate) struct StartReport {
 }
 
 impl Tiers {
-    /// Opens what the options name; empty until [`restore`](Self::restore). `None` when they name no cold tier.
+    /// Opens what the options name, for tenants with these pools; empty until [`restore`](Self::restore). `None` when they name no cold tier.
     pub(crate) async fn open(
         options: &TierOptions,
+        pools: &[&DramPool],
         clock: Arc<dyn Clock>,
     ) -> Result<Option<(Self, StartReport)>, OpenError> {
         let (Some(data), true) = (&options.data, options.any()) else { return Ok(None) };
@@ -58,6 +59,14 @@ impl Tiers {
             true => None,
             false => {
                 let device = NvmeDevice::open(&nvme_options(options))?;
+                for pool in pools {
+                    if let Err(error) = device.register(pool).await {
+                        tracing::debug!(%error, "memory is not registered with the kernel: NVMe costs more CPU");
+                    }
+                }
+                for probe in device.probe().await {
+                    tracing::info!("{probe}");
+                }
                 let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
                 files_absent = catalog.set_files(&uuids)?.absent;
                 Some(Self::nvme_tier(Flash::new(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))

@@ -25,6 +25,8 @@ pub(super) struct TierCounters {
     pub(super) offloaded: Counter,
     /// Blocks not stored, since they were not seen often enough.
     pub(super) not_admitted: Counter,
+    /// Blocks that DRAM dropped before they had a copy.
+    pub(super) uncopied: Counter,
     /// Copies the last start found.
     pub(super) restored: Counter,
     /// Records the last start dropped: no slot, no parent, or another device.
@@ -54,6 +56,7 @@ impl TierCounters {
             onboarded: self.onboarded.get(),
             offloaded: self.offloaded.get(),
             not_admitted: self.not_admitted.get(),
+            uncopied: self.uncopied.get(),
             restored: self.restored.get(),
             lost: self.lost.get(),
             scrubbed: self.scrubbed.get(),
@@ -74,6 +77,7 @@ pub(crate) struct TierCounts {
     pub(crate) onboarded: u64,
     pub(crate) offloaded: u64,
     pub(crate) not_admitted: u64,
+    pub(crate) uncopied: u64,
     pub(crate) restored: u64,
     pub(crate) lost: u64,
     pub(crate) scrubbed: u64,
