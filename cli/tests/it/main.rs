@@ -6,6 +6,7 @@ mod help;
 mod licences;
 mod store;
 mod tidy;
+mod torture;
 mod up;
 
 use std::path::{Path, PathBuf};

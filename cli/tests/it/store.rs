@@ -14,13 +14,13 @@ use super::{kelvin, run};
 const BLOCK_BYTES: u64 = 64 << 10;
 
 /// A running `kelvin store`; killed when dropped.
-struct Running {
+pub(super) struct Running {
     process: Child,
-    url: String,
+    pub(super) url: String,
 }
 
 impl Running {
-    fn start(flags: &[&str]) -> Running {
+    pub(super) fn start(flags: &[&str]) -> Running {
         let mut command = kelvin(&["store", "--listen", "127.0.0.1:0", "--dram", "16MiB"]);
         // Should this test be killed, the store goes too.
         command.args(flags).env(kelvin_planner::SUPERVISOR_PID, std::process::id().to_string());
@@ -32,7 +32,7 @@ impl Running {
     }
 
     /// In order, as a signal does.
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         let pid = Pid::from_raw(self.process.id().cast_signed()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
         assert!(self.process.wait().unwrap().success());
