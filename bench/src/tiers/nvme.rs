@@ -57,10 +57,11 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
         "CPU-s/GB kelvin",
         format!("CPU-s/GB {}", peer.name())
     ));
-    register(&device, &pool, report).await;
+    // The peer does as Kelvin can: fio registers its buffers, too.
+    let registered = register(&device, &pool, report).await;
     for writes in [false, true] {
         for block_bytes in args.block_bytes() {
-            compare(args, (&device, &pool), &file, peer, (block_bytes, writes), report).await?;
+            compare(args, (&device, &pool), &file, (peer, registered), (block_bytes, writes), report).await?;
         }
     }
     claims(&device, report);
@@ -111,7 +112,7 @@ async fn compare(
     args: &Args,
     (device, pool): (&NvmeDevice, &DramPool),
     file: &NvmeFile,
-    peer: Peer,
+    (peer, registered): (Peer, bool),
     (block_bytes, writes): (u64, bool),
     report: &mut Report,
 ) -> anyhow::Result<()> {
@@ -126,6 +127,7 @@ async fn compare(
             block_bytes,
             writes,
             direct: file.direct,
+            registered,
             depth: args.depth(),
             time: args.turn_time(),
             seed: args.seed + turn as u64,
@@ -220,10 +222,12 @@ async fn ways(
     Ok(())
 }
 
-async fn register(device: &NvmeDevice, pool: &DramPool, report: &mut Report) {
-    if let Err(error) = device.register(pool).await {
+async fn register(device: &NvmeDevice, pool: &DramPool, report: &mut Report) -> bool {
+    let result = device.register(pool).await;
+    if let Err(error) = &result {
         report.line(format!("  the pool is not registered, which costs CPU: {error}"));
     }
+    result.is_ok()
 }
 
 /// Places of one size over all of a device, and slots of DRAM to move them from and to: as many as the device

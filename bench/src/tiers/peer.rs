@@ -43,6 +43,8 @@ pub(super) struct Load<'a> {
     pub(super) block_bytes: u64,
     pub(super) writes: bool,
     pub(super) direct: bool,
+    /// Whether buffers are registered with the kernel.
+    pub(super) registered: bool,
     pub(super) depth: usize,
     pub(super) time: Duration,
     pub(super) seed: u64,
@@ -86,6 +88,7 @@ fn fio(load: &Load) -> anyhow::Result<Moved> {
         .arg(format!("--filename={}", load.path.display()))
         .arg(format!("--rw={}", if load.writes { "randwrite" } else { "randread" }))
         .arg(format!("--direct={}", u8::from(load.direct)))
+        .arg(format!("--fixedbufs={}", u8::from(load.registered)))
         .arg(format!("--offset={}", load.offset))
         .arg(format!("--size={}", load.bytes))
         .arg(format!("--bs={}", load.block_bytes))
@@ -186,6 +189,7 @@ mod tests {
                 block_bytes: 64 << 10,
                 writes,
                 direct: false,
+                registered: false,
                 depth: 2,
                 time: Duration::from_millis(10),
                 seed: 1,

@@ -172,3 +172,35 @@ fn a_buffer_and_a_place_outlive_whoever_gave_up() {
     let device = NvmeDevice::open(&options(&[dir.path()], NvmeEngine::Auto)).unwrap();
     assert_eq!(device.usage().places, 0);
 }
+
+/// What is written through registered memory is on the file, every byte, by another way of reading it.
+#[test]
+fn large_blocks_of_registered_memory_arrive_whole() {
+    use std::os::unix::fs::FileExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let paths = vec![NvmePath { path: dir.path().to_path_buf(), bytes: 48 * MIB }];
+    let device = NvmeDevice::open(&NvmeOptions { paths, ..NvmeOptions::default() }).unwrap();
+    let dram = DramPool::new("test", 160 * MIB).unwrap();
+    block_on(device.register(&dram)).unwrap();
+    let bytes = 5 * MIB + 4096;
+    let word = |block: u64, at: usize| (block << 32 | at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let writes = (0..5).map(|block| {
+        let (place, mut source) = (device.allocate(bytes).unwrap(), dram.allocate(bytes).unwrap());
+        for (at, bytes) in source.bytes_mut().chunks_exact_mut(8).enumerate() {
+            bytes.copy_from_slice(&word(block, at).to_le_bytes());
+        }
+        device.write(place, 0, source)
+    });
+    let written = block_on(futures::future::join_all(writes));
+    let file = std::fs::File::open(dir.path().join("kelvin.blocks")).unwrap();
+    for (place, source, result) in written {
+        result.unwrap();
+        let mut found = vec![0; bytes as usize];
+        file.read_exact_at(&mut found, place.address().offset).unwrap();
+        assert!(found == source.bytes());
+        let (_, target, result) = block_on(device.read(place, 0, dram.allocate(bytes).unwrap()));
+        result.unwrap();
+        assert!(target.bytes() == found);
+    }
+}
