@@ -161,14 +161,25 @@ impl Bench {
         let mut buffers = self.buffers();
         let before = self.packs.stats();
         for turn in 0..args.turns() + 1 {
-            // The first turn opens connections and takes pages.
-            let mut scrap = Side::default();
-            let warm = turn > 0;
-            let written = self.turn(if warm { &mut put } else { &mut scrap }, self.put()).await?;
-            self.turn(if warm { &mut plain_put } else { &mut scrap }, self.plain_put()).await?;
-            buffers =
-                self.turn(if warm { &mut get } else { &mut scrap }, self.get(&written, buffers)).await?;
-            self.turn(if warm { &mut plain_get } else { &mut scrap }, self.plain_get()).await?;
+            if turn == 1 {
+                // The turn before opened connections and took pages.
+                [put, plain_put, get, plain_get] = Default::default();
+            }
+            // Who goes first finds a colder machine.
+            let first = turn % 2 == 0;
+            if !first {
+                self.turn(&mut plain_put, self.plain_put()).await?;
+            }
+            let written = self.turn(&mut put, self.put()).await?;
+            if first {
+                self.turn(&mut plain_put, self.plain_put()).await?;
+            } else {
+                self.turn(&mut plain_get, self.plain_get()).await?;
+            }
+            buffers = self.turn(&mut get, self.get(&written, buffers)).await?;
+            if first {
+                self.turn(&mut plain_get, self.plain_get()).await?;
+            }
             for pack in written {
                 self.packs.delete(NAMESPACE, pack.id).await?;
             }
