@@ -449,6 +449,7 @@ impl<S: HolderSet> RadixIndex<S> {
         *tail = run.split_off(at);
         self.account.settle(before, run.bytes() + tail.bytes());
         tail_node.heat.copy_from(&node.heat);
+        tail.hashes().iter().for_each(|hash| self.places.prefetch(*hash));
         tail.hashes().iter().for_each(|hash| self.places.lead(*hash, id, tail_id));
         self.arena.link(run, tail_id);
         self.runs.fetch_add(1, Ordering::Relaxed);

@@ -114,6 +114,7 @@ impl<S: HolderSet> RadixIndex<S> {
             return;
         }
         let before = run.bytes() + child.bytes();
+        child.hashes().iter().for_each(|hash| self.places.prefetch(*hash));
         child.hashes().iter().for_each(|hash| self.places.lead(*hash, child_id, id));
         run.join(&child);
         *child = Run::default();
