@@ -446,7 +446,8 @@ where
 
     /// Whether a block is resident and no resident one stands behind it.
     pub fn is_tail(&self, key: &K) -> bool {
-        self.contains(key) && is_tail(&self.blocks, key)
+        let block = self.blocks.get(&self.name(key)).filter(|block| block.key == *key);
+        block.is_some_and(|block| block.attributes.is_some() && block.children == 0)
     }
 
     /// Resident blocks.
