@@ -21,13 +21,16 @@ pub struct NamespaceRecord {
     pub spec: NamespaceSpec,
 }
 
-/// Identity of a tenant's namespace, from all that makes blocks of two namespaces unequal. Keyed with the
+/// Identity of a tenant's namespace, from all that makes blocks of two namespaces unequal and from the model's
+/// public name, by which quotas and statistics tell them apart. Keyed with the
 /// tenant's secret: who reads a bucket's names learns nothing about models.
 pub fn namespace_id(tenant_secret: &[u8; 32], tenant: &str, spec: &NamespaceSpec) -> NamespaceId {
     let mut hasher = blake3::Hasher::new_keyed(tenant_secret);
     hasher.update(b"kelvin namespace id v1\0");
     hasher.update(&(tenant.len() as u64).to_le_bytes());
     hasher.update(tenant.as_bytes());
+    hasher.update(&(spec.model.len() as u64).to_le_bytes());
+    hasher.update(spec.model.as_bytes());
     hasher.update(spec.canonical().as_bytes());
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);

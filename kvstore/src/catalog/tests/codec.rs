@@ -174,12 +174,18 @@ fn files_that_do_not_fit_are_refused_and_change_nothing() {
 
 #[test]
 fn a_namespace_id_depends_on_secret_tenant_and_spec() {
-    let id = |secret: u8, tenant: &str, model_digest: &str| {
-        let mut spec = spec("public name");
+    let id = |secret: u8, tenant: &str, name: &str, model_digest: &str| {
+        let mut spec = spec(name);
         spec.fingerprint.model_digest = model_digest.to_owned();
         namespace_id(&[secret; 32], tenant, &spec)
     };
-    let all = [id(1, "a", "x"), id(2, "a", "x"), id(1, "b", "x"), id(1, "a", "y")];
-    assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
-    assert_eq!(id(1, "a", "x"), all[0]);
+    let all = [
+        id(1, "a", "m", "x"),
+        id(2, "a", "m", "x"),
+        id(1, "b", "m", "x"),
+        id(1, "a", "n", "x"),
+        id(1, "a", "m", "y"),
+    ];
+    assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
+    assert_eq!(id(1, "a", "m", "x"), all[0]);
 }
