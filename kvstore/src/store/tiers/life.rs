@@ -49,6 +49,7 @@ impl Store {
             tenant.attach(tiers.clone());
             tasks.spawn(offload::run(tenant.clone(), tiers.clone(), stop.clone()));
         }
+        tasks.spawn(tiers.clone().fill_order());
         tasks.spawn(cascade::run(tiers.clone(), stop.clone()));
         tasks.spawn(cascade::keep_house(tiers.clone(), stop.clone()));
         tasks.spawn(scrub::run(tiers.clone(), stop.clone()));

@@ -39,7 +39,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use kelvin_tiering::{PackInfo, Tier, Why, mover::Flights, mover::Sightings};
+use kelvin_tiering::{Attributes, PackInfo, Tier, Why, mover::Flights, mover::Sightings};
 use parking_lot::Mutex;
 
 pub(crate) use attach::Below;
@@ -66,6 +66,8 @@ pub(crate) struct Tiers {
     cascading: tokio::sync::Mutex<()>,
     /// How often blocks were asked for, when that decides who is copied.
     sightings: Option<(u8, Mutex<Sightings>)>,
+    /// Copies on NVMe that a restart brought back and that are in no order yet.
+    unordered: Mutex<Vec<(BlockKey, Attributes)>>,
     exclusive: bool,
     eager: bool,
     quotas: Vec<super::Quota>,

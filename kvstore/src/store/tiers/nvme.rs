@@ -263,13 +263,29 @@ impl Nvme {
         entered
     }
 
-    /// Enters a copy in the table alone: at restart, when the index is built apart.
-    /// Returns the copy that it had before.
-    pub(super) fn insert(&self, key: BlockKey, copy: NvmeCopy, attributes: Attributes) -> Option<NvmeCopy> {
+    /// Enters a copy in table and order; returns the one that it had before.
+    fn insert(&self, key: BlockKey, copy: NvmeCopy, attributes: Attributes) -> Option<NvmeCopy> {
         let parent = copy.parent.map(|hash| BlockKey { hash, ..key });
         let mut table = self.table.lock();
         table.order.insert(key, parent, attributes);
         table.copies.insert(key, copy)
+    }
+
+    /// Enters a copy in the table alone, at a restart.
+    pub(super) fn insert_unordered(&self, key: BlockKey, copy: NvmeCopy) -> Option<NvmeCopy> {
+        self.table.lock().copies.insert(key, copy)
+    }
+
+    /// Puts copies of an earlier start in order, parents first, unless they went meanwhile.
+    pub(super) fn put_in_order(&self, blocks: &[(BlockKey, Attributes)]) {
+        let Table { copies, order, .. } = &mut *self.table.lock();
+        for (key, attributes) in blocks {
+            if let Some(copy) = copies.get(key)
+                && !order.contains(key)
+            {
+                order.insert(*key, copy.parent.map(|hash| BlockKey { hash, ..*key }), *attributes);
+            }
+        }
     }
 
     /// A slot; copies make room for it in their order.

@@ -32,8 +32,10 @@ const WINDOW_BLOCKS_MAX: usize = 8192;
 const FRESH_BATCH: usize = 256;
 /// Bytes of one batch to NVMe.
 const BATCH_BYTES: u64 = 64 << 20;
-/// Bytes of one pack.
+/// Bytes of one pack ...
 pub(super) const PACK_BYTES: u64 = 32 << 20;
+/// ... and blocks at least, so that large blocks cost few requests too.
+const PACK_BLOCKS_MIN: usize = 12;
 /// Least part of a pack worth two requests, but at a stop.
 const PACK_FILL_MIN: u64 = PACK_BYTES / 2;
 
@@ -176,11 +178,11 @@ impl Tenant {
     }
 }
 
-fn by_namespace(
-    tenant: &Tenant,
-    blocks: Vec<(BlockKey, ImmutableBlock)>,
-) -> Vec<(Arc<Namespace>, Vec<(BlockKey, ImmutableBlock)>)> {
-    let mut groups: Vec<(Arc<Namespace>, Vec<(BlockKey, ImmutableBlock)>)> = Vec::new();
+/// Blocks of one namespace.
+type Group = (Arc<Namespace>, Vec<(BlockKey, ImmutableBlock)>);
+
+fn by_namespace(tenant: &Tenant, blocks: Vec<(BlockKey, ImmutableBlock)>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
     for (key, block) in blocks {
         match groups.iter_mut().find(|(namespace, _)| namespace.id == key.namespace) {
             Some((_, group)) => group.push((key, block)),
@@ -200,7 +202,7 @@ pub(super) fn packs<T>(blocks: Vec<T>, bytes_of: impl Fn(&T) -> u64, all: bool) 
     for block in blocks {
         bytes += bytes_of(&block);
         pack.push(block);
-        if bytes >= PACK_BYTES {
+        if bytes >= PACK_BYTES && pack.len() >= PACK_BLOCKS_MIN {
             packs.push(std::mem::take(&mut pack));
             bytes = 0;
         }
@@ -217,11 +219,12 @@ mod tests {
 
     #[test]
     fn packs_are_full_or_wait() {
-        let blocks = vec![PACK_BYTES / 4; 9];
+        let blocks = vec![PACK_BYTES / 16; 36];
         let lengths =
             |all| -> Vec<usize> { packs(blocks.clone(), |bytes| *bytes, all).iter().map(Vec::len).collect() };
-        assert_eq!(lengths(false), [4, 4]);
-        assert_eq!(lengths(true), [4, 4, 1]);
+        assert_eq!(lengths(false), [16, 16]);
+        assert_eq!(lengths(true), [16, 16, 4]);
         assert_eq!(packs(vec![PACK_BYTES / 2], |bytes| *bytes, false).len(), 1, "half a pack is worth it");
+        assert_eq!(packs(vec![PACK_BYTES / 4; 24], |bytes| *bytes, false)[0].len(), 12, "large blocks");
     }
 }

@@ -140,10 +140,10 @@ impl Tenant {
     ) -> Vec<Landing> {
         let mut reads: FuturesUnordered<BoxFuture<'_, Vec<Arrival>>> = FuturesUnordered::new();
         for (flight, copy, slot) in plan.nvme {
-            reads.push(Box::pin(self.from_nvme(tiers, namespace, flight, copy, slot)));
+            reads.push(Box::pin(self.read_nvme(tiers, namespace, flight, copy, slot)));
         }
         for (pack, wanted) in plan.packs {
-            reads.push(Box::pin(self.from_pack(tiers, namespace, pack, wanted)));
+            reads.push(Box::pin(self.read_pack(tiers, namespace, pack, wanted)));
         }
         while let Some(arrivals) = reads.next().await {
             for (key, tier, result) in arrivals {
@@ -164,7 +164,7 @@ impl Tenant {
         plan.others
     }
 
-    async fn from_nvme(
+    async fn read_nvme(
         &self,
         tiers: &Tiers,
         namespace: &Arc<Namespace>,
@@ -182,7 +182,7 @@ impl Tenant {
         vec![(key, Tier::Nvme, result)]
     }
 
-    async fn from_pack(
+    async fn read_pack(
         &self,
         tiers: &Tiers,
         namespace: &Arc<Namespace>,

@@ -102,6 +102,7 @@ impl Tiers {
             flights: Flights::default(),
             cascading: tokio::sync::Mutex::default(),
             sightings,
+            unordered: Mutex::default(),
             exclusive: options.exclusive,
             eager: options.offload == Offload::Eager,
             quotas: options.quotas.clone(),
@@ -150,8 +151,7 @@ impl Tiers {
 
 /// The policy of a tier.
 fn policy_of(options: &TierOptions, tier: Tier) -> PolicyKind {
-    let named = options.policies.get(&tier).and_then(|kind| kind.name().parse().ok());
-    named.unwrap_or(PolicyKind::Lru)
+    options.policies.get(&tier).copied().unwrap_or_default()
 }
 
 fn nvme_options(options: &TierOptions) -> NvmeOptions {

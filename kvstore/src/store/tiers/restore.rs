@@ -1,5 +1,8 @@
 //! The restart: what the catalog says is on the devices becomes table, order and index again.
 //!
+//! Index and table are back before the store serves. The order in which copies go, which costs more than both, is
+//! filled while it does: until then a full device takes no new copies.
+//!
 //! Records come in the order in which they became durable, parents first. One whose parent, slot or namespace is
 //! not there is dropped and counted: `lost`. Bytes are not read; their checksums are looked at when they are.
 
@@ -10,7 +13,7 @@ use std::{
 };
 
 use kelvin_kernels::Checksum;
-use kelvin_tiering::{Attributes, NvmeAddress, PackEntry, PackId, PackInfo, Tier, Weight};
+use kelvin_tiering::{Attributes, NvmeAddress, NvmeSlot, PackEntry, PackId, PackInfo, Tier, Weight};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,11 +24,14 @@ use super::{
 };
 use crate::{
     catalog::{CatalogError, NamespaceId, PackRecord, Record},
+    index::{HolderSet, TierSet},
     store::{BlockKey, Namespace},
 };
 
 /// How often a bucket is looked at for packs of other nodes.
 const DISCOVER_EVERY: Duration = Duration::from_secs(30);
+/// Copies that are put in order under one lock: about a millisecond.
+const ORDER_CHUNK: usize = 1024;
 /// Threads that read the catalog.
 const LOAD_THREADS: usize = 2;
 
@@ -52,14 +58,17 @@ impl Tiers {
         let began = Instant::now();
         let mut restored = Restored::default();
         if let Some(nvme) = &self.nvme {
-            let mut useless = Vec::new();
-            let stats = self.catalog.load(LOAD_THREADS, |records| {
-                restored.nvme_blocks += nvme.restore(namespaces, records, now, &mut useless);
-            })?;
+            let mut restart =
+                Restart { namespaces, now, entered: Vec::new(), orphans: Vec::new(), useless: Vec::new() };
+            let stats = self.catalog.load(LOAD_THREADS, |records| nvme.restore(&mut restart, records))?;
+            nvme.adopt_orphans(&mut restart);
+            let Restart { entered, useless, .. } = restart;
+            restored.nvme_blocks = entered.len() as u64;
             restored.lost = useless.len() as u64 + stats.undecodable + stats.absent;
             for some in useless.chunks(4096) {
                 self.catalog.remove(some)?;
             }
+            *self.unordered.lock() = entered;
             nvme.counters.restored.add(restored.nvme_blocks);
             nvme.counters.lost.add(restored.lost);
         }
@@ -74,6 +83,16 @@ impl Tiers {
         }
         restored.took_ms = began.elapsed().as_millis() as u64;
         Ok(restored)
+    }
+
+    /// Fills the order of what a restart brought back, a little at a time.
+    pub(crate) async fn fill_order(self: Arc<Self>) {
+        let unordered = std::mem::take(&mut *self.unordered.lock());
+        let Some(nvme) = &self.nvme else { return };
+        for some in unordered.chunks(ORDER_CHUNK) {
+            nvme.put_in_order(some);
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Looks for packs of other nodes, and for own ones that the catalog lost, until `stop`.
@@ -106,55 +125,95 @@ impl Tiers {
     }
 }
 
+/// A restart on its way.
+struct Restart<'a> {
+    namespaces: &'a HashMap<NamespaceId, Arc<Namespace>>,
+    now: Duration,
+    /// What is back, parents first.
+    entered: Vec<(BlockKey, Attributes)>,
+    /// Records whose parents may yet come: one that was damaged and stored anew has a later record than its
+    /// children.
+    orphans: Vec<(Record, NvmeSlot)>,
+    /// Records of nothing that can be used.
+    useless: Vec<(NamespaceId, u64)>,
+}
+
 impl Nvme {
-    /// Enters records whose slots and parents are there; the others go to `useless`. Returns how many.
-    fn restore(
-        &self,
-        namespaces: &HashMap<NamespaceId, Arc<Namespace>>,
-        records: Vec<Record>,
-        now: Duration,
-        useless: &mut Vec<(NamespaceId, u64)>,
-    ) -> u64 {
+    /// Enters records whose slots and parents are there, in index and table; the order comes later.
+    fn restore(&self, restart: &mut Restart<'_>, records: Vec<Record>) {
         let wanted: Vec<(NvmeAddress, u64)> = records
             .iter()
             .map(|record| (NvmeAddress { file: record.file, offset: record.offset }, u64::from(record.bytes)))
             .collect();
         let slots = self.device().claim_all(&wanted);
-        let mut entered = 0;
+        let mut usable = Vec::with_capacity(records.len());
         for (record, slot) in records.into_iter().zip(slots) {
-            let id = (record.namespace, record.sequence);
-            let (Some(namespace), Some(slot)) = (namespaces.get(&record.namespace), slot) else {
-                useless.push(id);
-                continue;
-            };
-            if u64::from(record.bytes) != namespace.spec.block_bytes
-                || namespace.index.insert(record.parent, record.hash, Tier::Nvme as u32, 0).is_err()
-            {
-                useless.push(id);
-                continue;
+            let fits = |namespace: &Arc<Namespace>| namespace.spec.block_bytes == u64::from(record.bytes);
+            match slot {
+                Some(slot) if restart.namespaces.get(&record.namespace).is_some_and(fits) => {
+                    usable.push((record, slot));
+                }
+                _ => restart.useless.push((record.namespace, record.sequence)),
             }
-            let key = BlockKey { namespace: namespace.id, hash: record.hash };
-            let attributes = Attributes {
-                group: namespace.id,
-                weight: Weight { bytes: record.bytes, cost: namespace.spec.block_tokens },
-                priority: record.priority,
-                expires_at: record.expires_at_unix_ms.map(|at| on_clock(at, now)),
-            };
-            let copy = NvmeCopy {
-                slot: Arc::new(slot),
-                namespace: namespace.clone(),
-                parent: record.parent,
-                checksum: record.checksum,
-                sequence: record.sequence,
-            };
-            // A hash recorded twice: the later record is the one that stands.
-            if let Some(before) = self.insert(key, copy, attributes) {
-                useless.push((record.namespace, before.sequence));
-                continue;
-            }
-            entered += 1;
         }
-        entered
+        self.enter_records(restart, usable);
+    }
+
+    /// Enters records of one or several namespaces, a namespace's together; those without a parent become orphans.
+    fn enter_records(&self, restart: &mut Restart<'_>, mut records: Vec<(Record, NvmeSlot)>) {
+        let mut holders = TierSet::default();
+        holders.insert(Tier::Nvme as u32);
+        while let Some((first, _)) = records.first() {
+            let id = first.namespace;
+            let count = records.iter().take_while(|(record, _)| record.namespace == id).count();
+            let rest = records.split_off(count);
+            let of_one = std::mem::replace(&mut records, rest);
+            let namespace = &restart.namespaces[&id];
+            let blocks = of_one.iter().map(|(record, _)| (record.parent, record.hash, holders));
+            let mut refused = HashSet::new();
+            namespace.index.load(blocks, 0, |hash, _| {
+                refused.insert(hash);
+            });
+            for (record, slot) in of_one {
+                if refused.contains(&record.hash) {
+                    restart.orphans.push((record, slot));
+                    continue;
+                }
+                let key = BlockKey { namespace: namespace.id, hash: record.hash };
+                let attributes = Attributes {
+                    group: namespace.id,
+                    weight: Weight { bytes: record.bytes, cost: namespace.spec.block_tokens },
+                    priority: record.priority,
+                    expires_at: record.expires_at_unix_ms.map(|at| on_clock(at, restart.now)),
+                };
+                let copy = NvmeCopy {
+                    slot: Arc::new(slot),
+                    namespace: namespace.clone(),
+                    parent: record.parent,
+                    checksum: record.checksum,
+                    sequence: record.sequence,
+                };
+                // A hash recorded twice: the later record is the one that stands.
+                match self.insert_unordered(key, copy) {
+                    None => restart.entered.push((key, attributes)),
+                    Some(before) => restart.useless.push((id, before.sequence)),
+                }
+            }
+        }
+    }
+
+    /// Enters orphans as long as one finds its parent; the others are of no use.
+    fn adopt_orphans(&self, restart: &mut Restart<'_>) {
+        loop {
+            let orphans = std::mem::take(&mut restart.orphans);
+            let before = orphans.len();
+            self.enter_records(restart, orphans);
+            if restart.orphans.is_empty() || restart.orphans.len() == before {
+                break;
+            }
+        }
+        let lost = std::mem::take(&mut restart.orphans);
+        restart.useless.extend(lost.iter().map(|(record, _)| (record.namespace, record.sequence)));
     }
 }
 

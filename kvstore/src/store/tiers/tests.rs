@@ -10,7 +10,6 @@ use tempfile::TempDir;
 use super::{Tiers, life::TierTasks};
 use crate::{
     SequenceHash,
-    index::HolderSet,
     insight::Reason,
     store::{
         BlockKey, ManualClock, Namespace, NvmeSpace, ObjectSpace, Store, StoreOptions, Tenant, TenantOptions,
