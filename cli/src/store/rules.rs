@@ -127,7 +127,7 @@ mod tests {
             ("dram:=1GiB", "TIER:MODEL=SIZE"),
             ("dram:m", "TIER:MODEL=SIZE"),
             ("hbm:m=1GiB", "the tiers are"),
-            ("dram:m=much", "e.g. 512MiB"),
+            ("dram:m=much", "the units are"),
         ] {
             let error = quota(text).unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");
