@@ -176,7 +176,7 @@ impl Tenant {
                 }
                 let key = BlockKey { namespace: namespace.id, hash };
                 let may = !needed.contains(&hash) && !namespace.pins.hold(&hash);
-                let gone = may.then(|| self.drop_copies(&mut state, key, held)).unwrap_or_default();
+                let gone = if may { self.drop_copies(&mut state, key, held) } else { 0 };
                 if gone > 0 {
                     evicted.blocks += 1;
                     evicted.copies += gone;
