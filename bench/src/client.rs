@@ -86,6 +86,8 @@ impl Client {
     /// Finds out what is served at `url`.
     pub(crate) async fn connect(url: &str) -> anyhow::Result<Client> {
         let url = url.trim_end_matches('/').to_owned();
+        // Its TLS wants a provider, though nothing here is encrypted; an error says that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
         let models: Value =
             async { http.get(format!("{url}/v1/models")).send().await?.error_for_status()?.json().await }

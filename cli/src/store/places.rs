@@ -10,8 +10,8 @@ use crate::values::Size;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Tiers below memory")]
 pub(crate) struct Places {
-    /// Directory of the catalog and of the store's secret; --nvme and --object need it. Blocks survive a
-    /// restart only with it [default: none]
+    /// Directory of the catalog and of the store's secret, which the tiers below memory need; blocks survive
+    /// a restart only with it [default: none]
     #[arg(long, env = "KELVIN_STORE_DATA", value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
 

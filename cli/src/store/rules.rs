@@ -32,7 +32,7 @@ pub(crate) struct Rules {
     offload: Offload,
 
     /// File with the 32 bytes, or 64 hexadecimal digits, behind the hashes; stores that share a bucket share
-    /// it [default: made once and kept in --data]
+    /// it [default: made once and kept in the data directory]
     #[arg(long, env = "KELVIN_STORE_SECRET_FILE", value_name = "PATH")]
     secret_file: Option<PathBuf>,
 }
@@ -127,7 +127,7 @@ mod tests {
             ("dram:=1GiB", "TIER:MODEL=SIZE"),
             ("dram:m", "TIER:MODEL=SIZE"),
             ("hbm:m=1GiB", "the tiers are"),
-            ("dram:m=much", "e.g. 512MiB"),
+            ("dram:m=much", "the units are"),
         ] {
             let error = quota(text).unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Memory for blocks; above it, the blocks least recently used are evicted
+    /// Memory for blocks; above it, blocks make room for others, and stay in the tiers below if there are any
     #[arg(long, env = "KELVIN_STORE_DRAM", value_name = "SIZE", default_value_t = Size(1 << 30))]
     dram: Size,
 

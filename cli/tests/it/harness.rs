@@ -18,6 +18,13 @@ use super::kelvin;
 /// Longest wait for something that does happen; only a hang gets there.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// A client of HTTP. Its TLS wants a provider, though nothing here is encrypted.
+pub(crate) fn http() -> reqwest::ClientBuilder {
+    // An error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+}
+
 /// A running `kelvin up`; killed, with all its children, when dropped.
 pub(crate) struct Cluster {
     up: Child,
@@ -122,7 +129,7 @@ impl Cluster {
             "max_tokens": 8,
             "temperature": 0,
         });
-        let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+        let http = http().timeout(PATIENCE).build()?;
         http.post(self.url("/v1/chat/completions")).json(&body).send().await?.error_for_status()?.json().await
     }
 

@@ -121,7 +121,7 @@ fn wrong_flags_get_a_hint() {
         (&["store", "--listen", "0.0.0.0:7440"], "this version has no TLS yet"),
         (&["store", "--session-ttl", "10"], "e.g. 500ms"),
         (&["store", "--nvme", "/mnt/a"], "write PATH=SIZE, e.g. /mnt/a=200GiB"),
-        (&["store", "--nvme", "/mnt/a=much"], "e.g. 512MiB"),
+        (&["store", "--nvme", "/mnt/a=much"], "the units are"),
         (&["store", "--object-endpoint", "http://h:1"], "--object <URL>"),
         (&["store", "--policy", "nvme=best"], "no policy is called \"best\""),
         (&["store", "--policy", "disk=lru"], "the tiers are dram, nvme and object"),

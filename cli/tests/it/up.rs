@@ -97,7 +97,7 @@ async fn cluster_does_not_wait_after_a_second_signal() {
     let traces = traces(&cluster);
     // An answer of minutes: no drain ends by itself while it goes on.
     let body = serde_json::json!({"model": "toy", "prompt": "Go on.", "max_tokens": 2000, "stream": true});
-    let request = reqwest::Client::new().post(cluster.url("/v1/completions")).json(&body);
+    let request = crate::harness::http().build().unwrap().post(cluster.url("/v1/completions")).json(&body);
     let mut answer = request.send().await.unwrap().error_for_status().unwrap();
     assert!(answer.chunk().await.unwrap().is_some());
 

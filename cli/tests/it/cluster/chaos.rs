@@ -43,7 +43,9 @@ async fn a_killed_worker_ends_its_own_streams_with_an_error_and_no_others() {
     }
     let (leaver, events, _) = streams.remove(0);
     drop(events);
-    let garbage = reqwest::Client::new()
+    let garbage = crate::harness::http()
+        .build()
+        .unwrap()
         .post(up.url("/v1/completions"))
         .header("content-type", "application/json")
         .body("{\"model\": \u{1}")

@@ -48,7 +48,14 @@ impl Events {
         let mut body = body.clone();
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true});
-        let response = reqwest::Client::new().post(format!("{url}{path}")).json(&body).send().await.unwrap();
+        let response = crate::harness::http()
+            .build()
+            .unwrap()
+            .post(format!("{url}{path}"))
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
         Self { response, rest: Vec::new() }
     }
@@ -90,6 +97,7 @@ pub(crate) fn completion(model: &str, prompt: &str, tokens: u32) -> Value {
 
 /// Status and body of an answer that is not streamed.
 pub(crate) async fn post(url: &str, path: &str, body: &Value) -> (u16, Value) {
-    let response = reqwest::Client::new().post(format!("{url}{path}")).json(body).send().await.unwrap();
+    let response =
+        crate::harness::http().build().unwrap().post(format!("{url}{path}")).json(body).send().await.unwrap();
     (response.status().as_u16(), response.json().await.unwrap())
 }

@@ -53,7 +53,10 @@ impl TestRouter {
         let ready = move |listening| send.send(listening).expect("the test waits");
         let served = tokio::spawn(serve(config, ready, shutdown.clone()));
         let listening = timeout(PATIENCE, listening).await.expect("in time").expect("it listens");
-        Self { base: format!("http://{}", listening.http), http: reqwest::Client::new(), shutdown, served }
+        // Its TLS wants a provider, though nothing here is encrypted; an error says that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::new();
+        Self { base: format!("http://{}", listening.http), http, shutdown, served }
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
