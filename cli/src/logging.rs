@@ -30,8 +30,10 @@ impl LogFormat {
 /// Starts logging. A `narrator` tells what it does even when it is not asked to.
 pub(crate) fn start(format: LogFormat, narrator: bool) -> anyhow::Result<()> {
     // llama.cpp warns about what is meant to be so: all sequences share one cache, larger than one context.
-    const QUIET: &str = "warn,llama-cpp-2=error,llama_cpp_2=error";
-    const NARRATE: &str = "warn,llama-cpp-2=error,llama_cpp_2=error,kelvin=info,kelvin_planner=info";
+    // What the disks do and what a start found on them is worth a line each.
+    const QUIET: &str = "warn,llama-cpp-2=error,llama_cpp_2=error,kelvin_kvstore::store::tiers=info";
+    const NARRATE: &str = "warn,llama-cpp-2=error,llama_cpp_2=error,kelvin_kvstore::store::tiers=info,\
+                           kelvin=info,kelvin_planner=info";
     let default = if narrator { NARRATE } else { QUIET };
     let wanted = std::env::var(FILTER).unwrap_or_default();
     let filter = EnvFilter::try_new(if wanted.trim().is_empty() { default } else { &wanted })

@@ -23,8 +23,13 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates from outside that only some crates may use directly.
-const RESERVED: [(&str, &[&str]); 3] = [
+const RESERVED: [(&str, &[&str]); 7] = [
     ("cudarc", &["kernels"]),
+    ("tokio-uring", &["tiering"]),
+    ("io-uring", &["tiering"]),
+    // The bench compares packs with a plain client.
+    ("object_store", &["tiering", "bench"]),
+    ("rocksdb", &["kvstore"]),
     ("tonic", &["proto", "kvstore", "workers", "router", "cli", "bench"]),
     ("anyhow", &["cli", "bench"]),
 ];
