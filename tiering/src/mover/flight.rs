@@ -1,16 +1,11 @@
 //! One transfer for all who want the same block.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    fmt,
-    hash::Hash,
-    sync::Arc,
-};
+use std::{fmt, hash::Hash, sync::Arc};
 
-use parking_lot::Mutex;
+use dashmap::{DashMap, Entry};
 use tokio::sync::watch;
 
-type Shared<K> = Arc<Mutex<HashMap<K, watch::Receiver<()>>>>;
+type Shared<K> = Arc<DashMap<K, watch::Receiver<()>>>;
 
 /// The blocks under way.
 pub struct Flights<K>(Shared<K>);
@@ -42,16 +37,16 @@ impl Landing {
     }
 }
 
-impl<K> Default for Flights<K> {
+impl<K: Eq + Hash> Default for Flights<K> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self(Arc::new(DashMap::new()))
     }
 }
 
 impl<K: Copy + Eq + Hash> Flights<K> {
     /// Takes a block in hand, or finds who has it.
     pub fn join(&self, key: K) -> Join<K> {
-        match self.0.lock().entry(key) {
+        match self.0.entry(key) {
             Entry::Occupied(taken) => Join::Wait(Landing(taken.get().clone())),
             Entry::Vacant(free) => {
                 let (landed, receiver) = watch::channel(());
@@ -63,7 +58,7 @@ impl<K: Copy + Eq + Hash> Flights<K> {
 
     /// Blocks under way.
     pub fn len(&self) -> usize {
-        self.0.lock().len()
+        self.0.len()
     }
 
     /// Whether none is.
@@ -81,13 +76,13 @@ impl<K: Copy + Eq + Hash> Flight<K> {
 
 impl<K: Copy + Eq + Hash> Drop for Flight<K> {
     fn drop(&mut self) {
-        self.shared.lock().remove(&self.key);
+        self.shared.remove(&self.key);
     }
 }
 
-impl<K> fmt::Debug for Flights<K> {
+impl<K: Eq + Hash> fmt::Debug for Flights<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Flights({})", self.0.lock().len())
+        write!(f, "Flights({})", self.0.len())
     }
 }
 
