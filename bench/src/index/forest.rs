@@ -1,5 +1,7 @@
 //! Prompts for the index: a forest of sequences that share beginnings, made from a seed.
 
+use std::collections::HashSet;
+
 use kelvin_kvstore::SequenceHash;
 
 /// Applications; each has its system prompt.
@@ -101,20 +103,37 @@ impl Log {
 
     /// `(parent, block)`, with the events of `width` sequences at a time interleaved block by block.
     pub(super) fn interleaved(&self, width: usize) -> Vec<(Option<SequenceHash>, SequenceHash)> {
-        let events: Vec<_> = self.events().collect();
         let mut blocks = Vec::with_capacity(self.blocks());
-        for group in events.chunks(width) {
-            let longest = group.iter().map(|(_, event)| event.len()).max().unwrap_or(0);
-            for at in 0..longest {
-                for (parent, event) in group {
-                    if let Some(hash) = event.get(at) {
-                        blocks.push((at.checked_sub(1).map_or(*parent, |before| Some(event[before])), *hash));
-                    }
-                }
+        let mut group: Vec<(Option<SequenceHash>, &[SequenceHash])> = Vec::new();
+        let mut within: HashSet<SequenceHash> = HashSet::new();
+        for (parent, event) in self.events() {
+            // Nothing stands beside what it stands behind.
+            if group.len() == width || parent.is_some_and(|parent| within.contains(&parent)) {
+                interleave(&mut group, &mut blocks);
+                within.clear();
             }
+            group.push((parent, event));
+            within.extend(event);
         }
+        interleave(&mut group, &mut blocks);
         blocks
     }
+}
+
+/// Puts the events of a group block by block.
+fn interleave(
+    group: &mut Vec<(Option<SequenceHash>, &[SequenceHash])>,
+    blocks: &mut Vec<(Option<SequenceHash>, SequenceHash)>,
+) {
+    let longest = group.iter().map(|(_, event)| event.len()).max().unwrap_or(0);
+    for at in 0..longest {
+        for (parent, event) in group.iter() {
+            if let Some(hash) = event.get(at) {
+                blocks.push((at.checked_sub(1).map_or(*parent, |before| Some(event[before])), *hash));
+            }
+        }
+    }
+    group.clear();
 }
 
 /// Spreads a number over 64 bits (the finalizer of SplitMix64).

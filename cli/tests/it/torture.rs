@@ -114,7 +114,12 @@ async fn check(namespace: &Namespace, sequence: u64, blocks: u64, ledger: &Ledge
         "sequence {sequence}: {acknowledged} blocks were durable, {found} are found"
     );
     let acquired = namespace.acquire(&hashes[..found], Duration::ZERO).await.unwrap();
-    assert_eq!(acquired.leases.len(), found, "sequence {sequence}: shown, but not to be had");
+    assert_eq!(
+        acquired.leases.len(),
+        found,
+        "sequence {sequence}: shown, but not to be had: {:?}",
+        acquired.stopped
+    );
     for lease in &acquired.leases {
         let bytes = lease.verified().expect("a block has its checksum");
         assert!(bytes == content(lease.hash()), "sequence {sequence}: block {} is wrong", lease.hash());

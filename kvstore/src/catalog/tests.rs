@@ -76,7 +76,11 @@ fn copy_all(source: &Path, target: &Path) {
             std::fs::create_dir(&target).unwrap();
             copy_all(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).unwrap();
+            // The database deletes files it no longer needs whenever it likes.
+            match std::fs::copy(entry.path(), target) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => drop(copied.unwrap()),
+            }
         }
     }
 }

@@ -42,6 +42,12 @@ impl Store {
             files_absent = report.files_absent,
             "cold tiers opened"
         );
+        if let Some(nvme) = tiers.nvme() {
+            // Now that the slots of stored blocks are taken: it writes to free ones.
+            for probe in nvme.device().device().probe().await {
+                tracing::info!("{probe}");
+            }
+        }
         let tenants: Vec<Arc<Tenant>> = self.tenants().cloned().collect();
         let tiers = Arc::new(tiers);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());

@@ -64,9 +64,6 @@ impl Tiers {
                         tracing::debug!(%error, "memory is not registered with the kernel: NVMe costs more CPU");
                     }
                 }
-                for probe in device.probe().await {
-                    tracing::info!("{probe}");
-                }
                 let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
                 files_absent = catalog.set_files(&uuids)?.absent;
                 Some(Self::nvme_tier(Flash::new(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
