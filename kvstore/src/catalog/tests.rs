@@ -61,26 +61,32 @@ fn load(catalog: &Catalog, threads: usize) -> (Vec<Record>, LoadStats) {
     (records, stats)
 }
 
-/// What a process that is killed right now leaves: the files as they are, without a word to the catalog.
+/// What a process that is killed right now leaves: the files as they are, without a word to the catalog. The
+/// database deletes files it no longer needs whenever it likes; where one goes while it is being copied, the
+/// copy is of no one moment and is made anew.
 fn image(dir: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    copy_all(dir, copy.path());
-    copy
-}
-
-fn copy_all(source: &Path, target: &Path) {
-    for entry in std::fs::read_dir(source).unwrap() {
-        let (entry, target) = (entry.unwrap(), target.to_owned());
-        let target = target.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir(&target).unwrap();
-            copy_all(&entry.path(), &target);
-        } else {
-            // The database deletes files it no longer needs whenever it likes.
-            match std::fs::copy(entry.path(), target) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                copied => drop(copied.unwrap()),
+    loop {
+        let copy = tempfile::tempdir().unwrap();
+        match copy_all(dir, copy.path()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            copied => {
+                copied.unwrap();
+                return copy;
             }
         }
     }
+}
+
+fn copy_all(source: &Path, target: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(source)? {
+        let entry = entry?;
+        let target = target.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy_all(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }

@@ -74,7 +74,7 @@ fn an_older_copy_is_noticed() {
     }
     fs::remove_dir_all(dir.path().join("catalog")).unwrap();
     fs::create_dir(dir.path().join("catalog")).unwrap();
-    copy_all(&backup.path().join("catalog"), &dir.path().join("catalog"));
+    copy_all(&backup.path().join("catalog"), &dir.path().join("catalog")).unwrap();
     let (opened, found, _) = use_it(dir.path(), &all);
     assert_eq!((opened.start, found.len() as u64), (Start::Older { starts: 2 }, RECORDS));
 }
