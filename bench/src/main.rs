@@ -69,7 +69,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
             Workload::Core(args) => core::run(&args).map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
             Workload::Policies(args) => policies::run(&args).map(Some),
-            Workload::Restart(args) => restart::run(&args).map(Some),
+            Workload::Restart(args) => restart::run(&args).await.map(Some),
             Workload::Serve(args) => serve::run(args).await,
             Workload::Tiers(args) => tiers::run(args).await,
         }

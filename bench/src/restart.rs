@@ -5,6 +5,10 @@
 //! files that are not in memory. `rebuild` is all of a restart that grows with the blocks: open the catalog,
 //! read its records, and from each make an entry in the radix index and one in the table of the tier's
 //! copies. The goal is half a second a million blocks.
+//!
+//! With a trace, [`replay`] shows what a restart means for the hit rate.
+
+mod replay;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -48,6 +52,19 @@ pub(crate) struct Args {
     /// Where the catalogs are put, and deleted again [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+
+    /// Also replay a trace through the whole store, killed in the middle and not, and with packs in S3: JSON lines
+    /// of timestamp (ms), input_length and hash_ids, as Mooncake publishes them [smoke: a synthetic one]
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    /// Times the trace's own speed
+    #[arg(long, value_name = "TIMES", default_value_t = 200)]
+    speed: u32,
+
+    /// What a child of this process does
+    #[arg(long, hide = true)]
+    replay: Option<String>,
 }
 
 /// Seconds a million blocks that a rebuild may take.
@@ -78,7 +95,10 @@ struct Rebuilt {
     copies: HashMap<u128, Copy, BuildHasherDefault<PassThrough>>,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(plan) = &args.replay {
+        return replay::serve(plan).await;
+    }
     let sizes = match &args.blocks[..] {
         [] if args.smoke => vec![100_000],
         [] => vec![100_000, 1_000_000, 4_000_000],
@@ -89,15 +109,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for blocks in sizes {
         measure(args, blocks, &mut report).with_context(|| format!("measure {blocks} blocks"))?;
     }
+    if args.smoke || args.trace.is_some() {
+        let home = home(args)?;
+        let trace = (args.trace.as_deref(), args.seed, f64::from(args.speed.max(1)));
+        replay::measure(trace, home.path(), &mut report).context("replay the trace")?;
+    }
     report.finish(args.json.as_deref())
 }
 
-fn measure(args: &Args, blocks: u64, report: &mut Report) -> anyhow::Result<()> {
+/// A directory for this run alone.
+fn home(args: &Args) -> anyhow::Result<tempfile::TempDir> {
     let home = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
         None => tempfile::tempdir(),
     };
-    let home = home.context("make a directory for the catalog")?;
+    home.context("make a directory")
+}
+
+fn measure(args: &Args, blocks: u64, report: &mut Report) -> anyhow::Result<()> {
+    let home = home(args)?;
     let dir = home.path();
     let (left, append) = write(dir, args.seed, blocks)?;
     let micros = |time: Duration, count: u64| time.as_secs_f64() * 1e6 / count as f64;

@@ -3,6 +3,8 @@
 //! One tenant in one process. What a client sees of the store goes through the service; what the store itself
 //! costs is measured here.
 
+mod tiered;
+
 use std::{sync::Arc, time::Duration};
 
 use kelvin_kernels::copy_checksummed;
@@ -13,6 +15,9 @@ use crate::{
     SequenceHash,
     store::{AcquiredBlock, Namespace, Store, StoreOptions, SystemClock, Tenant, TenantOptions},
 };
+
+pub use crate::store::{NvmeSpace, ObjectSpace, Offload, TierOptions};
+pub use tiered::{Moved, Served, Tiered};
 
 /// A day: nothing expires.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -48,13 +53,17 @@ impl Leases {
 impl Core {
     /// A tenant with so much memory.
     pub fn new(dram_bytes: u64) -> Result<Self, MemoryError> {
+        Self::with_tiers(dram_bytes, TierOptions::default())
+    }
+
+    fn with_tiers(dram_bytes: u64, tiers: TierOptions) -> Result<Self, MemoryError> {
         let options = StoreOptions {
             tenants: vec![TenantOptions { name: "bench".into(), token: None, dram_bytes, operator: false }],
             secret: [0; 32],
             incarnation: 1,
             session_ttl: TTL,
             lease_ttl_max: TTL,
-            tiers: Default::default(),
+            tiers,
         };
         Ok(Self { store: Store::new(options, Arc::new(SystemClock::default()))? })
     }

@@ -94,6 +94,7 @@ fn fio(load: &Load) -> anyhow::Result<Moved> {
         .arg(format!("--bs={}", load.block_bytes))
         .arg(format!("--iodepth={}", load.depth))
         .arg(format!("--randseed={}", load.seed))
+        .arg(format!("--ramp_time={}ms", super::nvme::RAMP.as_millis()))
         .arg(format!("--runtime={}ms", load.time.as_millis()))
         .output()
         .context("run fio")?;

@@ -32,6 +32,10 @@ pub(crate) struct Places {
     /// Most bytes in the bucket; above it, the blocks least worth are dropped [default: no bound]
     #[arg(long, env = "KELVIN_STORE_OBJECT_SIZE", value_name = "SIZE", requires = "object")]
     pub(crate) object_size: Option<Size>,
+
+    /// Bytes of one object in the bucket, about; many blocks share one [default: 32MiB]
+    #[arg(long, env = "KELVIN_STORE_OBJECT_PACK_SIZE", value_name = "SIZE", requires = "object")]
+    pub(crate) object_pack_size: Option<Size>,
 }
 
 impl Places {
@@ -41,6 +45,7 @@ impl Places {
             url: url.clone(),
             endpoint: self.object_endpoint.clone(),
             bytes: self.object_size.map(|size| size.0),
+            pack_bytes: self.object_pack_size.map(|size| size.0),
         });
         TierOptions { data: self.data.clone(), nvme: self.nvme.clone(), object, ..TierOptions::default() }
     }
@@ -60,6 +65,7 @@ impl Places {
         flag("--object", self.object.clone().map(OsString::from));
         flag("--object-endpoint", self.object_endpoint.clone().map(OsString::from));
         flag("--object-size", self.object_size.map(|size| size.0.to_string().into()));
+        flag("--object-pack-size", self.object_pack_size.map(|size| size.0.to_string().into()));
         flags
     }
 }
@@ -121,12 +127,15 @@ mod tests {
             "http://127.0.0.1:1",
             "--object-size",
             "1TiB",
+            "--object-pack-size",
+            "64MiB",
         ];
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
         let places = parse(&words);
         let tiers = places.tiers();
         assert_eq!(tiers.nvme.len(), 2);
         assert_eq!(tiers.object.as_ref().and_then(|object| object.bytes), Some(1 << 40));
+        assert_eq!(tiers.object.as_ref().and_then(|object| object.pack_bytes), Some(64 << 20));
         assert_eq!(format!("{:?}", parse(&places.flags()).tiers()), format!("{tiers:?}"));
         assert!(parse(&[]).flags().is_empty());
     }

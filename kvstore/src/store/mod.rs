@@ -60,5 +60,5 @@ pub(crate) use ranges::Range;
 pub use registry::TenantOptions;
 pub(crate) use registry::{Store, StoreOptions};
 pub(crate) use tenant::{BlockKey, LEASES_MAX, SessionId, Tenant};
-pub(crate) use tiers::{Objects, TierReport, Tiers, Verified};
+pub(crate) use tiers::{Objects, TierReport, TierTasks, Tiers, Verified};
 pub(crate) use verbs::{AcquiredBlock, ReservedBlock};

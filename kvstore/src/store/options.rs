@@ -24,6 +24,8 @@ const NVME_UNIT_BYTES: u64 = 4096;
 const NVME_BYTES_MIN: u64 = 64 << 20;
 /// Two packs.
 const OBJECT_BYTES_MIN: u64 = 64 << 20;
+/// Smaller packs cost requests, larger ones memory while they are written.
+const PACK_BYTES: std::ops::RangeInclusive<u64> = 256 << 10..=512 << 20;
 const NVME_PATHS_MAX: usize = 64;
 const QUOTAS_MAX: usize = 1024;
 /// Beyond this the filter remembers a block longer than anything useful.
@@ -68,6 +70,8 @@ pub struct ObjectSpace {
     pub endpoint: Option<String>,
     /// Most bytes there; `None` for no bound.
     pub bytes: Option<u64>,
+    /// Bytes of a pack, about; `None` for 32 MiB. A read is of a quarter of it at most.
+    pub pack_bytes: Option<u64>,
 }
 
 /// Most bytes that one model may have in a tier.
@@ -221,6 +225,14 @@ impl TierOptions {
                  bound",
                 show(bytes),
                 show(OBJECT_BYTES_MIN)
+            ));
+        }
+        if let Some(bytes) = object.pack_bytes.filter(|bytes| !PACK_BYTES.contains(bytes)) {
+            return Err(format!(
+                "--object-pack-size {} is not possible: give between {} and {}",
+                show(bytes),
+                show(*PACK_BYTES.start()),
+                show(*PACK_BYTES.end())
             ));
         }
         let directory = object.directory()?;

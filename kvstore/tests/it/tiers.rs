@@ -27,7 +27,7 @@ fn with_nvme(config: &mut ServerConfig, folder: &Path) {
 fn with_bucket(config: &mut ServerConfig, folder: &Path) {
     config.tiers.data = Some(folder.join("data"));
     let url = folder.join("bucket").display().to_string();
-    config.tiers.object = Some(ObjectSpace { url, endpoint: None, bytes: None });
+    config.tiers.object = Some(ObjectSpace { url, endpoint: None, bytes: None, pack_bytes: None });
     config.tiers.offload = Offload::Eager;
 }
 

@@ -11,7 +11,7 @@ fn space(path: impl Into<PathBuf>, bytes: u64) -> NvmeSpace {
 }
 
 fn object(url: &str) -> ObjectSpace {
-    ObjectSpace { url: url.into(), endpoint: None, bytes: None }
+    ObjectSpace { url: url.into(), endpoint: None, bytes: None, pack_bytes: None }
 }
 
 fn refusal(options: &TierOptions) -> String {
@@ -153,6 +153,8 @@ fn buckets_have_urls() {
         options.object = s3(endpoint);
         assert!(refusal(&options).contains("https://HOST:PORT"), "{endpoint}");
     }
+    options.object = Some(ObjectSpace { pack_bytes: Some(1 << 10), ..object("s3://bucket") });
+    assert!(refusal(&options).contains("--object-pack-size 1KiB is not possible"));
     options.object = Some(ObjectSpace { bytes: Some(1 << 20), ..object("s3://bucket") });
     assert!(refusal(&options).contains("give at least 64MiB"));
     let directory = folder.path().join("bucket");

@@ -12,7 +12,7 @@ use super::{
     Tiers,
     nvme::{Nvme, NvmeCopy},
     object::{Objects, Packing},
-    offload::{PACK_BYTES, packs},
+    offload::packs,
 };
 use crate::store::BlockKey;
 
@@ -74,7 +74,7 @@ impl Tiers {
         let mut copied = 0;
         for group in by_namespace(chains) {
             let namespace = group[0].1.namespace.clone();
-            for pack in packs(group, |(_, copy)| copy.slot.bytes(), all) {
+            for pack in packs(group, |(_, copy)| copy.slot.bytes(), object.pack_bytes(), all) {
                 let mut packing = Vec::with_capacity(pack.len());
                 for (key, copy) in pack {
                     // What stands behind a block that could not be read has no parent in a pack: it waits.
@@ -115,7 +115,7 @@ fn chains(nvme: &Nvme, object: &Objects, all: bool) -> Vec<(BlockKey, NvmeCopy)>
     let mut taken = HashSet::new();
     let mut bytes = 0;
     for key in candidates {
-        if bytes >= 2 * PACK_BYTES {
+        if bytes >= 2 * object.pack_bytes() {
             break;
         }
         let mut path = Vec::new();

@@ -43,6 +43,7 @@ use kelvin_tiering::{Attributes, PackInfo, Tier, Why, mover::Flights, mover::Sig
 use parking_lot::Mutex;
 
 pub(crate) use attach::Below;
+pub(crate) use life::TierTasks;
 pub(crate) use open::OpenError;
 pub(crate) use report::TierReport;
 pub(crate) use scrub::Verified;

@@ -89,6 +89,7 @@ pub(crate) struct Objects {
     lane: Lane,
     clock: Arc<dyn Clock>,
     capacity_bytes: u64,
+    pack_bytes: u64,
     table: Mutex<Table>,
     pub(super) counters: TierCounters,
     /// Wakes who looks for other nodes' packs.
@@ -109,6 +110,7 @@ impl Objects {
         catalog: Arc<Catalog>,
         lane: Lane,
         capacity_bytes: u64,
+        pack_bytes: u64,
         order: Order<BlockKey, Keyed>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -120,6 +122,7 @@ impl Objects {
             lane,
             clock,
             capacity_bytes,
+            pack_bytes,
             table: Mutex::new(table),
             counters,
             discover_wanted: Notify::new(),
@@ -128,6 +131,11 @@ impl Objects {
 
     pub(super) fn packs(&self) -> &PackStore {
         &self.packs
+    }
+
+    /// Bytes that a pack should have, about.
+    pub(super) fn pack_bytes(&self) -> u64 {
+        self.pack_bytes
     }
 
     pub(super) fn lane(&self) -> &Lane {

@@ -32,12 +32,10 @@ const WINDOW_BLOCKS_MAX: usize = 8192;
 const FRESH_BATCH: usize = 256;
 /// Bytes of one batch to NVMe.
 const BATCH_BYTES: u64 = 64 << 20;
-/// Bytes of one pack ...
+/// Bytes of one pack, unless told otherwise ...
 pub(super) const PACK_BYTES: u64 = 32 << 20;
 /// ... and blocks at least, so that large blocks cost few requests too.
 const PACK_BLOCKS_MIN: usize = 12;
-/// Least part of a pack worth two requests, but at a stop.
-const PACK_FILL_MIN: u64 = PACK_BYTES / 2;
 
 /// Blocks and their ancestors that a tier lacks, parents first.
 #[derive(Default)]
@@ -109,10 +107,12 @@ impl Tenant {
     /// One pack of each namespace that has enough for one.
     async fn pack_once(self: &Arc<Self>, tiers: &Arc<Tiers>, wanted: Wanted) -> u64 {
         let Some(object) = &tiers.object else { return 0 };
-        let chains = self.chains(tiers, Tier::Object, wanted, 2 * PACK_BYTES);
+        let chains = self.chains(tiers, Tier::Object, wanted, 2 * object.pack_bytes());
         let mut copied = 0;
         for (namespace, blocks) in by_namespace(self, chains.blocks) {
-            for pack in packs(blocks, |(_, block)| block.slot().len(), wanted == Wanted::All) {
+            for pack in
+                packs(blocks, |(_, block)| block.slot().len(), object.pack_bytes(), wanted == Wanted::All)
+            {
                 let count = pack.len() as u64;
                 let packing = pack.into_iter().map(|(key, block)| Packing {
                     key,
@@ -195,19 +195,25 @@ fn by_namespace(tenant: &Tenant, blocks: Vec<(BlockKey, ImmutableBlock)>) -> Vec
     groups
 }
 
-/// Cuts blocks into packs of about [`PACK_BYTES`]; a last one that is too small waits for more, unless `all`.
-pub(super) fn packs<T>(blocks: Vec<T>, bytes_of: impl Fn(&T) -> u64, all: bool) -> Vec<Vec<T>> {
+/// Cuts blocks into packs of about `pack_bytes`; a last one of less than half of that waits for more, unless
+/// `all`.
+pub(super) fn packs<T>(
+    blocks: Vec<T>,
+    bytes_of: impl Fn(&T) -> u64,
+    pack_bytes: u64,
+    all: bool,
+) -> Vec<Vec<T>> {
     let mut packs = Vec::new();
     let (mut pack, mut bytes) = (Vec::new(), 0);
     for block in blocks {
         bytes += bytes_of(&block);
         pack.push(block);
-        if bytes >= PACK_BYTES && pack.len() >= PACK_BLOCKS_MIN {
+        if bytes >= pack_bytes && pack.len() >= PACK_BLOCKS_MIN {
             packs.push(std::mem::take(&mut pack));
             bytes = 0;
         }
     }
-    if !pack.is_empty() && (all || bytes >= PACK_FILL_MIN) {
+    if !pack.is_empty() && (all || bytes >= pack_bytes / 2) {
         packs.push(pack);
     }
     packs
@@ -220,11 +226,20 @@ mod tests {
     #[test]
     fn packs_are_full_or_wait() {
         let blocks = vec![PACK_BYTES / 16; 36];
-        let lengths =
-            |all| -> Vec<usize> { packs(blocks.clone(), |bytes| *bytes, all).iter().map(Vec::len).collect() };
+        let lengths = |all| -> Vec<usize> {
+            packs(blocks.clone(), |bytes| *bytes, PACK_BYTES, all).iter().map(Vec::len).collect()
+        };
         assert_eq!(lengths(false), [16, 16]);
         assert_eq!(lengths(true), [16, 16, 4]);
-        assert_eq!(packs(vec![PACK_BYTES / 2], |bytes| *bytes, false).len(), 1, "half a pack is worth it");
-        assert_eq!(packs(vec![PACK_BYTES / 4; 24], |bytes| *bytes, false)[0].len(), 12, "large blocks");
+        assert_eq!(
+            packs(vec![PACK_BYTES / 2], |bytes| *bytes, PACK_BYTES, false).len(),
+            1,
+            "half a pack is worth it"
+        );
+        assert_eq!(
+            packs(vec![PACK_BYTES / 4; 24], |bytes| *bytes, PACK_BYTES, false)[0].len(),
+            12,
+            "large blocks"
+        );
     }
 }

@@ -9,7 +9,7 @@ use kelvin_tiering::{
 };
 use parking_lot::Mutex;
 
-use super::{Tiers, flash::Flash, nvme::Nvme, object::Objects};
+use super::{Tiers, flash::Flash, nvme::Nvme, object::Objects, offload::PACK_BYTES};
 use crate::{
     catalog::{Catalog, CatalogError, Opened},
     store::{Clock, Offload, TierOptions},
@@ -72,13 +72,17 @@ impl Tiers {
         let object = match &options.object {
             None => None,
             Some(space) => {
+                let pack_bytes = space.pack_bytes.unwrap_or(PACK_BYTES);
+                let defaults = ObjectOptions::new(&space.url);
                 let packs = PackStore::open(&ObjectOptions {
                     endpoint: space.endpoint.clone(),
                     allow_http: space
                         .endpoint
                         .as_ref()
                         .is_some_and(|endpoint| endpoint.starts_with("http://")),
-                    ..ObjectOptions::new(&space.url)
+                    get_bytes_max: pack_bytes / 4,
+                    gap_bytes_max: defaults.gap_bytes_max.min(pack_bytes / 128),
+                    ..defaults
                 })?;
                 if let Err(error) = packs.check().await {
                     if !error.is_retryable() {
@@ -87,7 +91,13 @@ impl Tiers {
                     tracing::warn!(%error, "the object tier does not answer: its blocks are misses until it does");
                 }
                 let bytes = space.bytes.unwrap_or(0);
-                Some(Self::object_tier(packs, catalog.clone(), bytes, policy(Tier::Object), clock))
+                Some(Self::object_tier(
+                    packs,
+                    catalog.clone(),
+                    (bytes, pack_bytes),
+                    policy(Tier::Object),
+                    clock,
+                ))
             }
         };
         let least = u8::try_from(options.admission).unwrap_or(u8::MAX).min(15);
@@ -129,7 +139,7 @@ impl Tiers {
     fn object_tier(
         packs: PackStore,
         catalog: Arc<Catalog>,
-        bytes: u64,
+        (bytes, pack_bytes): (u64, u64),
         policy: PolicyKind,
         clock: Arc<dyn Clock>,
     ) -> Objects {
@@ -142,7 +152,7 @@ impl Tiers {
             write_rate: Rate::new(Duration::from_millis(60), 200 << 20),
         });
         let blocks = if bytes == 0 { 1 << 20 } else { (bytes / BLOCK_BYTES_GUESS).max(1) as usize };
-        Objects::new(packs, catalog, lane, bytes, Order::new(policy, blocks), clock)
+        Objects::new(packs, catalog, lane, bytes, pack_bytes, Order::new(policy, blocks), clock)
     }
 }
 

@@ -70,7 +70,7 @@ fn packs(dir: &Path, node: &str) -> TierOptions {
     std::fs::create_dir_all(dir.join(node)).unwrap();
     std::fs::create_dir_all(dir.join("bucket")).unwrap();
     let url = dir.join("bucket").display().to_string();
-    let object = ObjectSpace { url, endpoint: None, bytes: None };
+    let object = ObjectSpace { url, endpoint: None, bytes: None, pack_bytes: None };
     TierOptions { data: Some(dir.join(node)), object: Some(object), ..TierOptions::default() }
 }
 
