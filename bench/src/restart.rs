@@ -58,9 +58,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 
-    /// Times the trace's own speed
-    #[arg(long, value_name = "TIMES", default_value_t = 200)]
-    speed: u32,
+    /// Times the trace's own speed [default: 200; smoke: 2000]
+    #[arg(long, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..))]
+    speed: Option<u32>,
 
     /// What a child of this process does
     #[arg(long, hide = true)]
@@ -111,7 +111,11 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.smoke || args.trace.is_some() {
         let home = home(args)?;
-        let trace = (args.trace.as_deref(), args.seed, f64::from(args.speed.max(1)));
+        let trace = (
+            args.trace.as_deref(),
+            args.seed,
+            f64::from(args.speed.unwrap_or(if args.smoke { 2000 } else { 200 })),
+        );
         replay::measure(trace, home.path(), &mut report).context("replay the trace")?;
     }
     report.finish(args.json.as_deref())
