@@ -280,8 +280,9 @@ impl Tenant {
         let mut statuses = Vec::with_capacity(count);
         while statuses.len() < count {
             let first = statuses.len();
-            let (mut works, mut ids, mut bytes) = (Vec::new(), Vec::new(), 0);
-            while first + works.len() < count && works.len() < TOGETHER_BLOCKS && bytes < TOGETHER_BYTES {
+            let most = (count - first).min(TOGETHER_BLOCKS);
+            let (mut works, mut ids, mut bytes) = (Vec::with_capacity(most), Vec::with_capacity(most), 0);
+            while works.len() < most && bytes < TOGETHER_BYTES {
                 let at = first + works.len();
                 // The lease stays with its session meanwhile, without its block, so that expiry and the
                 // session's end see it.
@@ -315,6 +316,9 @@ impl Tenant {
     /// Enters blocks in the index that are about to be published one behind the other, the first of these first:
     /// cheaper than one by one.
     fn index_run(&self, session: &Session, works: &mut [Option<Work>], now: Duration) {
+        if works.len() < 2 {
+            return;
+        }
         let Some(first) = works.first().and_then(Option::as_ref).filter(|work| !work.is_indexed) else {
             return;
         };
