@@ -34,6 +34,8 @@ const CONTINUED: usize = 3;
 pub(super) const CLASSES: usize = USES * CONTINUED * 2;
 /// Ages in uses: two an octave, from 16.
 pub(super) const AGES: usize = 44;
+/// Words of a set of turns.
+const TURN_WORDS: usize = (CLASSES * AGES).div_ceil(u64::BITS as usize);
 const FIRST_AGE_LOG2: u32 = 4;
 /// Tails are looked at afresh after so many uses, or fewer in a small tier. Meanwhile no age changes, so what
 /// was found absent stays so.
@@ -61,8 +63,10 @@ pub(super) struct HitDensity<K, H> {
     order: Vec<(u8, u8)>,
     /// Where a class's age stands in `order`.
     turns: Vec<[u16; AGES]>,
-    /// No tail stands before this in `order`, as of `looked_at`.
-    cursor: usize,
+    /// Places in `order` where tails may stand as of `looked_at`, a bit each.
+    present: [u64; TURN_WORDS],
+    /// Whether these are to be made afresh.
+    is_stale: bool,
     /// Ages are counted up to here.
     looked_at: u64,
     ghosts: Remembered<K, Seen, H>,
@@ -130,7 +134,8 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
             classes: (0..CLASSES).map(|_| none()).collect(),
             order: Vec::with_capacity(CLASSES * AGES),
             turns: vec![[0; AGES]; CLASSES],
-            cursor: 0,
+            present: [0; TURN_WORDS],
+            is_stale: true,
             looked_at: 0,
             ghosts: Remembered::new(0),
         };
@@ -162,20 +167,25 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
             all.reused.iter_mut().zip(&class.reused).for_each(|(all, reused)| *all += reused);
         }
         let unknown = Experience { blocks: 0.0, reused: [0.0; AGES] }.indices(&all);
-        let mut indexed = Vec::with_capacity(CLASSES * AGES);
+        let mut indexed: Vec<(u32, u8, u8)> = Vec::with_capacity(CLASSES * AGES);
         for (number, class) in self.classes.iter_mut().enumerate() {
             let index = if class.blocks < 0.5 { unknown } else { class.indices(&all) };
-            indexed.extend(index.into_iter().enumerate().map(|(age, index)| (index, number, age)));
+            // Numbers that are not negative have the order of their bits.
+            let key = |(age, index): (usize, f32)| (index.to_bits(), (AGES - 1 - age) as u8, number as u8);
+            indexed.extend(index.into_iter().enumerate().map(key));
             class.blocks *= fade;
             class.reused.iter_mut().for_each(|reused| *reused *= fade);
         }
         // Of equal ones the oldest first: before anything was learned this is LRU.
-        indexed.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(b.2.cmp(&a.2)).then(a.1.cmp(&b.1)));
-        self.cursor = 0;
+        let key = |(index, youth, class)| u64::from(index) << 16 | u64::from(youth) << 8 | u64::from(class);
+        let mut keys: Vec<u64> = indexed.into_iter().map(key).collect();
+        keys.sort_unstable();
+        self.is_stale = true;
         self.order.clear();
-        for (turn, (_, class, age)) in indexed.into_iter().enumerate() {
-            self.order.push((class as u8, age as u8));
-            self.turns[class][age] = turn as u16;
+        for (turn, key) in keys.into_iter().enumerate() {
+            let (class, age) = (key as u8, (AGES - 1) as u8 - (key >> 8) as u8);
+            self.order.push((class, age));
+            self.turns[usize::from(class)][usize::from(age)] = turn as u16;
         }
     }
 
@@ -190,6 +200,27 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
             _ => (self.looked_at + 1).saturating_sub(age_from(age + 1)),
         };
         Some((from, 0)..(until, 0))
+    }
+
+    /// Notes which ages each queue's tails may have: those from its youngest to its oldest.
+    fn find_ages(&mut self, queues: &[Queue<K>]) {
+        self.is_stale = false;
+        self.present = [0; TURN_WORDS];
+        for (class, queue) in queues.iter().enumerate() {
+            let age = |rank: &Rank| age_class(self.looked_at.saturating_sub(rank.0));
+            let (Some((youngest, _)), Some((oldest, _))) = (queue.last_key_value(), queue.first_key_value())
+            else {
+                continue;
+            };
+            for age in age(youngest)..=age(oldest) {
+                let turn = self.turns[class][age];
+                self.set_present(turn);
+            }
+        }
+    }
+
+    fn set_present(&mut self, turn: u16) {
+        self.present[usize::from(turn / 64)] |= 1 << (turn % 64);
     }
 
     fn turn_of(&self, queue: usize, rank: Rank) -> u16 {
@@ -240,7 +271,7 @@ where
         }
         if self.clock - self.looked_at >= self.look_uses {
             self.looked_at = self.clock;
-            self.cursor = 0;
+            self.is_stale = true;
         }
     }
 
@@ -279,19 +310,26 @@ where
     }
 
     fn tail(&mut self, queue: usize, rank: Rank) {
-        self.cursor = self.cursor.min(usize::from(self.turn_of(queue, rank)));
+        let turn = self.turn_of(queue, rank);
+        self.set_present(turn);
     }
 
     fn pick(&mut self, queues: &[Queue<K>]) -> Option<(usize, Rank)> {
-        while let Some(&(class, age)) = self.order.get(self.cursor) {
-            let queue = &queues[usize::from(class)];
-            if !queue.is_empty()
-                && let Some((rank, _)) =
-                    self.ranks(usize::from(age)).and_then(|ranks| queue.range(ranks).next())
-            {
-                return Some((usize::from(class), *rank));
+        if self.is_stale {
+            self.find_ages(queues);
+        }
+        for word in 0..TURN_WORDS {
+            while self.present[word] != 0 {
+                let bit = self.present[word].trailing_zeros();
+                let (class, age) = self.order[word * 64 + bit as usize];
+                let ranks = self.ranks(usize::from(age));
+                if let Some((rank, _)) =
+                    ranks.and_then(|ranks| queues[usize::from(class)].range(ranks).next())
+                {
+                    return Some((usize::from(class), *rank));
+                }
+                self.present[word] &= !(1 << bit);
             }
-            self.cursor += 1;
         }
         None
     }
