@@ -9,7 +9,7 @@ use kelvin_tiering::{
 };
 use parking_lot::Mutex;
 
-use super::{Tiers, flash::Flash, nvme::Nvme, object::Objects};
+use super::{Stirred, Tiers, flash::Flash, nvme::Nvme, object::Objects, read::READ_DEADLINE};
 use crate::{
     catalog::{Catalog, CatalogError, Opened},
     store::{Clock, Offload, TierOptions},
@@ -34,6 +34,28 @@ pub(crate) enum OpenError {
     Object(#[from] ObjectError),
 }
 
+/// What the tiers are on, and how patient they are with it.
+#[derive(Debug, Clone)]
+pub(crate) struct Grounds {
+    pub(crate) nvme: Option<NvmeOptions>,
+    /// A read from NVMe that takes longer is given up.
+    pub(crate) nvme_read_deadline: Duration,
+    pub(crate) object: Option<ObjectOptions>,
+}
+
+impl Grounds {
+    /// Those that an operator names.
+    pub(crate) fn of(options: &TierOptions) -> Self {
+        let object = options.object.as_ref().map(|space| ObjectOptions {
+            endpoint: space.endpoint.clone(),
+            allow_http: space.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")),
+            ..ObjectOptions::new(&space.url)
+        });
+        let nvme = (!options.nvme.is_empty()).then(|| nvme_options(options));
+        Self { nvme, nvme_read_deadline: READ_DEADLINE, object }
+    }
+}
+
 /// What a start found.
 #[derive(Debug, Clone)]
 pub(crate) struct StartReport {
@@ -43,9 +65,11 @@ pub(crate) struct StartReport {
 }
 
 impl Tiers {
-    /// Opens what the options name, for tenants with these pools; empty until [`restore`](Self::restore). `None` when they name no cold tier.
+    /// Opens what the options name, which is `grounds`, for tenants with these pools; empty until
+    /// [`restore`](Self::restore). `None` when they name no cold tier.
     pub(crate) async fn open(
         options: &TierOptions,
+        grounds: &Grounds,
         pools: &[&DramPool],
         clock: Arc<dyn Clock>,
     ) -> Result<Option<(Self, StartReport)>, OpenError> {
@@ -55,10 +79,10 @@ impl Tiers {
         catalog.set_places(&options.into())?;
         let policy = |tier| policy_of(options, tier);
         let mut files_absent = 0;
-        let nvme = match options.nvme.is_empty() {
-            true => None,
-            false => {
-                let device = NvmeDevice::open(&nvme_options(options))?;
+        let nvme = match &grounds.nvme {
+            None => None,
+            Some(nvme) => {
+                let device = NvmeDevice::open(nvme)?;
                 for pool in pools {
                     if let Err(error) = device.register(pool).await {
                         tracing::debug!(%error, "memory is not registered with the kernel: NVMe costs more CPU");
@@ -66,28 +90,24 @@ impl Tiers {
                 }
                 let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
                 files_absent = catalog.set_files(&uuids)?.absent;
-                Some(Self::nvme_tier(Flash::new(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
+                let (device, deadline) = (Flash::new(device), grounds.nvme_read_deadline);
+                let policy = policy(Tier::Nvme);
+                Some(Self::nvme_tier(device, catalog.clone(), policy, clock.clone(), deadline))
             }
         };
-        let object = match &options.object {
+        let object = match &grounds.object {
             None => None,
-            Some(space) => {
-                let packs = PackStore::open(&ObjectOptions {
-                    endpoint: space.endpoint.clone(),
-                    allow_http: space
-                        .endpoint
-                        .as_ref()
-                        .is_some_and(|endpoint| endpoint.starts_with("http://")),
-                    ..ObjectOptions::new(&space.url)
-                })?;
+            Some(object) => {
+                let packs = PackStore::open(object)?;
                 if let Err(error) = packs.check().await {
                     if !error.is_retryable() {
                         return Err(error.into());
                     }
                     tracing::warn!(%error, "the object tier does not answer: its blocks are misses until it does");
                 }
-                let bytes = space.bytes.unwrap_or(0);
-                Some(Self::object_tier(packs, catalog.clone(), bytes, policy(Tier::Object), clock))
+                let bytes = options.object.as_ref().and_then(|space| space.bytes).unwrap_or(0);
+                let (policy, deadline) = (policy(Tier::Object), object.read_deadline);
+                Some(Self::object_tier(packs, catalog.clone(), bytes, policy, clock, deadline))
             }
         };
         let least = u8::try_from(options.admission).unwrap_or(u8::MAX).min(15);
@@ -98,6 +118,7 @@ impl Tiers {
             catalog,
             flights: Flights::default(),
             cascading: tokio::sync::Mutex::default(),
+            cascade_wanted: Stirred::default(),
             sightings,
             unordered: Mutex::default(),
             exclusive: options.exclusive,
@@ -107,11 +128,12 @@ impl Tiers {
         Ok(Some((tiers, StartReport { opened, files_absent })))
     }
 
-    pub(super) fn nvme_tier(
+    fn nvme_tier(
         device: Flash,
         catalog: Arc<Catalog>,
         policy: PolicyKind,
         clock: Arc<dyn Clock>,
+        read_deadline: Duration,
     ) -> Nvme {
         use kelvin_tiering::Device as _;
         let lane = Lane::new(LaneOptions {
@@ -123,7 +145,7 @@ impl Tiers {
             write_rate: Rate::new(Duration::from_micros(200), 2 << 30),
         });
         let blocks = (device.usage().capacity_bytes / BLOCK_BYTES_GUESS).max(1) as usize;
-        Nvme::new(device, catalog, lane, Order::new(policy, blocks), clock)
+        Nvme::new(device, catalog, lane, Order::new(policy, blocks), clock, read_deadline)
     }
 
     fn object_tier(
@@ -132,6 +154,7 @@ impl Tiers {
         bytes: u64,
         policy: PolicyKind,
         clock: Arc<dyn Clock>,
+        turn_deadline: Duration,
     ) -> Objects {
         let lane = Lane::new(LaneOptions {
             in_flight_bytes: 512 << 20,
@@ -142,7 +165,7 @@ impl Tiers {
             write_rate: Rate::new(Duration::from_millis(60), 200 << 20),
         });
         let blocks = if bytes == 0 { 1 << 20 } else { (bytes / BLOCK_BYTES_GUESS).max(1) as usize };
-        Objects::new(packs, catalog, lane, bytes, Order::new(policy, blocks), clock)
+        Objects::new(packs, catalog, lane, bytes, Order::new(policy, blocks), clock, turn_deadline)
     }
 }
 

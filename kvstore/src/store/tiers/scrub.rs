@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Tiers;
+use super::{LoadFailure, Tiers};
 
 /// Bytes a second that the scrubber reads: a terabyte in a day and a half.
 const BYTES_PER_SECOND: u64 = 8 << 20;
@@ -54,14 +54,13 @@ impl Tiers {
     ) -> Verified {
         let mut found = Verified::default();
         let Some(nvme) = &self.nvme else { return found };
-        for key in nvme.keys() {
-            let Some(copy) = nvme.copy(&key) else { continue };
-            let damaged = nvme.counters.damaged.get();
+        for key in nvme.copies.keys() {
+            let Some(copy) = nvme.copies.get(&key) else { continue };
             let bytes = copy.slot.bytes();
             match nvme.read_quietly(&key, &copy).await {
-                Some(_) => {}
-                None if nvme.counters.damaged.get() > damaged => found.damaged += 1,
-                None => found.unreadable += 1,
+                Ok(_) => {}
+                Err(LoadFailure::Damaged) => found.damaged += 1,
+                Err(_) => found.unreadable += 1,
             }
             nvme.counters.scrubbed.add(1);
             found.blocks += 1;
