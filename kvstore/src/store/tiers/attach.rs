@@ -70,11 +70,12 @@ impl Below {
         self.stirred.stir();
     }
 
-    /// The checksum under which NVMe has the block. A pack's copy does not count: it may be out of reach just when
-    /// the block is made anew, and then the new one has to serve.
+    /// The checksum under which NVMe has the block. A copy out of reach does not count, nor does a pack's, which may
+    /// be just when the block is made anew: then the new one has to serve.
     pub(in crate::store) fn settled(&self, key: &BlockKey) -> Option<Checksum> {
         let nvme = self.tiers.get()?.nvme.as_ref()?;
-        nvme.copies.get(key).map(|copy| copy.checksum)
+        let copy = nvme.copies.get(key).filter(|copy| nvme.device().reads_from(&copy.slot))?;
+        Some(copy.checksum)
     }
 
     /// A block leaves DRAM to make room. Should it have no copy, that is counted; and the reason is returned if

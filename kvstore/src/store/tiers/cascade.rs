@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use kelvin_tiering::Device;
+use kelvin_tiering::{Device, Tier};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,6 +21,8 @@ use crate::store::BlockKey;
 const REST: Duration = Duration::from_millis(100);
 /// Everything written is made to survive a power failure this often.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
+/// What could not be synced is tried again after.
+const SYNC_AGAIN: Duration = Duration::from_secs(1);
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
 const FILL_PERCENT: u64 = 70;
 const WINDOW_PERCENT: u64 = 20;
@@ -54,20 +56,24 @@ pub(crate) async fn run(tiers: Arc<Tiers>, stop: CancellationToken) {
 /// Syncs what was written, and collects dead packs, until `stop`.
 pub(crate) async fn keep_house(tiers: Arc<Tiers>, stop: CancellationToken) {
     let mut synced = 0;
-    let mut next_collection = tokio::time::Instant::now() + COLLECT_EVERY;
+    let now = tokio::time::Instant::now();
+    let (mut next_sync, mut next_collection) = (now, now + COLLECT_EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(SYNC_EVERY) => {}
         }
+        let now = tokio::time::Instant::now();
         if let Some(nvme) = &tiers.nvme {
             let written = nvme.counters.offloaded.get();
-            if written != synced {
-                nvme.sync().await;
-                synced = written;
+            if written != synced && now >= next_sync {
+                match nvme.sync().await {
+                    true => synced = written,
+                    false => next_sync = now + SYNC_AGAIN,
+                }
             }
         }
-        if tokio::time::Instant::now() >= next_collection {
+        if now >= next_collection {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = tiers.collect() => {}
@@ -86,7 +92,7 @@ impl Tiers {
         let mut batch = Batch::default();
         let (Some(nvme), Some(object)) = (&self.nvme, &self.object) else { return batch };
         let _one = self.cascading.lock().await;
-        if !nvme.device().reads() || !object.takes_packs() {
+        if !nvme.device().reads() || !self.takes(Tier::Object) {
             return Batch::REFUSED;
         }
         let chains = chains(nvme, object, all);

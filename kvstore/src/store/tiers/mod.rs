@@ -22,6 +22,7 @@
 
 mod attach;
 mod cascade;
+mod collect;
 mod copies;
 mod flash;
 mod life;
@@ -185,6 +186,15 @@ impl Tiers {
             tiers.insert(Tier::Object as u32);
         }
         tiers
+    }
+
+    /// Whether copies can come to a tier at the moment.
+    fn takes(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.device().takes_writes()),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.packs().takes()),
+            Tier::Hbm | Tier::Dram => false,
+        }
     }
 
     /// The tier that DRAM offloads to.

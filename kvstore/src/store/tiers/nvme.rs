@@ -295,17 +295,21 @@ impl Nvme {
         }
     }
 
-    /// Makes everything entered so far survive a power failure.
-    pub(super) async fn sync(&self) {
-        if let Err(error) = self.device.sync().await {
-            tracing::warn!(%error, "NVMe data could not be synced");
+    /// Makes everything entered so far survive a power failure; whether it does.
+    pub(super) async fn sync(&self) -> bool {
+        let fails = |what: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(%error, "{what} could not be synced");
             self.counters.errors.add(1);
-            return;
+        };
+        if let Err(error) = self.device.sync().await {
+            fails("NVMe data", &error);
+            return false;
         }
         if let Err(error) = self.catalog.sync() {
-            tracing::warn!(%error, "the catalog could not be synced");
-            self.counters.errors.add(1);
+            fails("the catalog", &error);
+            return false;
         }
+        true
     }
 
     pub(super) fn report(&self) -> TierReport {

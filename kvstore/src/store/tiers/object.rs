@@ -26,7 +26,6 @@ use super::{
     copies::{Copies, Held, announce, withdraw},
     reason_of,
     report::{TierCounters, TierReport},
-    scrub::Verified,
 };
 use crate::{
     SequenceHash,
@@ -34,9 +33,6 @@ use crate::{
     insight::Reason,
     store::{BlockKey, Clock, Namespace, table::Keyed},
 };
-
-/// A pack of which less than this is live is written anew.
-const LIVE_RATIO_MIN: f64 = 0.5;
 
 /// A copy in a pack.
 #[derive(Clone)]
@@ -50,7 +46,7 @@ pub(super) struct ObjectCopy {
 }
 
 impl ObjectCopy {
-    fn entry(&self, hash: SequenceHash) -> PackEntry {
+    pub(super) fn entry(&self, hash: SequenceHash) -> PackEntry {
         PackEntry {
             hash: hash.to_bytes(),
             parent: self.parent.map(|parent| parent.to_bytes()),
@@ -75,26 +71,26 @@ impl Held for ObjectCopy {
     }
 }
 
-struct Pack {
-    namespace: Arc<Namespace>,
-    bytes: u64,
-    blocks: u32,
-    live: u32,
+pub(super) struct Pack {
+    pub(super) namespace: Arc<Namespace>,
+    pub(super) bytes: u64,
+    pub(super) blocks: u32,
+    pub(super) live: u32,
     /// Whether this store wrote it, and so collects it.
-    own: bool,
+    pub(super) own: bool,
 }
 
 /// What the tier keeps beside its copies.
 #[derive(Default)]
 pub(super) struct Packs {
-    by_id: HashMap<PackId, Pack>,
+    pub(super) by_id: HashMap<PackId, Pack>,
     /// Of all copies.
     live_bytes: u64,
 }
 
 impl Packs {
     /// A copy came to its pack.
-    fn add(&mut self, copy: &ObjectCopy) {
+    pub(super) fn add(&mut self, copy: &ObjectCopy) {
         self.live_bytes += u64::from(copy.bytes);
         if let Some(pack) = self.by_id.get_mut(&copy.pack) {
             pack.live += 1;
@@ -102,7 +98,7 @@ impl Packs {
     }
 
     /// And went.
-    fn remove(&mut self, copy: &ObjectCopy) {
+    pub(super) fn remove(&mut self, copy: &ObjectCopy) {
         self.live_bytes -= u64::from(copy.bytes);
         if let Some(pack) = self.by_id.get_mut(&copy.pack) {
             pack.live -= 1;
@@ -210,7 +206,7 @@ impl Objects {
     }
 
     /// Notes a pack of this store in the catalog. The bucket has it already: a failure costs a restart a request.
-    fn record(&self, info: &PackInfo) {
+    pub(super) fn record(&self, info: &PackInfo) {
         if let Err(error) = self.catalog.put_pack(&super::pack_record(info)) {
             tracing::warn!(%error, pack = %info.id, "the catalog takes no pack: a restart lists it again");
             self.counters.errors.add(1);
@@ -295,7 +291,7 @@ impl Objects {
     }
 
     /// Forgets a pack that is gone; how many copies were in it still.
-    fn forget_pack(&self, namespace: &Namespace, id: PackId) -> u64 {
+    pub(super) fn forget_pack(&self, namespace: &Namespace, id: PackId) -> u64 {
         let lost = self.copies_in(id);
         for (key, copy) in &lost {
             self.drop_this(key, copy, Reason::TierFailed);
@@ -309,7 +305,7 @@ impl Objects {
     }
 
     /// The copies in a pack.
-    fn copies_in(&self, pack: PackId) -> Vec<(BlockKey, ObjectCopy)> {
+    pub(super) fn copies_in(&self, pack: PackId) -> Vec<(BlockKey, ObjectCopy)> {
         let table = self.copies.lock();
         let of_pack = table.by_key.iter().filter(|(_, copy)| copy.pack == pack);
         of_pack.map(|(key, copy)| (*key, copy.clone())).collect()
@@ -394,7 +390,7 @@ impl Objects {
     }
 
     /// What a failed read means: a copy that is wrong or gone is forgotten, one that could not be reached stays.
-    fn failed(&self, key: &BlockKey, copy: &ObjectCopy, failure: ReadFailure) -> LoadFailure {
+    pub(super) fn failed(&self, key: &BlockKey, copy: &ObjectCopy, failure: ReadFailure) -> LoadFailure {
         match failure {
             ReadFailure::Damaged => {
                 tracing::error!(block = %key.hash, pack = %copy.pack, "damaged block in a pack dropped");
@@ -417,103 +413,6 @@ impl Objects {
             // The way there, not the block: that may be whole, and is asked for again by the next call.
             ReadFailure::Unavailable | ReadFailure::Failed(_) => LoadFailure::Busy,
         }
-    }
-
-    /// Deletes dead packs of this store, and writes those anew of which little is live. Returns packs deleted,
-    /// packs rewritten.
-    pub(super) async fn collect(&self) -> (u64, u64) {
-        let candidates: Vec<(PackId, Arc<Namespace>, bool)> = {
-            let table = self.copies.lock();
-            let worth =
-                |pack: &Pack| pack.own && f64::from(pack.live) < LIVE_RATIO_MIN * f64::from(pack.blocks);
-            let worth = table.more.by_id.iter().filter(|(_, pack)| worth(pack));
-            worth.map(|(id, pack)| (*id, pack.namespace.clone(), pack.live > 0)).collect()
-        };
-        let (mut deleted, mut rewritten) = (0, 0);
-        for (id, namespace, live) in candidates {
-            if live {
-                if !self.rewrite(id, &namespace).await {
-                    continue;
-                }
-                rewritten += 1;
-            }
-            match self.packs.delete(namespace.persistent, id).await {
-                Ok(()) => {
-                    // What could not be read when the others moved.
-                    self.counters.lost.add(self.forget_pack(&namespace, id));
-                    deleted += 1;
-                }
-                Err(error) => tracing::warn!(%error, pack = %id, "a dead pack could not be deleted"),
-            }
-        }
-        (deleted, rewritten)
-    }
-
-    /// Moves the live blocks of a pack into a new one.
-    async fn rewrite(&self, id: PackId, namespace: &Arc<Namespace>) -> bool {
-        let persistent = namespace.persistent;
-        let Ok(info) = self.packs.footer(persistent, id).await else { return false };
-        let keys: Vec<BlockKey> = info
-            .entries
-            .iter()
-            .map(|entry| BlockKey { namespace: namespace.id, hash: SequenceHash::from_bytes(entry.hash) })
-            .filter(|key| self.copies.get(key).is_some_and(|copy| copy.pack == id))
-            .collect();
-        let live: Vec<[u8; 16]> = keys.iter().map(|key| key.hash.to_bytes()).collect();
-        let fresh = match self.packs.rewrite(&info, &live).await {
-            Ok(fresh) => fresh,
-            Err(error) => {
-                tracing::warn!(%error, pack = %id, "a pack could not be written anew");
-                return false;
-            }
-        };
-        self.record(&fresh);
-        let mut table = self.copies.lock();
-        let table = &mut *table;
-        let blocks = fresh.entries.len() as u32;
-        let pack = Pack { namespace: namespace.clone(), bytes: fresh.bytes, blocks, live: 0, own: true };
-        table.more.by_id.insert(fresh.id, pack);
-        for entry in &fresh.entries {
-            let key = BlockKey { namespace: namespace.id, hash: SequenceHash::from_bytes(entry.hash) };
-            if let Some(copy) = table.by_key.get_mut(&key)
-                && copy.pack == id
-            {
-                table.more.remove(copy);
-                (copy.pack, copy.offset) = (fresh.id, entry.offset);
-                table.more.add(copy);
-            }
-        }
-        true
-    }
-
-    /// Every pack that is known.
-    pub(super) fn pack_ids(&self) -> Vec<PackId> {
-        self.copies.lock().more.by_id.keys().copied().collect()
-    }
-
-    /// Reads the live blocks of a pack and checks them.
-    pub(super) async fn verify(&self, pack: PackId) -> Verified {
-        let mut found = Verified::default();
-        let wanted = self.copies_in(pack);
-        let Some(namespace) = wanted.first().map(|(_, copy)| copy.namespace.persistent) else { return found };
-        let buffers = wanted.iter().map(|(key, copy)| (copy.entry(key.hash), vec![0u8; copy.bytes as usize]));
-        let answers = self.packs.get(namespace, pack, buffers.collect()).await;
-        for ((key, copy), (_, result)) in wanted.iter().zip(answers) {
-            found.blocks += 1;
-            found.bytes += u64::from(copy.bytes);
-            match result.map_err(|failure| self.failed(key, copy, failure)) {
-                Ok(()) => {}
-                Err(LoadFailure::Damaged) => found.damaged += 1,
-                Err(_) => found.unreadable += 1,
-            }
-        }
-        self.counters.scrubbed.add(found.blocks);
-        found
-    }
-
-    /// Whether packs would be written at the moment, or the breaker is open.
-    pub(super) fn takes_packs(&self) -> bool {
-        self.packs.takes()
     }
 
     /// Whether requests are made at the moment, or the breaker is open.

@@ -13,9 +13,14 @@
 //!
 //! # Back-pressure
 //! One batch is under way at a time. DRAM does not wait for it: a block that is evicted before its turn is
-//! dropped, and counted (`evicted_uncopied`). So a slow device costs copies, never latency.
+//! dropped, and counted (`evicted_uncopied`). A batch stays in DRAM until it is written, so it takes a small part of
+//! it only. So a slow device costs copies, never latency.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use kelvin_tiering::Tier;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +42,8 @@ const WINDOW_BLOCKS_MAX: usize = 8192;
 const FRESH_BATCH: usize = 256;
 /// Looked at for packs in eager mode, which take that many small ones.
 const FRESH_BATCH_OF_PACKS: usize = 8192;
+/// A batch takes at most one in so many bytes of DRAM, but for enough to make a pack of.
+const BATCH_SHARE: u64 = 8;
 /// Bytes of one batch to NVMe.
 const BATCH_BYTES: u64 = 64 << 20;
 /// Bytes of one pack ...
@@ -112,37 +119,39 @@ pub(crate) async fn run(tenant: Arc<Tenant>, tiers: Arc<Tiers>, stop: Cancellati
 }
 
 /// Which blocks to copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum Wanted<'a> {
     /// Those that go next, or in eager mode those that came.
     Upcoming,
-    /// All there are: before a stop.
-    All,
+    /// All of these, before a stop. A batch takes from the front.
+    These(&'a mut VecDeque<BlockKey>),
 }
 
 impl Tenant {
     /// Copies every block that has no copy in a cold tier, so that a restart finds it. Returns how many.
     pub(crate) async fn flush(self: &Arc<Self>, tiers: &Arc<Tiers>) -> u64 {
         let mut copied = 0;
+        let mut keys = VecDeque::from(self.sealed_keys());
         loop {
-            let batch = self.offload_once(tiers, Wanted::All).await;
-            if batch.copied == 0 {
+            let left = keys.len();
+            let batch = self.offload_once(tiers, Wanted::These(&mut keys)).await;
+            copied += batch.copied;
+            if batch.copied < batch.wanted || batch.copied == 0 && keys.len() == left {
                 return copied;
             }
-            copied += batch.copied;
         }
     }
 
     /// One batch.
-    async fn offload_once(self: &Arc<Self>, tiers: &Arc<Tiers>, wanted: Wanted) -> Batch {
+    async fn offload_once(self: &Arc<Self>, tiers: &Arc<Tiers>, mut wanted: Wanted<'_>) -> Batch {
         let _one = self.below.offloading.lock().await;
         let Some(tier) = tiers.first() else { return Batch::default() };
-        if tiers.nvme.as_ref().is_some_and(|nvme| !nvme.device().takes_writes()) {
+        if !tiers.takes(tier) {
             return Batch::REFUSED;
         }
         #[cfg(test)]
         self.below.looks.add(1);
-        let chains = self.chains(tiers, tier, wanted);
+        let all = matches!(wanted, Wanted::These(_));
+        let chains = self.chains(tiers, tier, &mut wanted);
         let batch = match &tiers.nvme {
             Some(nvme) => {
                 let blocks = chains.blocks.into_iter().filter_map(|(key, block)| {
@@ -154,7 +163,7 @@ impl Tenant {
                 nvme.counters.offloaded.add(copied);
                 Batch { wanted, copied }
             }
-            None => self.pack(tiers, chains.blocks, wanted).await,
+            None => self.pack(tiers, chains.blocks, all).await,
         };
         if batch.copied > 0 {
             tiers.cascade_wanted.stir();
@@ -165,17 +174,17 @@ impl Tenant {
         batch
     }
 
-    /// Packs of each namespace that has enough for one.
+    /// Packs of each namespace that has enough for one; with `all`, of the rest too.
     async fn pack(
         self: &Arc<Self>,
         tiers: &Arc<Tiers>,
         blocks: Vec<(BlockKey, ImmutableBlock)>,
-        wanted: Wanted,
+        all: bool,
     ) -> Batch {
         let mut batch = Batch::default();
         let Some(object) = &tiers.object else { return batch };
         for (namespace, blocks) in by_namespace(self, blocks) {
-            for pack in packs(blocks, |(_, block)| block.slot().len(), wanted == Wanted::All) {
+            for pack in packs(blocks, |(_, block)| block.slot().len(), all) {
                 let count = pack.len() as u64;
                 let packing = pack.into_iter().map(|(key, block)| Packing {
                     key,
@@ -193,37 +202,39 @@ impl Tenant {
     }
 
     /// Blocks wanted in `tier`, each behind its ancestors that it lacks, for about one batch.
-    fn chains(&self, tiers: &Tiers, tier: Tier, wanted: Wanted) -> Chains {
+    fn chains(&self, tiers: &Tiers, tier: Tier, wanted: &mut Wanted<'_>) -> Chains {
+        let share = self.usage().capacity_bytes / BATCH_SHARE;
         let (bytes_max, fresh_max) = match tier {
-            Tier::Nvme => (BATCH_BYTES, FRESH_BATCH),
-            _ => (2 * PACK_BYTES, FRESH_BATCH_OF_PACKS),
+            Tier::Nvme => (share.min(BATCH_BYTES), FRESH_BATCH),
+            _ => (share.clamp(PACK_FILL_MIN, 2 * PACK_BYTES), FRESH_BATCH_OF_PACKS),
         };
         let has = |key: &BlockKey| tiers.contains(tier, key);
-        let wants = |key: &BlockKey| !has(key) && tiers.admits(key);
         let mut chains = Chains::default();
-        let mut candidates = match wanted {
-            Wanted::All => self.sealed_keys(),
-            Wanted::Upcoming if tiers.eager => self.below.take_fresh(fresh_max),
-            Wanted::Upcoming => Vec::new(),
+        // How many were gone through.
+        let add = |chains: &mut Chains, keys: &mut dyn Iterator<Item = BlockKey>| {
+            let wants = |key: &BlockKey| !has(key) && tiers.admits(key);
+            keys.take_while(|key| {
+                chains.bytes < bytes_max && (!wants(key) || self.add_chain(chains, *key, &has, bytes_max))
+            })
+            .count()
         };
-        let fresh = if wanted == Wanted::Upcoming { candidates.len() } else { 0 };
-        // Fresh blocks may wait for more to make a pack of, while others near eviction.
-        if wanted == Wanted::Upcoming && (fresh == 0 || tier == Tier::Object) {
-            candidates.extend(self.near_eviction());
-        }
-        let mut reached = 0;
-        for &key in &candidates {
-            if chains.bytes >= bytes_max {
-                break;
+        match wanted {
+            Wanted::These(keys) => {
+                let reached = add(&mut chains, &mut keys.iter().copied());
+                keys.drain(..reached);
             }
-            reached += 1;
-            if wants(&key) {
-                self.add_chain(&mut chains, key, &has);
+            Wanted::Upcoming => {
+                let mut fresh = if tiers.eager { self.below.take_fresh(fresh_max) } else { Vec::new() };
+                let reached = add(&mut chains, &mut fresh.iter().copied());
+                // Fresh blocks may wait for more to make a pack of, while others near eviction.
+                if fresh.is_empty() || tier == Tier::Object {
+                    add(&mut chains, &mut self.near_eviction().into_iter());
+                }
+                let mut at = 0..;
+                fresh.retain(|key| at.next() >= Some(reached) || chains.taken.contains(key));
+                chains.fresh = fresh;
             }
         }
-        let fresh = candidates[..fresh].iter().enumerate();
-        let in_hand = fresh.filter(|(at, key)| *at >= reached || chains.taken.contains(key));
-        chains.fresh = in_hand.map(|(_, key)| *key).collect();
         chains
     }
 
@@ -238,22 +249,33 @@ impl Tenant {
     }
 
     /// Adds a block behind those of its ancestors that have no copy; nothing, should one of them not be there.
-    fn add_chain(&self, chains: &mut Chains, key: BlockKey, has: &dyn Fn(&BlockKey) -> bool) {
+    /// False if there was no room for all of them.
+    fn add_chain(
+        &self,
+        chains: &mut Chains,
+        key: BlockKey,
+        has: &dyn Fn(&BlockKey) -> bool,
+        bytes_max: u64,
+    ) -> bool {
         let mut path = Vec::new();
         let mut next = Some(key);
         while let Some(key) = next {
             if chains.taken.contains(&key) || has(&key) {
                 break;
             }
-            let Some(block) = self.sealed(key) else { return };
+            let Some(block) = self.sealed(key) else { return true };
             next = block.parent().map(|hash| BlockKey { hash, ..key });
             path.push((key, block));
         }
         for (key, block) in path.into_iter().rev() {
+            if chains.bytes >= bytes_max {
+                return false;
+            }
             chains.taken.insert(key);
             chains.bytes += block.slot().len();
             chains.blocks.push((key, block));
         }
+        true
     }
 }
 

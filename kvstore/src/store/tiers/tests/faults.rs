@@ -70,6 +70,21 @@ async fn a_read_that_meets_no_device_keeps_the_copy() {
     bench.stop().await;
 }
 
+/// An engine that makes a block again may make other bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_out_of_reach_conflicts_with_nothing() {
+    let dir = TempDir::new().unwrap();
+    let bench = Bench::start(16, nvme(dir.path())).await;
+    bench.store(1, 0, 4).await;
+    bench.drop_from(&[Tier::Dram], 1);
+    let other = content(9, 9);
+    assert_eq!(bench.commit_bytes(1, 0, &other), BlockStatus::Conflict);
+    bench.tiers().nvme().unwrap().device().faulty().inject(Fault::Vanish);
+    assert_eq!(bench.commit_bytes(1, 0, &other), BlockStatus::Stored);
+    assert_eq!(bench.matched(1, 4), 1);
+    bench.crash().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_device_is_a_timeout_and_keeps_its_copies() {
     let dir = TempDir::new().unwrap();
@@ -87,6 +102,47 @@ async fn a_slow_device_is_a_timeout_and_keeps_its_copies() {
     assert_eq!(bench.report(Tier::Nvme).blocks, 18);
     assert_eq!((bench.matched(2, 6), bench.readable(2, 6).await), (6, 6));
     bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_device_holds_little_of_dram_while_it_is_written_to() {
+    let dir = TempDir::new().unwrap();
+    let bench = Bench::start(24, nvme(dir.path())).await;
+    bench.tiers().nvme().unwrap().device().faulty().inject(Fault::SlowDown(HOUR));
+    bench.commit(1, 0, 20);
+    eventually("a batch is on its way", || bench.report(Tier::Nvme).lane.in_flight_bytes > 0).await;
+    // Each of these is `Reserved`, or this fails.
+    bench.commit(2, 0, 20);
+    assert_eq!(bench.readable(2, 20).await, 20);
+    assert!(bench.report(Tier::Nvme).counts.uncopied > 0, "what was not copied in time is counted");
+    bench.crash().await;
+}
+
+/// The file is there, but what was in it is not: every read fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_fails_every_read_loses_few_copies() {
+    let dir = TempDir::new().unwrap();
+    let options = nvme(dir.path());
+    let mut grounds = Grounds::of(&options);
+    // Not within this test.
+    grounds.nvme.as_mut().unwrap().retry_after = HOUR;
+    let bench = Bench::start_on(64, options, grounds).await;
+    for sequence in 1..=4 {
+        bench.store(sequence, 0, 16).await;
+    }
+    (1..=3).for_each(|sequence| bench.drop_from(&[Tier::Dram], sequence));
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("nvme/kelvin.blocks")).unwrap();
+    file.set_len(4096).unwrap();
+    for sequence in 1..=3 {
+        assert_eq!(bench.readable(sequence, 16).await, 0);
+    }
+    let report = bench.report(Tier::Nvme);
+    assert!(!report.healthy && report.blocks >= 64 - 8 && report.lane.errors >= 8, "{report:?}");
+    assert_eq!((bench.matched(3, 16), bench.matched(4, 16), bench.readable(4, 16).await), (0, 16, 16));
+    // Nor is it emptied for what it would not take.
+    bench.store(5, 0, 16).await;
+    assert_eq!(bench.report(Tier::Nvme).blocks, report.blocks);
+    bench.crash().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Scenarios on a store with cold tiers: real files, real catalog, a directory for a bucket.
 
 mod faults;
+mod full_disk;
 mod idle;
 mod packs;
 mod s3;
@@ -132,16 +133,19 @@ impl Bench {
     /// Stores a sequence's blocks `from..to` in DRAM.
     fn commit(&self, sequence: u8, from: u32, to: u32) {
         for n in from..to {
-            let parent = n.checked_sub(1).map(|n| hash(sequence, n));
-            let reserved = self.tenant().reserve(self.session, parent, &[hash(sequence, n)], TTL).unwrap();
-            assert_eq!(reserved[0].status, BlockStatus::Reserved, "block {n} of {sequence}");
-            let lease = reserved[0].lease;
-            let mut block = self.tenant().take_write(self.session, lease).unwrap();
-            block.slot.bytes_mut().copy_from_slice(&content(sequence, n));
-            assert!(self.tenant().put_write(self.session, lease, block));
-            let sum = checksum(&content(sequence, n));
-            assert_eq!(self.tenant().commit(self.session, &[(lease, sum)]).unwrap(), [BlockStatus::Stored]);
+            assert_eq!(self.commit_bytes(sequence, n, &content(sequence, n)), BlockStatus::Stored);
         }
+    }
+
+    fn commit_bytes(&self, sequence: u8, n: u32, bytes: &[u8]) -> BlockStatus {
+        let parent = n.checked_sub(1).map(|n| hash(sequence, n));
+        let reserved = self.tenant().reserve(self.session, parent, &[hash(sequence, n)], TTL).unwrap();
+        assert_eq!(reserved[0].status, BlockStatus::Reserved, "block {n} of {sequence}");
+        let lease = reserved[0].lease;
+        let mut block = self.tenant().take_write(self.session, lease).unwrap();
+        block.slot.bytes_mut().copy_from_slice(bytes);
+        assert!(self.tenant().put_write(self.session, lease, block));
+        self.tenant().commit(self.session, &[(lease, checksum(bytes))]).unwrap()[0]
     }
 
     /// Takes a sequence out of tiers.

@@ -54,6 +54,23 @@ async fn a_sparse_pack_is_written_anew_and_a_reader_of_the_old_one_harms_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_was_written_anew_and_not_deleted_is_deleted_later() {
+    let dir = TempDir::new().unwrap();
+    let bench = Bench::start(64, packs(dir.path(), "data")).await;
+    bench.commit(1, 0, 10);
+    bench.tenant().flush(bench.tiers()).await;
+    let objects = bench.tiers().objects().unwrap();
+    let pack = objects.copies.get(&bench.key(1, 0)).unwrap().pack;
+    bench.drop_behind(&[Tier::Dram, Tier::Object], 1, 3);
+    assert!(objects.rewrite(pack, &bench.namespace).await);
+    assert_eq!(objects.survey().0, 2);
+    assert_eq!(bench.tiers().collect().await, (1, 0));
+    bench.drop_from(&[Tier::Dram], 1);
+    assert_eq!((objects.survey().0, bench.readable(1, 10).await), (1, 3));
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn packs_of_blocks_that_do_not_fit_are_not_shown() {
     let dir = TempDir::new().unwrap();
     let bench = Bench::start(64, packs(dir.path(), "data")).await;
