@@ -116,16 +116,10 @@ impl<C: Held, M> Table<C, M> {
         self.by_key.remove(key)
     }
 
-    /// The copy that goes next, of those that nobody pinned and `may_go` lets go.
-    pub(super) fn victim(
-        &mut self,
-        now: Duration,
-        mut may_go: impl FnMut(&C) -> bool,
-    ) -> Option<(BlockKey, Why)> {
+    /// The copy that goes next, of those that nobody pinned.
+    pub(super) fn victim(&mut self, now: Duration) -> Option<(BlockKey, Why)> {
         let Self { by_key, order, .. } = self;
-        order.victim(now, &mut |key| {
-            by_key.get(key).is_none_or(|copy| copy.namespace().may_drop(key) && may_go(copy))
-        })
+        order.victim(now, &mut |key| by_key.get(key).is_none_or(|copy| copy.namespace().may_drop(key)))
     }
 }
 

@@ -67,11 +67,6 @@ impl Flash {
         !self.is_away() && self.nvme().health_at(slot) != DeviceHealth::Failed
     }
 
-    /// Whether the file of a slot takes blocks.
-    pub(super) fn writes_to(&self, slot: &NvmeSlot) -> bool {
-        !self.is_away() && self.nvme().health_at(slot) == DeviceHealth::Healthy
-    }
-
     /// A device that a test has pulled out; of a real one its health tells.
     fn is_away(&self) -> bool {
         match self {

@@ -239,11 +239,11 @@ impl Nvme {
         }
     }
 
-    /// A slot; copies make room for it in their order. Only those in files that take writes: what is on a device
-    /// that can still be read is of more use than its place.
+    /// A slot; copies make room for it in their order.
     fn room(&self, bytes: u64, now: Duration) -> Option<NvmeSlot> {
         // Bounded: a device of many sizes may have to empty an extent, but a device that gives nothing back
-        // must not be emptied for it.
+        // must not be emptied for it. A copy in a file that takes no writes frees nothing, but what stands before
+        // it, perhaps elsewhere, can go only after it.
         for _ in 0..4096 {
             if let Some(slot) = self.device.allocate(bytes) {
                 return Some(slot);
@@ -251,7 +251,7 @@ impl Nvme {
             if !self.device.takes_writes() {
                 return None;
             }
-            let (victim, why) = self.copies.lock().victim(now, |copy| self.device.writes_to(&copy.slot))?;
+            let (victim, why) = self.copies.lock().victim(now)?;
             self.counters.evicted(why);
             self.drop_copy(&victim, reason_of(why));
         }

@@ -322,7 +322,7 @@ impl Objects {
                 if table.more.live_bytes <= self.capacity_bytes {
                     return;
                 }
-                table.victim(self.clock.now(), |_| true)
+                table.victim(self.clock.now())
             };
             let Some((victim, why)) = victim else { return };
             self.counters.evicted(why);

@@ -263,14 +263,17 @@ impl Tenant {
             if chains.taken.contains(&key) || has(&key) {
                 break;
             }
-            let Some(block) = self.sealed(key) else { return true };
-            next = block.parent().map(|hash| BlockKey { hash, ..key });
-            path.push((key, block));
+            // Not held yet: a path may be most of DRAM, and who wants a slot meanwhile would find none.
+            let Some(parent) = self.sealed(key).map(|block| block.parent()) else { return true };
+            next = parent.map(|hash| BlockKey { hash, ..key });
+            path.push(key);
         }
-        for (key, block) in path.into_iter().rev() {
+        for key in path.into_iter().rev() {
             if chains.bytes >= bytes_max {
                 return false;
             }
+            // What stands behind one that went meanwhile would have no parent.
+            let Some(block) = self.sealed(key) else { return true };
             chains.taken.insert(key);
             chains.bytes += block.slot().len();
             chains.blocks.push((key, block));
