@@ -13,6 +13,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -35,6 +36,10 @@ const ROUNDS_MAX: usize = 4;
 /// A block that arrived, or why it did not.
 type Arrival = (BlockKey, Tier, Result<ImmutableBlock, LoadFailure>);
 
+/// How long a prefix that found no slot waits for the batch that is being offloaded: on a device that works it is
+/// over by then.
+const BATCH_PATIENCE: Duration = Duration::from_millis(100);
+
 /// Copies that are there and could not be had: they are not asked for again in the same call.
 type GivenUp = HashSet<(BlockKey, Tier)>;
 
@@ -44,6 +49,8 @@ struct Plan {
     nvme: Vec<(Flight<BlockKey>, NvmeCopy, DramSlot)>,
     packs: BTreeMap<PackId, Vec<(Flight<BlockKey>, ObjectCopy, DramSlot)>>,
     others: Vec<Landing>,
+    /// There was no slot for the next block.
+    starved: bool,
 }
 
 impl Plan {
@@ -68,7 +75,13 @@ impl Tenant {
         let mut held: HashMap<BlockKey, ImmutableBlock> = HashMap::new();
         let mut given_up = GivenUp::new();
         for _ in 0..ROUNDS_MAX {
-            let plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
+            let mut plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
+            if plan.starved && plan.is_empty() {
+                // The end of a sequence that is being offloaded keeps all before it in DRAM. No batch begins
+                // while slots are looked for again.
+                let _none = tokio::time::timeout(BATCH_PATIENCE, self.below.offloading.lock()).await;
+                plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
+            }
             if plan.is_empty() {
                 break;
             }
@@ -122,6 +135,7 @@ impl Tenant {
                 }
             };
             let Some(slot) = self.slot(namespace.spec.block_bytes) else {
+                plan.starved = true;
                 break;
             };
             match (nvme, object) {
