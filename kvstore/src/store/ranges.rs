@@ -207,12 +207,8 @@ impl Tenant {
         }
         let cold = [Tier::Nvme, Tier::Object].into_iter().filter(|tier| tiers.contains(*tier as u32));
         for tier in cold {
-            if self.tiers().is_some_and(|below| below.drop_copy(tier, &key)) {
-                gone += 1;
-                if let Some(namespace) = state.namespaces.get(&key.namespace) {
-                    namespace.note_gone(key.hash, Gone::Removed, Some(tier), self.clock.now());
-                }
-            }
+            let went = self.tiers().is_some_and(|below| below.drop_copy(tier, &key, Gone::Removed));
+            gone += u64::from(went);
         }
         gone
     }
@@ -225,6 +221,7 @@ impl Tenant {
             let keys: Vec<BlockKey> =
                 batch.iter().rev().map(|&hash| BlockKey { namespace: namespace.id, hash }).collect();
             self.lock().demote(&keys);
+            self.below.stirred.stir();
             if let Some(tiers) = self.tiers() {
                 tiers.demote(&keys);
             }

@@ -415,6 +415,7 @@ impl Tenant {
                 None => self.touches.push_over(run),
             }
         }
+        self.below.stirred.stir();
     }
 
     /// The clock for the index.

@@ -138,6 +138,16 @@ impl NvmeDevice {
         self.0.files.iter().map(Open::describe).collect()
     }
 
+    /// Whether each file can be used. Also has a bad file looked at, when it is time.
+    pub fn health(&self) -> impl Iterator<Item = DeviceHealth> + '_ {
+        self.0.files.iter().map(Open::health)
+    }
+
+    /// The same of the file that a slot is in.
+    pub fn health_at(&self, slot: &NvmeSlot) -> DeviceHealth {
+        self.0.files[usize::from(slot.address().file)].health()
+    }
+
     /// Largest block that fits somewhere.
     pub fn block_bytes_max(&self) -> u64 {
         let extents = self.0.files.iter().map(|open| open.file.extent_bytes);

@@ -354,6 +354,16 @@ impl PackStore {
         }
     }
 
+    /// Whether a read would be tried now, or refused since the store failed lately.
+    pub fn answers(&self) -> bool {
+        self.0.reads.breaker.admits(std::time::Instant::now())
+    }
+
+    /// The same for a write.
+    pub fn takes(&self) -> bool {
+        self.0.writes.breaker.admits(std::time::Instant::now())
+    }
+
     /// The place, for people.
     pub fn name(&self) -> &str {
         &self.0.place.name

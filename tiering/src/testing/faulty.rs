@@ -59,6 +59,11 @@ impl<D> Faulty<D> {
         *self.armed.lock() = None;
     }
 
+    /// Whether the device was pulled out.
+    pub fn is_away(&self) -> bool {
+        *self.armed.lock() == Some(Fault::Vanish)
+    }
+
     /// The device itself.
     pub fn inner(&self) -> &D {
         &self.inner
@@ -108,8 +113,7 @@ impl<D: Device> Device for Faulty<D> {
     }
 
     fn allocate(&self, bytes: u64) -> Option<D::Place> {
-        let vanished = *self.armed.lock() == Some(Fault::Vanish);
-        if vanished || self.strikes(Fault::Full) { None } else { self.inner.allocate(bytes) }
+        if self.is_away() || self.strikes(Fault::Full) { None } else { self.inner.allocate(bytes) }
     }
 
     async fn write<B: AsRef<[u8]> + Send + 'static>(

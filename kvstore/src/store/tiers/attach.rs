@@ -9,15 +9,16 @@ use std::{
 use kelvin_kernels::Checksum;
 use kelvin_tiering::{DramSlot, Tier};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
-use super::Tiers;
+use super::{Stirred, Tiers};
+#[cfg(test)]
+use crate::store::counters::Counter;
 use crate::{
     SequenceHash,
     catalog::NamespaceRecord,
     index::{HolderSet, TierSet},
     insight::Reason,
-    store::{BlockKey, ImmutableBlock, Namespace, Tenant, room::Removal},
+    store::{BlockKey, ImmutableBlock, Namespace, Tenant, room::Removal, tiers_of},
 };
 
 /// Blocks that wait to be offloaded as they were committed; beyond it the oldest are left to near eviction.
@@ -29,10 +30,13 @@ pub(crate) struct Below {
     tiers: OnceLock<Arc<Tiers>>,
     /// Committed lately and not offloaded yet, in eager mode.
     fresh: Mutex<VecDeque<BlockKey>>,
-    /// Wakes who offloads.
-    pub(super) offload_wanted: Notify,
+    /// Blocks came to DRAM, or stand in another order: there may be something to offload.
+    pub(in crate::store) stirred: Stirred,
     /// Held by who offloads: two at once would copy the same blocks.
     pub(super) offloading: tokio::sync::Mutex<()>,
+    /// How often somebody looked what to offload.
+    #[cfg(test)]
+    pub(super) looks: Counter,
 }
 
 impl Below {
@@ -56,27 +60,22 @@ impl Below {
     /// A block was committed.
     pub(in crate::store) fn committed(&self, key: BlockKey) {
         let Some(tiers) = self.tiers.get() else { return };
-        if !tiers.eager {
-            return;
+        if tiers.eager {
+            let mut fresh = self.fresh.lock();
+            if fresh.len() == FRESH_MAX {
+                fresh.pop_front();
+            }
+            fresh.push_back(key);
         }
-        let mut fresh = self.fresh.lock();
-        if fresh.len() == FRESH_MAX {
-            fresh.pop_front();
-        }
-        fresh.push_back(key);
-        drop(fresh);
-        self.offload_wanted.notify_one();
+        self.stirred.stir();
     }
 
-    pub(super) fn has_fresh(&self) -> bool {
-        !self.fresh.lock().is_empty()
-    }
-
-    /// The checksum under which NVMe has the block. A pack's copy does not count: it may be out of reach just when
-    /// the block is made anew, and then the new one has to serve.
+    /// The checksum under which NVMe has the block. A copy out of reach does not count, nor does a pack's, which may
+    /// be just when the block is made anew: then the new one has to serve.
     pub(in crate::store) fn settled(&self, key: &BlockKey) -> Option<Checksum> {
         let nvme = self.tiers.get()?.nvme.as_ref()?;
-        nvme.copy(key).map(|copy| copy.checksum)
+        let copy = nvme.copies.get(key).filter(|copy| nvme.device().reads_from(&copy.slot))?;
+        Some(copy.checksum)
     }
 
     /// A block leaves DRAM to make room. Should it have no copy, that is counted; and the reason is returned if
@@ -100,6 +99,17 @@ impl Below {
         let mut fresh = self.fresh.lock();
         let count = count.min(fresh.len());
         fresh.drain(..count).collect()
+    }
+
+    /// Puts those of them back that got no copy: oldest first again, as far as there is room.
+    pub(super) fn put_back_fresh(&self, keys: impl DoubleEndedIterator<Item = BlockKey>) {
+        let mut fresh = self.fresh.lock();
+        for key in keys.rev() {
+            if fresh.len() == FRESH_MAX {
+                return;
+            }
+            fresh.push_front(key);
+        }
     }
 }
 
@@ -139,17 +149,18 @@ impl Tenant {
         self.table.each_sealed(|block| Some(block.key()))
     }
 
-    /// Tiers of each block of the longest prefix that can be had now.
+    /// Tiers of each block of the longest prefix that can be had now. What only tiers out of reach have is none of
+    /// it: a match promises nothing that is known to fail.
     pub(crate) fn match_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> Vec<TierSet> {
         let mut found = namespace.index.longest_prefix(hashes, Some(self.tick()));
         if let Some(tiers) = self.tiers() {
-            tiers.sight(hashes.iter().take(found.len() + 1).copied());
-            if !tiers.object_answers() {
-                let object_only = |holders: &TierSet| {
-                    !holders.contains(Tier::Dram as u32) && !holders.contains(Tier::Nvme as u32)
-                };
-                let reachable = found.iter().position(object_only).unwrap_or(found.len());
-                found.truncate(reachable);
+            if tiers.sight(hashes.iter().take(found.len() + 1).copied()) {
+                self.below.stirred.stir();
+            }
+            if let Some((at, tier)) = out_of_reach(tiers, &found) {
+                found.truncate(at);
+                // So that the miss is counted for what it is.
+                namespace.gone.note(hashes[at], Reason::TierFailed, tier, self.clock.now());
             }
         }
         namespace.count_match(hashes.len(), &found);
@@ -177,9 +188,19 @@ impl Tenant {
 
     /// How many of `hashes` have to be brought to DRAM before the prefix can be leased; with them, its length.
     pub(crate) fn cold_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> Option<usize> {
-        self.tiers()?;
-        let found = namespace.index.longest_prefix(hashes, None);
+        let tiers = self.tiers()?;
+        let mut found = namespace.index.longest_prefix(hashes, None);
+        if let Some((at, _)) = out_of_reach(tiers, &found) {
+            found.truncate(at);
+        }
         let cold = found.iter().any(|holders| !holders.contains(Tier::Dram as u32));
         cold.then_some(found.len())
     }
+}
+
+/// The first block of a prefix that only tiers out of reach have, and the hottest of those.
+fn out_of_reach(tiers: &Tiers, found: &[TierSet]) -> Option<(usize, Option<Tier>)> {
+    let reachable = tiers.reachable();
+    let at = found.iter().position(|holders| holders.intersection(reachable).is_empty())?;
+    Some((at, tiers_of(found[at]).next()))
 }

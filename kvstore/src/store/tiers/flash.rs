@@ -49,7 +49,31 @@ impl Flash {
 
     /// Whether every file of it works.
     pub(super) fn is_healthy(&self) -> bool {
-        self.nvme().files().iter().all(|file| file.health == DeviceHealth::Healthy)
+        !self.is_away() && self.nvme().health().all(|health| health == DeviceHealth::Healthy)
+    }
+
+    /// Whether blocks of some file can be read.
+    pub(super) fn reads(&self) -> bool {
+        !self.is_away() && self.nvme().health().any(|health| health != DeviceHealth::Failed)
+    }
+
+    /// Whether some file takes blocks.
+    pub(super) fn takes_writes(&self) -> bool {
+        !self.is_away() && self.nvme().health().any(|health| health == DeviceHealth::Healthy)
+    }
+
+    /// Whether the file of a slot can be read.
+    pub(super) fn reads_from(&self, slot: &NvmeSlot) -> bool {
+        !self.is_away() && self.nvme().health_at(slot) != DeviceHealth::Failed
+    }
+
+    /// A device that a test has pulled out; of a real one its health tells.
+    fn is_away(&self) -> bool {
+        match self {
+            Self::Nvme(_) => false,
+            #[cfg(test)]
+            Self::Faulty(device) => device.is_away(),
+        }
     }
 
     /// The device itself.

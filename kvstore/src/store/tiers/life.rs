@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use kelvin_tiering::DramPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{OpenError, Tiers, cascade, offload, restore::Restored, scrub};
+use super::{OpenError, Tiers, cascade, offload, open::Grounds, restore::Restored, scrub};
 use crate::{
     catalog::NamespaceId,
     store::{Namespace, Store, Tenant, TierOptions},
@@ -23,8 +23,17 @@ impl Store {
     /// Opens the tiers that the options name, brings back what they hold, and starts their tasks. `None` when
     /// there are none.
     pub(crate) async fn start_tiers(&self, options: &TierOptions) -> Result<Option<TierTasks>, OpenError> {
+        self.start_tiers_on(options, &Grounds::of(options)).await
+    }
+
+    /// The same, on grounds that say more than the options.
+    pub(super) async fn start_tiers_on(
+        &self,
+        options: &TierOptions,
+        grounds: &Grounds,
+    ) -> Result<Option<TierTasks>, OpenError> {
         let pools: Vec<&DramPool> = self.tenants().map(|tenant| tenant.pool()).collect();
-        let Some((tiers, report)) = Tiers::open(options, &pools, self.clock().clone()).await? else {
+        let Some((tiers, report)) = Tiers::open(options, grounds, &pools, self.clock().clone()).await? else {
             return Ok(None);
         };
         let namespaces = self.known_namespaces(&tiers)?;
@@ -50,6 +59,7 @@ impl Store {
         }
         let tenants: Vec<Arc<Tenant>> = self.tenants().cloned().collect();
         let tiers = Arc::new(tiers);
+        tiers.cascade_wanted.stir();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         for tenant in &tenants {
             tenant.attach(tiers.clone());

@@ -13,14 +13,17 @@
 //! Without NVMe, packs are made from DRAM.
 //!
 //! # Failures
-//! Nothing here fails a call. A copy that cannot be read, or comes back wrong, is forgotten and is a miss; a device
-//! that refuses writes costs copies.
+//! Nothing here fails a call. A copy that comes back wrong, or lies where nothing can be read, is forgotten and is a
+//! miss. A tier that is out of reach keeps its copies, and is passed over until it is back: what only it has is
+//! a miss meanwhile. A device that refuses writes costs copies.
 //!
 //! # Locking
 //! Tenant, then a tier's table, then a namespace's index or event log. No lock is held across I/O.
 
 mod attach;
 mod cascade;
+mod collect;
+mod copies;
 mod flash;
 mod life;
 mod nvme;
@@ -28,9 +31,11 @@ mod object;
 mod offload;
 mod onboard;
 mod open;
+mod read;
 mod report;
 mod restore;
 mod scrub;
+mod stir;
 #[cfg(test)]
 mod tests;
 
@@ -47,11 +52,13 @@ pub(crate) use life::TierTasks;
 pub(crate) use open::OpenError;
 pub(crate) use report::TierReport;
 pub(crate) use scrub::Verified;
+use stir::Stirred;
 
 use super::BlockKey;
 use crate::{
     SequenceHash,
     catalog::{Catalog, PackEntryRecord, PackRecord},
+    index::{HolderSet, TierSet},
     insight::Reason,
 };
 use nvme::Nvme;
@@ -65,6 +72,8 @@ pub(crate) struct Tiers {
     flights: Flights<BlockKey>,
     /// Held by who makes packs from NVMe.
     cascading: tokio::sync::Mutex<()>,
+    /// Something happened on NVMe, or to packs, that may have made work for who makes packs from NVMe.
+    cascade_wanted: Stirred,
     /// How often blocks were asked for, when that decides who is copied.
     sightings: Option<(u8, Mutex<Sightings>)>,
     /// Copies on NVMe that a restart brought back and that are in no order yet.
@@ -85,13 +94,13 @@ pub(crate) enum LoadFailure {
     Failed,
     /// It took too long.
     Late,
-    /// Too many wait, or the tier is held for broken just now.
+    /// Too many wait, or the tier is out of reach just now.
     Busy,
 }
 
 impl LoadFailure {
     /// Whether the copy is still there for another try.
-    fn may_pass(self) -> bool {
+    fn keeps_copy(self) -> bool {
         matches!(self, Self::Late | Self::Busy)
     }
 }
@@ -100,8 +109,8 @@ impl Tiers {
     /// Whether `tier` has a copy of the block.
     pub(super) fn contains(&self, tier: Tier, key: &BlockKey) -> bool {
         match tier {
-            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.contains(key)),
-            Tier::Object => self.object.as_ref().is_some_and(|object| object.contains(key)),
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.copies.contains(key)),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.copies.contains(key)),
             Tier::Hbm | Tier::Dram => false,
         }
     }
@@ -111,13 +120,14 @@ impl Tiers {
         self.contains(Tier::Nvme, key) || self.contains(Tier::Object, key)
     }
 
-    /// Counts a request for blocks, when admission asks how often they were.
-    pub(super) fn sight(&self, hashes: impl Iterator<Item = SequenceHash>) {
-        let Some((_, sightings)) = &self.sightings else { return };
+    /// Counts a request for blocks, when admission asks how often they were; whether it does.
+    pub(super) fn sight(&self, hashes: impl Iterator<Item = SequenceHash>) -> bool {
+        let Some((_, sightings)) = &self.sightings else { return false };
         let mut sightings = sightings.lock();
         for hash in hashes {
             sightings.note(hash.fingerprint());
         }
+        true
     }
 
     /// Whether the block was asked for often enough to be copied.
@@ -136,11 +146,11 @@ impl Tiers {
         }
     }
 
-    /// Forgets the copy of a block in a tier below DRAM; whether there was one.
-    pub(crate) fn drop_copy(&self, tier: Tier, key: &BlockKey) -> bool {
+    /// Forgets the copy of a block in a tier below DRAM, for the reason given; whether there was one.
+    pub(crate) fn drop_copy(&self, tier: Tier, key: &BlockKey, why: Reason) -> bool {
         match tier {
-            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.drop_copy(key, Why::Policy)),
-            Tier::Object => self.object.as_ref().is_some_and(|object| object.drop_copy(key, Why::Policy)),
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.drop_copy(key, why)),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.drop_copy(key, why)),
             Tier::Hbm | Tier::Dram => false,
         }
     }
@@ -148,28 +158,56 @@ impl Tiers {
     /// Makes copies the first to go, the first of these first.
     pub(crate) fn demote(&self, keys: &[BlockKey]) {
         if let Some(nvme) = &self.nvme {
-            nvme.demote(keys);
+            nvme.copies.demote(keys);
         }
         if let Some(object) = &self.object {
-            object.demote(keys);
+            object.copies.demote(keys);
         }
+        self.cascade_wanted.stir();
     }
 
     /// The name of a tier's order.
     pub(crate) fn policy(&self, tier: Tier) -> Option<&'static str> {
         match tier {
-            Tier::Nvme => self.nvme.as_ref().map(Nvme::policy),
-            Tier::Object => self.object.as_ref().map(Objects::policy),
+            Tier::Nvme => self.nvme.as_ref().map(|nvme| nvme.copies.policy()),
+            Tier::Object => self.object.as_ref().map(|object| object.copies.policy()),
             Tier::Hbm | Tier::Dram => None,
         }
     }
 
-    /// Whether the object tier, if there is one, takes requests at the moment.
-    pub(super) fn object_answers(&self) -> bool {
-        self.object.as_ref().is_none_or(Objects::answers)
+    /// The tiers whose copies can be had at the moment. One that was out of reach is among them again when it is
+    /// time to try it.
+    pub(super) fn reachable(&self) -> TierSet {
+        let mut tiers = TierSet::default();
+        tiers.insert(Tier::Dram as u32);
+        if self.nvme.as_ref().is_some_and(|nvme| nvme.device().reads()) {
+            tiers.insert(Tier::Nvme as u32);
+        }
+        if self.object.as_ref().is_some_and(Objects::answers) {
+            tiers.insert(Tier::Object as u32);
+        }
+        tiers
     }
 
-    /// The counters of the tier that DRAM offloads to.
+    /// Whether copies can come to a tier at the moment.
+    fn takes(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Nvme => self.nvme.as_ref().is_some_and(|nvme| nvme.device().takes_writes()),
+            Tier::Object => self.object.as_ref().is_some_and(|object| object.packs().takes()),
+            Tier::Hbm | Tier::Dram => false,
+        }
+    }
+
+    /// The tier that DRAM offloads to.
+    fn first(&self) -> Option<Tier> {
+        match (&self.nvme, &self.object) {
+            (Some(_), _) => Some(Tier::Nvme),
+            (None, Some(_)) => Some(Tier::Object),
+            (None, None) => None,
+        }
+    }
+
+    /// Its counters.
     fn first_counters(&self) -> Option<&report::TierCounters> {
         match (&self.nvme, &self.object) {
             (Some(nvme), _) => Some(&nvme.counters),
@@ -204,8 +242,8 @@ impl Tiers {
     pub(super) fn apply_quotas(&self, namespace: &super::Namespace) {
         for quota in self.quotas.iter().filter(|quota| quota.model == namespace.spec.model) {
             match (quota.tier, &self.nvme, &self.object) {
-                (Tier::Nvme, Some(nvme), _) => nvme.set_quota(namespace.id, quota.bytes),
-                (Tier::Object, _, Some(object)) => object.set_quota(namespace.id, quota.bytes),
+                (Tier::Nvme, Some(nvme), _) => nvme.copies.set_quota(namespace.id, quota.bytes),
+                (Tier::Object, _, Some(object)) => object.copies.set_quota(namespace.id, quota.bytes),
                 _ => {}
             }
         }

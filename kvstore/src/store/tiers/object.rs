@@ -7,41 +7,32 @@
 //!
 //! The bucket is the truth: a pack that another node wrote is found by listing, and one that another node
 //! deleted is a miss. Only packs that this store wrote are collected by it.
-//!
-//! # Locking
-//! As for the NVMe tier: one lock for the table, never held across a request.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use kelvin_kernels::Checksum;
 use kelvin_tiering::{
-    Attributes, BreakerState, DramSlot, ObjectStats, Order, PackEntry, PackId, PackInfo, PackStore,
-    ReadFailure, Tier, Weight, Why, mover::Lane,
+    Attributes, DramSlot, ObjectStats, Order, PackEntry, PackId, PackInfo, PackStore, ReadFailure, Tier,
+    Weight, mover::Lane,
 };
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    LoadFailure, reason_of,
+    LoadFailure,
+    copies::{Copies, Held, announce, withdraw},
+    reason_of,
     report::{TierCounters, TierReport},
-    scrub::Verified,
 };
 use crate::{
     SequenceHash,
     catalog::Catalog,
     insight::Reason,
-    store::{
-        BlockKey, Clock, Keep, Namespace,
-        events::{Event, EventKind},
-        table::Keyed,
-    },
+    store::{BlockKey, Clock, Namespace, table::Keyed},
 };
-
-/// A pack of which less than this is live is written anew.
-const LIVE_RATIO_MIN: f64 = 0.5;
 
 /// A copy in a pack.
 #[derive(Clone)]
@@ -55,7 +46,7 @@ pub(super) struct ObjectCopy {
 }
 
 impl ObjectCopy {
-    fn entry(&self, hash: SequenceHash) -> PackEntry {
+    pub(super) fn entry(&self, hash: SequenceHash) -> PackEntry {
         PackEntry {
             hash: hash.to_bytes(),
             parent: self.parent.map(|parent| parent.to_bytes()),
@@ -66,20 +57,53 @@ impl ObjectCopy {
     }
 }
 
-struct Pack {
-    namespace: Arc<Namespace>,
-    bytes: u64,
-    blocks: u32,
-    live: u32,
-    /// Whether this store wrote it, and so collects it.
-    own: bool,
+impl Held for ObjectCopy {
+    fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    fn parent(&self) -> Option<SequenceHash> {
+        self.parent
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.pack, self.offset) == (other.pack, other.offset)
+    }
 }
 
-struct Table {
-    copies: HashMap<BlockKey, ObjectCopy, Keyed>,
-    packs: HashMap<PackId, Pack>,
-    order: Order<BlockKey, Keyed>,
-    bytes: u64,
+pub(super) struct Pack {
+    pub(super) namespace: Arc<Namespace>,
+    pub(super) bytes: u64,
+    pub(super) blocks: u32,
+    pub(super) live: u32,
+    /// Whether this store wrote it, and so collects it.
+    pub(super) own: bool,
+}
+
+/// What the tier keeps beside its copies.
+#[derive(Default)]
+pub(super) struct Packs {
+    pub(super) by_id: HashMap<PackId, Pack>,
+    /// Of all copies.
+    live_bytes: u64,
+}
+
+impl Packs {
+    /// A copy came to its pack.
+    pub(super) fn add(&mut self, copy: &ObjectCopy) {
+        self.live_bytes += u64::from(copy.bytes);
+        if let Some(pack) = self.by_id.get_mut(&copy.pack) {
+            pack.live += 1;
+        }
+    }
+
+    /// And went.
+    pub(super) fn remove(&mut self, copy: &ObjectCopy) {
+        self.live_bytes -= u64::from(copy.bytes);
+        if let Some(pack) = self.by_id.get_mut(&copy.pack) {
+            pack.live -= 1;
+        }
+    }
 }
 
 /// The tier.
@@ -90,7 +114,9 @@ pub(crate) struct Objects {
     clock: Arc<dyn Clock>,
     capacity_bytes: u64,
     pack_bytes: u64,
-    table: Mutex<Table>,
+    /// A read that waits longer for its turn is given up.
+    turn_deadline: Duration,
+    pub(super) copies: Copies<ObjectCopy, Packs>,
     pub(super) counters: TierCounters,
     /// Wakes who looks for other nodes' packs.
     pub(super) discover_wanted: Notify,
@@ -109,12 +135,12 @@ impl Objects {
         packs: PackStore,
         catalog: Arc<Catalog>,
         lane: Lane,
-        capacity_bytes: u64,
-        pack_bytes: u64,
+        (capacity_bytes, pack_bytes): (u64, u64),
         order: Order<BlockKey, Keyed>,
         clock: Arc<dyn Clock>,
+        turn_deadline: Duration,
     ) -> Self {
-        let table = Table { copies: HashMap::default(), packs: HashMap::new(), order, bytes: 0 };
+        let copies = Copies::new(order, Packs::default());
         let counters = TierCounters::default();
         Self {
             packs,
@@ -123,7 +149,8 @@ impl Objects {
             clock,
             capacity_bytes,
             pack_bytes,
-            table: Mutex::new(table),
+            turn_deadline,
+            copies,
             counters,
             discover_wanted: Notify::new(),
         }
@@ -142,45 +169,9 @@ impl Objects {
         &self.lane
     }
 
-    pub(super) fn copy(&self, key: &BlockKey) -> Option<ObjectCopy> {
-        self.table.lock().copies.get(key).cloned()
-    }
-
-    pub(super) fn contains(&self, key: &BlockKey) -> bool {
-        self.table.lock().copies.contains_key(key)
-    }
-
-    pub(super) fn touch(&self, prefix: &[BlockKey]) {
-        self.table.lock().order.touch(prefix);
-    }
-
-    /// Makes copies the first to go, the first of these first.
-    pub(super) fn demote(&self, keys: &[BlockKey]) {
-        let mut table = self.table.lock();
-        keys.iter().for_each(|key| table.order.demote(*key));
-    }
-
-    /// How much a copy is worth.
-    pub(super) fn keep(&self, key: &BlockKey) -> Keep {
-        let table = self.table.lock();
-        table.order.attributes(key).map_or_else(Keep::default, |attributes| Keep {
-            priority: attributes.priority,
-            expires_at: attributes.expires_at,
-        })
-    }
-
-    /// The name of its order.
-    pub(super) fn policy(&self) -> &'static str {
-        self.table.lock().order.kind().name()
-    }
-
     /// What the object store was asked.
     pub(crate) fn requests(&self) -> ObjectStats {
         self.packs.stats()
-    }
-
-    pub(super) fn set_quota(&self, group: u64, bytes: u64) {
-        self.table.lock().order.set_quota(group, bytes);
     }
 
     /// Writes one pack of one namespace's blocks, parents before children; whether it arrived.
@@ -222,25 +213,33 @@ impl Objects {
     }
 
     /// Notes a pack of this store in the catalog. The bucket has it already: a failure costs a restart a request.
-    fn record(&self, info: &PackInfo) {
+    pub(super) fn record(&self, info: &PackInfo) {
         if let Err(error) = self.catalog.put_pack(&super::pack_record(info)) {
             tracing::warn!(%error, pack = %info.id, "the catalog takes no pack: a restart lists it again");
             self.counters.errors.add(1);
         }
     }
 
-    /// Shows the blocks of a pack; those without a parent in the index are left out. Returns how many are shown.
+    /// Shows the blocks of a pack; those without a parent in the index, or that are no blocks of the namespace,
+    /// are left out. Returns how many are shown.
     pub(super) fn enter(&self, namespace: &Arc<Namespace>, info: &PackInfo, own: bool) -> usize {
+        {
+            let mut table = self.copies.lock();
+            let blocks = info.entries.len() as u32;
+            let pack = Pack { namespace: namespace.clone(), bytes: info.bytes, blocks, live: 0, own };
+            // A listing may have come across an own pack before it was entered as one.
+            table.more.by_id.entry(info.id).or_insert(pack).own |= own;
+        }
         let mut shown = 0;
-        let mut shown_bytes = 0;
         for entry in &info.entries {
-            let hash = SequenceHash::from_bytes(entry.hash);
-            let parent = entry.parent.map(SequenceHash::from_bytes);
-            let key = BlockKey { namespace: namespace.id, hash };
-            if self.contains(&key) {
+            let key = BlockKey { namespace: namespace.id, hash: SequenceHash::from_bytes(entry.hash) };
+            // Another node may have written anything.
+            let fits = u64::from(entry.bytes) == namespace.spec.block_bytes;
+            if !fits || self.copies.contains(&key) {
                 continue;
             }
-            if namespace.index.insert(parent, hash, Tier::Object as u32, self.tick()).is_err() {
+            let parent = entry.parent.map(SequenceHash::from_bytes);
+            if namespace.index.insert(parent, key.hash, Tier::Object as u32, self.tick()).is_err() {
                 continue;
             }
             let copy = ObjectCopy {
@@ -258,23 +257,17 @@ impl Objects {
                 expires_at: None,
             };
             {
-                let mut table = self.table.lock();
-                let above = parent.map(|hash| BlockKey { hash, ..key });
-                table.order.insert(key, above, attributes);
-                table.copies.insert(key, copy);
-                table.bytes += u64::from(entry.bytes);
+                let mut table = self.copies.lock();
+                table.more.add(&copy);
+                if let Some(before) = table.insert(key, copy.clone(), attributes) {
+                    table.more.remove(&before);
+                }
             }
-            namespace.events.push(Event { kind: EventKind::Stored, hash, parent, tier: Tier::Object });
+            announce(Tier::Object, &key, &copy);
             shown += 1;
-            shown_bytes += u64::from(entry.bytes);
         }
-        let blocks = info.entries.len() as u32;
-        let mut table = self.table.lock();
-        let pack = Pack { namespace: namespace.clone(), bytes: info.bytes, blocks, live: 0, own };
-        table.packs.entry(info.id).or_insert(pack).live += shown;
-        drop(table);
-        tracing::debug!(pack = %info.id, shown, shown_bytes, "pack known");
-        shown as usize
+        tracing::debug!(pack = %info.id, shown, "pack known");
+        shown
     }
 
     /// The clock for the index.
@@ -284,13 +277,13 @@ impl Objects {
 
     /// Whether a pack is known.
     pub(super) fn knows(&self, pack: &PackId) -> bool {
-        self.table.lock().packs.contains_key(pack)
+        self.copies.lock().more.by_id.contains_key(pack)
     }
 
     /// The known packs of a namespace.
     pub(super) fn packs_of(&self, namespace: &Namespace) -> HashSet<PackId> {
-        let table = self.table.lock();
-        let of_namespace = table.packs.iter().filter(|(_, pack)| pack.namespace.id == namespace.id);
+        let table = self.copies.lock();
+        let of_namespace = table.more.by_id.iter().filter(|(_, pack)| pack.namespace.id == namespace.id);
         of_namespace.map(|(id, _)| *id).collect()
     }
 
@@ -299,22 +292,30 @@ impl Objects {
         if gone.is_empty() {
             return;
         }
-        let keys: Vec<BlockKey> = {
-            let table = self.table.lock();
-            let lost = table.copies.iter().filter(|(_, copy)| gone.contains(&copy.pack));
-            lost.map(|(key, _)| *key).collect()
-        };
-        tracing::warn!(packs = gone.len(), blocks = keys.len(), "packs are gone from the object store");
-        self.counters.lost.add(keys.len() as u64);
-        for key in keys {
-            self.drop_copy(&key, Why::Policy);
+        let lost = gone.iter().map(|id| self.forget_pack(namespace, *id)).sum();
+        tracing::warn!(packs = gone.len(), blocks = lost, "packs are gone from the object store");
+        self.counters.lost.add(lost);
+    }
+
+    /// Forgets a pack that is gone; how many copies were in it still.
+    pub(super) fn forget_pack(&self, namespace: &Namespace, id: PackId) -> u64 {
+        let lost = self.copies_in(id);
+        for (key, copy) in &lost {
+            self.drop_this(key, copy, Reason::TierFailed);
         }
-        for id in gone {
-            self.table.lock().packs.remove(id);
-            if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.0) {
-                tracing::warn!(%error, "the catalog could not forget a pack");
-            }
+        self.copies.lock().more.by_id.remove(&id);
+        if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.0) {
+            tracing::warn!(%error, "the catalog could not forget a pack");
+            self.counters.errors.add(1);
         }
+        lost.len() as u64
+    }
+
+    /// The copies in a pack.
+    pub(super) fn copies_in(&self, pack: PackId) -> Vec<(BlockKey, ObjectCopy)> {
+        let table = self.copies.lock();
+        let of_pack = table.by_key.iter().filter(|(_, copy)| copy.pack == pack);
+        of_pack.map(|(key, copy)| (*key, copy.clone())).collect()
     }
 
     /// Drops copies while the tier has more than it may.
@@ -324,42 +325,31 @@ impl Objects {
         }
         loop {
             let victim = {
-                let mut table = self.table.lock();
-                if table.bytes <= self.capacity_bytes {
+                let mut table = self.copies.lock();
+                if table.more.live_bytes <= self.capacity_bytes {
                     return;
                 }
-                let Table { copies, order, .. } = &mut *table;
-                order.victim(self.clock.now(), &mut |key| {
-                    copies.get(key).is_none_or(|copy| copy.namespace.may_drop(key))
-                })
+                table.victim(self.clock.now())
             };
             let Some((victim, why)) = victim else { return };
             self.counters.evicted(why);
-            self.drop_copy(&victim, why);
+            self.drop_copy(&victim, reason_of(why));
         }
     }
 
-    /// Forgets a copy, everywhere.
-    pub(super) fn drop_copy(&self, key: &BlockKey, why: Why) -> bool {
-        let copy = {
-            let mut table = self.table.lock();
-            let Some(copy) = table.copies.remove(key) else { return false };
-            table.order.remove(*key);
-            table.bytes -= u64::from(copy.bytes);
-            if let Some(pack) = table.packs.get_mut(&copy.pack) {
-                pack.live -= 1;
-            }
-            copy
-        };
-        let namespace = &copy.namespace;
-        namespace.index.remove(key.hash, Tier::Object as u32);
-        namespace.events.push(Event {
-            kind: EventKind::Removed,
-            hash: key.hash,
-            parent: copy.parent,
-            tier: Tier::Object,
-        });
-        namespace.note_gone(key.hash, reason_of(why), Some(Tier::Object), self.clock.now());
+    /// Forgets the copy of a block, everywhere; whether there was one.
+    pub(super) fn drop_copy(&self, key: &BlockKey, why: Reason) -> bool {
+        self.copies.get(key).is_some_and(|copy| self.drop_this(key, &copy, why))
+    }
+
+    /// The same, unless the block has got another copy.
+    fn drop_this(&self, key: &BlockKey, copy: &ObjectCopy, why: Reason) -> bool {
+        {
+            let mut table = self.copies.lock();
+            let Some(copy) = table.remove(key, Some(copy)) else { return false };
+            table.more.remove(&copy);
+        }
+        withdraw(Tier::Object, key, copy, why, self.clock.now());
         true
     }
 
@@ -373,8 +363,14 @@ impl Objects {
             return Vec::new();
         };
         let bytes = wanted.iter().map(|(_, copy, _)| u64::from(copy.bytes)).sum();
-        let Some(permit) = self.lane.read(bytes).await else {
-            return wanted.into_iter().map(|(key, copy, _)| (key, copy, Err(LoadFailure::Busy))).collect();
+        // As long as a read may take: with a slow store each turn ahead takes that long.
+        let permit = match tokio::time::timeout(self.turn_deadline, self.lane.read(bytes)).await {
+            Ok(Some(permit)) => permit,
+            turned_away => {
+                let why = if turned_away.is_ok() { LoadFailure::Busy } else { LoadFailure::Late };
+                self.counters.timeouts.add(u64::from(turned_away.is_err()));
+                return wanted.into_iter().map(|(key, copy, _)| (key, copy, Err(why))).collect();
+            }
         };
         let (asked, slots): (Vec<_>, Vec<_>) = wanted
             .into_iter()
@@ -401,140 +397,45 @@ impl Objects {
     }
 
     /// What a failed read means: a copy that is wrong or gone is forgotten, one that could not be reached stays.
-    fn failed(&self, key: &BlockKey, copy: &ObjectCopy, failure: ReadFailure) -> LoadFailure {
+    pub(super) fn failed(&self, key: &BlockKey, copy: &ObjectCopy, failure: ReadFailure) -> LoadFailure {
         match failure {
             ReadFailure::Damaged => {
                 tracing::error!(block = %key.hash, pack = %copy.pack, "damaged block in a pack dropped");
                 self.counters.damaged.add(1);
-                self.drop_copy(key, Why::Policy);
-                copy.namespace.gone.note(key.hash, Reason::Quarantined, Some(Tier::Object), self.clock.now());
+                self.drop_this(key, copy, Reason::Quarantined);
                 LoadFailure::Damaged
             }
             ReadFailure::Missing => {
-                self.drop_copy(key, Why::Policy);
+                // Unless it was written anew meanwhile, and the old pack deleted.
+                if self.drop_this(key, copy, Reason::TierFailed) {
+                    tracing::warn!(block = %key.hash, pack = %copy.pack, "a pack, or its end, is gone");
+                    self.counters.lost.add(1);
+                }
                 LoadFailure::Gone
             }
             ReadFailure::Timeout => {
                 self.counters.timeouts.add(1);
                 LoadFailure::Late
             }
-            ReadFailure::Unavailable => LoadFailure::Busy,
-            ReadFailure::Failed(_) => LoadFailure::Failed,
+            // The way there, not the block: that may be whole, and is asked for again by the next call.
+            ReadFailure::Unavailable | ReadFailure::Failed(_) => LoadFailure::Busy,
         }
-    }
-
-    /// Deletes dead packs of this store, and writes those anew of which little is live. Returns packs deleted,
-    /// packs rewritten.
-    pub(super) async fn collect(&self) -> (u64, u64) {
-        let candidates: Vec<(PackId, Arc<Namespace>, bool)> = {
-            let table = self.table.lock();
-            let worth =
-                |pack: &Pack| pack.own && f64::from(pack.live) < LIVE_RATIO_MIN * f64::from(pack.blocks);
-            let worth = table.packs.iter().filter(|(_, pack)| worth(pack));
-            worth.map(|(id, pack)| (*id, pack.namespace.clone(), pack.live > 0)).collect()
-        };
-        let (mut deleted, mut rewritten) = (0, 0);
-        for (id, namespace, live) in candidates {
-            if live {
-                if !self.rewrite(id, &namespace).await {
-                    continue;
-                }
-                rewritten += 1;
-            }
-            match self.packs.delete(namespace.persistent, id).await {
-                Ok(()) => {
-                    self.table.lock().packs.remove(&id);
-                    if let Err(error) = self.catalog.remove_pack(&namespace.persistent, &id.0) {
-                        tracing::warn!(%error, "the catalog could not forget a pack");
-                        self.counters.errors.add(1);
-                    }
-                    deleted += 1;
-                }
-                Err(error) => tracing::warn!(%error, pack = %id, "a dead pack could not be deleted"),
-            }
-        }
-        (deleted, rewritten)
-    }
-
-    /// Moves the live blocks of a pack into a new one.
-    async fn rewrite(&self, id: PackId, namespace: &Arc<Namespace>) -> bool {
-        let persistent = namespace.persistent;
-        let Ok(info) = self.packs.footer(persistent, id).await else { return false };
-        let keys: Vec<BlockKey> = info
-            .entries
-            .iter()
-            .map(|entry| BlockKey { namespace: namespace.id, hash: SequenceHash::from_bytes(entry.hash) })
-            .filter(|key| self.copy(key).is_some_and(|copy| copy.pack == id))
-            .collect();
-        let live: Vec<[u8; 16]> = keys.iter().map(|key| key.hash.to_bytes()).collect();
-        let fresh = match self.packs.rewrite(&info, &live).await {
-            Ok(fresh) => fresh,
-            Err(error) => {
-                tracing::warn!(%error, pack = %id, "a pack could not be written anew");
-                return false;
-            }
-        };
-        self.record(&fresh);
-        let mut table = self.table.lock();
-        let mut moved = 0;
-        for entry in &fresh.entries {
-            let key = BlockKey { namespace: namespace.id, hash: SequenceHash::from_bytes(entry.hash) };
-            if let Some(copy) = table.copies.get_mut(&key)
-                && copy.pack == id
-            {
-                (copy.pack, copy.offset) = (fresh.id, entry.offset);
-                moved += 1;
-            }
-        }
-        let blocks = fresh.entries.len() as u32;
-        let pack = Pack { namespace: namespace.clone(), bytes: fresh.bytes, blocks, live: moved, own: true };
-        table.packs.insert(fresh.id, pack);
-        true
-    }
-
-    /// Every pack that is known.
-    pub(super) fn pack_ids(&self) -> Vec<PackId> {
-        self.table.lock().packs.keys().copied().collect()
-    }
-
-    /// Reads the live blocks of a pack and checks them.
-    pub(super) async fn verify(&self, pack: PackId) -> Verified {
-        let mut found = Verified::default();
-        let wanted: Vec<(BlockKey, ObjectCopy)> = {
-            let table = self.table.lock();
-            let of_pack = table.copies.iter().filter(|(_, copy)| copy.pack == pack);
-            of_pack.map(|(key, copy)| (*key, copy.clone())).collect()
-        };
-        let Some(namespace) = wanted.first().map(|(_, copy)| copy.namespace.persistent) else { return found };
-        let buffers = wanted.iter().map(|(key, copy)| (copy.entry(key.hash), vec![0u8; copy.bytes as usize]));
-        let answers = self.packs.get(namespace, pack, buffers.collect()).await;
-        for ((key, copy), (_, result)) in wanted.iter().zip(answers) {
-            found.blocks += 1;
-            found.bytes += u64::from(copy.bytes);
-            match result.map_err(|failure| self.failed(key, copy, failure)) {
-                Ok(()) => {}
-                Err(LoadFailure::Damaged) => found.damaged += 1,
-                Err(_) => found.unreadable += 1,
-            }
-        }
-        self.counters.scrubbed.add(found.blocks);
-        found
     }
 
     /// Whether requests are made at the moment, or the breaker is open.
     pub(super) fn answers(&self) -> bool {
-        self.packs.stats().read_breaker != BreakerState::Open
+        self.packs.answers()
     }
 
     /// Packs, their bytes, and those of live blocks.
     pub(crate) fn survey(&self) -> (u64, u64, u64) {
-        let table = self.table.lock();
-        (table.packs.len() as u64, table.packs.values().map(|pack| pack.bytes).sum(), table.bytes)
+        let packs = &self.copies.lock().more;
+        (packs.by_id.len() as u64, packs.by_id.values().map(|pack| pack.bytes).sum(), packs.live_bytes)
     }
 
     pub(super) fn report(&self) -> TierReport {
         let (_, stored_bytes, _) = self.survey();
-        let blocks = self.table.lock().copies.len() as u64;
+        let blocks = self.copies.len();
         TierReport {
             tier: Tier::Object,
             capacity_bytes: self.capacity_bytes,

@@ -4,7 +4,8 @@
 //! A prefix is planned as a whole: blocks in DRAM are held, each cold one gets a slot and a read, those of one
 //! pack together, all of them at once as far as the lanes let them. Two requests for one block share one
 //! transfer. What comes back is checked before anyone can see it. The prefix ends at the first block that
-//! could not be had; a copy that failed is forgotten, and a copy in the next tier is tried.
+//! could not be had; a copy that failed is forgotten, one out of reach is passed over for the rest of the call, and
+//! in either case a copy in the next tier is tried.
 //!
 //! # Cancellation
 //! Dropping the future gives up. Reads that are under way end by themselves, into slots that are then free.
@@ -12,17 +13,19 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kelvin_tiering::{
-    DramSlot, PackId, Tier, Why,
+    DramSlot, PackId, Tier,
     mover::{Flight, Join, Landing},
 };
 
 use super::{LoadFailure, Tiers, nvme::NvmeCopy, object::ObjectCopy};
 use crate::{
     SequenceHash,
+    index::HolderSet,
     insight::Reason,
     store::{BlockKey, ImmutableBlock, Namespace, Tenant},
 };
@@ -33,12 +36,21 @@ const ROUNDS_MAX: usize = 4;
 /// A block that arrived, or why it did not.
 type Arrival = (BlockKey, Tier, Result<ImmutableBlock, LoadFailure>);
 
+/// How long a prefix that found no slot waits for the batch that is being offloaded: on a device that works it is
+/// over by then.
+const BATCH_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Copies that are there and could not be had: they are not asked for again in the same call.
+type GivenUp = HashSet<(BlockKey, Tier)>;
+
 /// What a round has to do.
 #[derive(Default)]
 struct Plan {
     nvme: Vec<(Flight<BlockKey>, NvmeCopy, DramSlot)>,
     packs: BTreeMap<PackId, Vec<(Flight<BlockKey>, ObjectCopy, DramSlot)>>,
     others: Vec<Landing>,
+    /// There was no slot for the next block.
+    starved: bool,
 }
 
 impl Plan {
@@ -61,9 +73,15 @@ impl Tenant {
             return keys.iter().map_while(|key| self.sealed(*key)).collect();
         };
         let mut held: HashMap<BlockKey, ImmutableBlock> = HashMap::new();
-        let mut given_up: HashSet<BlockKey> = HashSet::new();
+        let mut given_up = GivenUp::new();
         for _ in 0..ROUNDS_MAX {
-            let plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
+            let mut plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
+            if plan.starved && plan.is_empty() {
+                // The end of a sequence that is being offloaded keeps all before it in DRAM. No batch begins
+                // while slots are looked for again.
+                let _none = tokio::time::timeout(BATCH_PATIENCE, self.below.offloading.lock()).await;
+                plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
+            }
             if plan.is_empty() {
                 break;
             }
@@ -78,6 +96,7 @@ impl Tenant {
         if tiers.exclusive {
             tiers.leave(&keys[..run.len()]);
         }
+        self.below.stirred.stir();
         run
     }
 
@@ -88,9 +107,11 @@ impl Tenant {
         namespace: &Arc<Namespace>,
         keys: &[BlockKey],
         held: &mut HashMap<BlockKey, ImmutableBlock>,
-        given_up: &HashSet<BlockKey>,
+        given_up: &GivenUp,
     ) -> Plan {
         let mut plan = Plan::default();
+        let reachable = tiers.reachable();
+        let may_ask = |key, tier| reachable.contains(tier as u32) && !given_up.contains(&(key, tier));
         for &key in keys {
             if held.contains_key(&key) {
                 continue;
@@ -99,14 +120,10 @@ impl Tenant {
                 held.insert(key, block);
                 continue;
             }
-            if given_up.contains(&key) {
-                break;
-            }
-            let nvme = tiers.nvme.as_ref().and_then(|nvme| nvme.copy(&key));
-            let object = match nvme {
-                Some(_) => None,
-                None => tiers.object.as_ref().and_then(|object| object.copy(&key)),
-            };
+            let nvme = tiers.nvme.as_ref().filter(|_| may_ask(key, Tier::Nvme));
+            let nvme = nvme.and_then(|nvme| nvme.copies.get(&key));
+            let object = tiers.object.as_ref().filter(|_| nvme.is_none() && may_ask(key, Tier::Object));
+            let object = object.and_then(|object| object.copies.get(&key));
             if nvme.is_none() && object.is_none() {
                 break;
             }
@@ -118,6 +135,7 @@ impl Tenant {
                 }
             };
             let Some(slot) = self.slot(namespace.spec.block_bytes) else {
+                plan.starved = true;
                 break;
             };
             match (nvme, object) {
@@ -136,7 +154,7 @@ impl Tenant {
         namespace: &Arc<Namespace>,
         plan: Plan,
         held: &mut HashMap<BlockKey, ImmutableBlock>,
-        given_up: &mut HashSet<BlockKey>,
+        given_up: &mut GivenUp,
     ) -> Vec<Landing> {
         let mut reads: FuturesUnordered<BoxFuture<'_, Vec<Arrival>>> = FuturesUnordered::new();
         for (flight, copy, slot) in plan.nvme {
@@ -151,11 +169,11 @@ impl Tenant {
                     Ok(block) => drop(held.insert(key, block)),
                     Err(failure) => {
                         tracing::debug!(block = %key.hash, ?tier, ?failure, "a block was not onboarded");
-                        // A copy that is gone or wrong is forgotten by now, so that the next round takes another
-                        // tier's. One that is only out of reach is still there.
-                        if failure.may_pass() {
-                            given_up.insert(key);
-                            namespace.gone.note(key.hash, Reason::TooLate, Some(tier), self.clock.now());
+                        // A copy that is gone or wrong is forgotten by now. One that is only out of reach is
+                        // still there: should no other tier have the block, its miss needs a reason all the same.
+                        if failure.keeps_copy() {
+                            given_up.insert((key, tier));
+                            namespace.gone.note(key.hash, Reason::TierFailed, Some(tier), self.clock.now());
                         }
                     }
                 }
@@ -177,7 +195,7 @@ impl Tenant {
         let result = nvme.load(&key, &copy, slot).await;
         let result = result.map(|slot| {
             nvme.counters.onboarded.add(1);
-            self.onboarded(namespace, key, copy.parent, slot, copy.checksum, nvme.keep(&key))
+            self.onboarded(namespace, key, copy.parent, slot, copy.checksum, nvme.copies.keep(&key))
         });
         vec![(key, Tier::Nvme, result)]
     }
@@ -200,7 +218,7 @@ impl Tenant {
         let arrived = read.into_iter().map(|(key, copy, result)| {
             let result = result.map(|slot| {
                 object.counters.onboarded.add(1);
-                self.onboarded(namespace, key, copy.parent, slot, copy.checksum, object.keep(&key))
+                self.onboarded(namespace, key, copy.parent, slot, copy.checksum, object.copies.keep(&key))
             });
             (key, Tier::Object, result)
         });
@@ -211,11 +229,12 @@ impl Tenant {
 impl Tiers {
     fn touch(&self, prefix: &[BlockKey]) {
         if let Some(nvme) = &self.nvme {
-            nvme.touch(prefix);
+            nvme.copies.touch(prefix);
         }
         if let Some(object) = &self.object {
-            object.touch(prefix);
+            object.copies.touch(prefix);
         }
+        self.cascade_wanted.stir();
     }
 
     /// In exclusive mode a block that came to DRAM leaves NVMe: from the end of the prefix, as long as nothing
@@ -223,7 +242,8 @@ impl Tiers {
     fn leave(&self, prefix: &[BlockKey]) {
         let Some(nvme) = &self.nvme else { return };
         for key in prefix.iter().rev() {
-            if nvme.contains(key) && !nvme.drop_tail(key, Why::Policy) {
+            // The reason is never told: the block is in DRAM.
+            if nvme.copies.contains(key) && !nvme.drop_tail(key, Reason::Removed) {
                 return;
             }
         }

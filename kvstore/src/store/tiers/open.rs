@@ -9,7 +9,9 @@ use kelvin_tiering::{
 };
 use parking_lot::Mutex;
 
-use super::{Tiers, flash::Flash, nvme::Nvme, object::Objects, offload::PACK_BYTES};
+use super::{
+    Stirred, Tiers, flash::Flash, nvme::Nvme, object::Objects, offload::PACK_BYTES, read::READ_DEADLINE,
+};
 use crate::{
     catalog::{Catalog, CatalogError, Opened},
     store::{Clock, Offload, TierOptions},
@@ -34,6 +36,33 @@ pub(crate) enum OpenError {
     Object(#[from] ObjectError),
 }
 
+/// What the tiers are on, and how patient they are with it.
+#[derive(Debug, Clone)]
+pub(crate) struct Grounds {
+    pub(crate) nvme: Option<NvmeOptions>,
+    /// A read from NVMe that takes longer is given up.
+    pub(crate) nvme_read_deadline: Duration,
+    pub(crate) object: Option<ObjectOptions>,
+}
+
+impl Grounds {
+    /// Those that an operator names.
+    pub(crate) fn of(options: &TierOptions) -> Self {
+        let object = options.object.as_ref().map(|space| {
+            let (defaults, pack_bytes) = (ObjectOptions::new(&space.url), pack_bytes(options));
+            ObjectOptions {
+                endpoint: space.endpoint.clone(),
+                allow_http: space.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")),
+                get_bytes_max: pack_bytes / 4,
+                gap_bytes_max: defaults.gap_bytes_max.min(pack_bytes / 128),
+                ..defaults
+            }
+        });
+        let nvme = (!options.nvme.is_empty()).then(|| nvme_options(options));
+        Self { nvme, nvme_read_deadline: READ_DEADLINE, object }
+    }
+}
+
 /// What a start found.
 #[derive(Debug, Clone)]
 pub(crate) struct StartReport {
@@ -43,9 +72,11 @@ pub(crate) struct StartReport {
 }
 
 impl Tiers {
-    /// Opens what the options name, for tenants with these pools; empty until [`restore`](Self::restore). `None` when they name no cold tier.
+    /// Opens what the options name, which is `grounds`, for tenants with these pools; empty until
+    /// [`restore`](Self::restore). `None` when they name no cold tier.
     pub(crate) async fn open(
         options: &TierOptions,
+        grounds: &Grounds,
         pools: &[&DramPool],
         clock: Arc<dyn Clock>,
     ) -> Result<Option<(Self, StartReport)>, OpenError> {
@@ -55,10 +86,10 @@ impl Tiers {
         catalog.set_places(&options.into())?;
         let policy = |tier| policy_of(options, tier);
         let mut files_absent = 0;
-        let nvme = match options.nvme.is_empty() {
-            true => None,
-            false => {
-                let device = NvmeDevice::open(&nvme_options(options))?;
+        let nvme = match &grounds.nvme {
+            None => None,
+            Some(nvme) => {
+                let device = NvmeDevice::open(nvme)?;
                 for pool in pools {
                     if let Err(error) = device.register(pool).await {
                         tracing::debug!(%error, "memory is not registered with the kernel: NVMe costs more CPU");
@@ -66,38 +97,25 @@ impl Tiers {
                 }
                 let uuids: Vec<[u8; 16]> = device.files().iter().map(|file| file.uuid).collect();
                 files_absent = catalog.set_files(&uuids)?.absent;
-                Some(Self::nvme_tier(Flash::new(device), catalog.clone(), policy(Tier::Nvme), clock.clone()))
+                let (device, deadline) = (Flash::new(device), grounds.nvme_read_deadline);
+                let policy = policy(Tier::Nvme);
+                Some(Self::nvme_tier(device, catalog.clone(), policy, clock.clone(), deadline))
             }
         };
-        let object = match &options.object {
+        let object = match &grounds.object {
             None => None,
-            Some(space) => {
-                let pack_bytes = space.pack_bytes.unwrap_or(PACK_BYTES);
-                let defaults = ObjectOptions::new(&space.url);
-                let packs = PackStore::open(&ObjectOptions {
-                    endpoint: space.endpoint.clone(),
-                    allow_http: space
-                        .endpoint
-                        .as_ref()
-                        .is_some_and(|endpoint| endpoint.starts_with("http://")),
-                    get_bytes_max: pack_bytes / 4,
-                    gap_bytes_max: defaults.gap_bytes_max.min(pack_bytes / 128),
-                    ..defaults
-                })?;
+            Some(object) => {
+                let packs = PackStore::open(object)?;
                 if let Err(error) = packs.check().await {
                     if !error.is_retryable() {
                         return Err(error.into());
                     }
                     tracing::warn!(%error, "the object tier does not answer: its blocks are misses until it does");
                 }
-                let bytes = space.bytes.unwrap_or(0);
-                Some(Self::object_tier(
-                    packs,
-                    catalog.clone(),
-                    (bytes, pack_bytes),
-                    policy(Tier::Object),
-                    clock,
-                ))
+                let bytes = options.object.as_ref().and_then(|space| space.bytes).unwrap_or(0);
+                let (policy, deadline) = (policy(Tier::Object), object.read_deadline);
+                let sizes = (bytes, pack_bytes(options));
+                Some(Self::object_tier(packs, catalog.clone(), sizes, policy, clock, deadline))
             }
         };
         let least = u8::try_from(options.admission).unwrap_or(u8::MAX).min(15);
@@ -108,6 +126,7 @@ impl Tiers {
             catalog,
             flights: Flights::default(),
             cascading: tokio::sync::Mutex::default(),
+            cascade_wanted: Stirred::default(),
             sightings,
             unordered: Mutex::default(),
             exclusive: options.exclusive,
@@ -117,11 +136,12 @@ impl Tiers {
         Ok(Some((tiers, StartReport { opened, files_absent })))
     }
 
-    pub(super) fn nvme_tier(
+    fn nvme_tier(
         device: Flash,
         catalog: Arc<Catalog>,
         policy: PolicyKind,
         clock: Arc<dyn Clock>,
+        read_deadline: Duration,
     ) -> Nvme {
         use kelvin_tiering::Device as _;
         let lane = Lane::new(LaneOptions {
@@ -133,7 +153,7 @@ impl Tiers {
             write_rate: Rate::new(Duration::from_micros(200), 2 << 30),
         });
         let blocks = (device.usage().capacity_bytes / BLOCK_BYTES_GUESS).max(1) as usize;
-        Nvme::new(device, catalog, lane, Order::new(policy, blocks), clock)
+        Nvme::new(device, catalog, lane, Order::new(policy, blocks), clock, read_deadline)
     }
 
     fn object_tier(
@@ -142,6 +162,7 @@ impl Tiers {
         (bytes, pack_bytes): (u64, u64),
         policy: PolicyKind,
         clock: Arc<dyn Clock>,
+        turn_deadline: Duration,
     ) -> Objects {
         let lane = Lane::new(LaneOptions {
             in_flight_bytes: 512 << 20,
@@ -152,8 +173,14 @@ impl Tiers {
             write_rate: Rate::new(Duration::from_millis(60), 200 << 20),
         });
         let blocks = if bytes == 0 { 1 << 20 } else { (bytes / BLOCK_BYTES_GUESS).max(1) as usize };
-        Objects::new(packs, catalog, lane, bytes, pack_bytes, Order::new(policy, blocks), clock)
+        let order = Order::new(policy, blocks);
+        Objects::new(packs, catalog, lane, (bytes, pack_bytes), order, clock, turn_deadline)
     }
+}
+
+/// Bytes that a pack should have, about.
+fn pack_bytes(options: &TierOptions) -> u64 {
+    options.object.as_ref().and_then(|space| space.pack_bytes).unwrap_or(PACK_BYTES)
 }
 
 /// The policy of a tier.

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     catalog::{CatalogError, NamespaceId, PackRecord, Record},
     index::{HolderSet, TierSet},
+    insight::Reason,
     store::{BlockKey, Namespace},
 };
 
@@ -93,6 +94,7 @@ impl Tiers {
             nvme.put_in_order(some);
             tokio::task::yield_now().await;
         }
+        self.cascade_wanted.stir();
     }
 
     /// Looks for packs of other nodes, and for own ones that the catalog lost, until `stop`.
@@ -138,6 +140,16 @@ struct Restart<'a> {
     useless: Vec<(NamespaceId, u64)>,
 }
 
+impl Restart<'_> {
+    /// A record of a block that is not there, or that nothing leads to.
+    fn lose(&mut self, record: &Record) {
+        self.useless.push((record.namespace, record.sequence));
+        if let Some(namespace) = self.namespaces.get(&record.namespace) {
+            namespace.note_gone(record.hash, Reason::LostAtRestart, Some(Tier::Nvme), self.now);
+        }
+    }
+}
+
 impl Nvme {
     /// Enters records whose slots and parents are there, in index and table; the order comes later.
     fn restore(&self, restart: &mut Restart<'_>, records: Vec<Record>) {
@@ -153,7 +165,7 @@ impl Nvme {
                 Some(slot) if restart.namespaces.get(&record.namespace).is_some_and(fits) => {
                     usable.push((record, slot));
                 }
-                _ => restart.useless.push((record.namespace, record.sequence)),
+                _ => restart.lose(&record),
             }
         }
         self.enter_records(restart, usable);
@@ -212,8 +224,9 @@ impl Nvme {
                 break;
             }
         }
-        let lost = std::mem::take(&mut restart.orphans);
-        restart.useless.extend(lost.iter().map(|(record, _)| (record.namespace, record.sequence)));
+        for (record, _) in std::mem::take(&mut restart.orphans) {
+            restart.lose(&record);
+        }
     }
 }
 

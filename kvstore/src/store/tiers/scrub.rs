@@ -5,9 +5,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use kelvin_tiering::PackId;
 use tokio_util::sync::CancellationToken;
 
-use super::Tiers;
+use super::{LoadFailure, Objects, Tiers};
 
 /// Bytes a second that the scrubber reads: a terabyte in a day and a half.
 const BYTES_PER_SECOND: u64 = 8 << 20;
@@ -54,14 +55,13 @@ impl Tiers {
     ) -> Verified {
         let mut found = Verified::default();
         let Some(nvme) = &self.nvme else { return found };
-        for key in nvme.keys() {
-            let Some(copy) = nvme.copy(&key) else { continue };
-            let damaged = nvme.counters.damaged.get();
+        for key in nvme.copies.keys() {
+            let Some(copy) = nvme.copies.get(&key) else { continue };
             let bytes = copy.slot.bytes();
             match nvme.read_quietly(&key, &copy).await {
-                Some(_) => {}
-                None if nvme.counters.damaged.get() > damaged => found.damaged += 1,
-                None => found.unreadable += 1,
+                Ok(_) => {}
+                Err(LoadFailure::Damaged) => found.damaged += 1,
+                Err(_) => found.unreadable += 1,
             }
             nvme.counters.scrubbed.add(1);
             found.blocks += 1;
@@ -86,6 +86,33 @@ impl Tiers {
             found.damaged += part.damaged;
             progress(found);
         }
+        found
+    }
+}
+
+impl Objects {
+    /// Every pack that is known.
+    pub(super) fn pack_ids(&self) -> Vec<PackId> {
+        self.copies.lock().more.by_id.keys().copied().collect()
+    }
+
+    /// Reads the live blocks of a pack and checks them.
+    pub(super) async fn verify(&self, pack: PackId) -> Verified {
+        let mut found = Verified::default();
+        let wanted = self.copies_in(pack);
+        let Some(namespace) = wanted.first().map(|(_, copy)| copy.namespace.persistent) else { return found };
+        let buffers = wanted.iter().map(|(key, copy)| (copy.entry(key.hash), vec![0u8; copy.bytes as usize]));
+        let answers = self.packs().get(namespace, pack, buffers.collect()).await;
+        for ((key, copy), (_, result)) in wanted.iter().zip(answers) {
+            found.blocks += 1;
+            found.bytes += u64::from(copy.bytes);
+            match result.map_err(|failure| self.failed(key, copy, failure)) {
+                Ok(()) => {}
+                Err(LoadFailure::Damaged) => found.damaged += 1,
+                Err(_) => found.unreadable += 1,
+            }
+        }
+        self.counters.scrubbed.add(found.blocks);
         found
     }
 }

@@ -1,5 +1,11 @@
 //! Scenarios on a store with cold tiers: real files, real catalog, a directory for a bucket.
 
+mod faults;
+mod full_disk;
+mod idle;
+mod packs;
+mod s3;
+
 use std::{os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
 
 use kelvin_kernels::checksum;
@@ -7,13 +13,14 @@ use kelvin_proto::{Fingerprint, NamespaceSpec, Shard, kv::v1::BlockStatus};
 use kelvin_tiering::{Tier, testing::Fault};
 use tempfile::TempDir;
 
-use super::{Tiers, life::TierTasks};
+use super::{TierReport, Tiers, life::TierTasks, open::Grounds};
 use crate::{
     SequenceHash,
-    insight::Reason,
+    index::{HolderSet, TierSet},
+    insight::{Reason, Record},
     store::{
         BlockKey, ManualClock, Namespace, NvmeSpace, ObjectSpace, Store, StoreOptions, Tenant, TenantOptions,
-        TierOptions,
+        TierOptions, ranges::Range,
     },
 };
 
@@ -53,10 +60,12 @@ fn hashes(sequence: u8, blocks: u32) -> Vec<SequenceHash> {
     (0..blocks).map(|n| hash(sequence, n)).collect()
 }
 
-/// What a block holds.
+/// What a block holds, which is nothing that another one does.
 fn content(sequence: u8, n: u32) -> Vec<u8> {
-    let seed = u64::from(sequence) << 32 | u64::from(n);
-    (0..BLOCK_BYTES).map(|at| (seed.wrapping_mul(31).wrapping_add(at * 7) >> 3) as u8).collect()
+    let seed = (u64::from(sequence) << 32 | u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (0..BLOCK_BYTES / 8)
+        .flat_map(|at| (seed ^ at.wrapping_mul(0xbf58_476d_1ce4_e5b9)).to_le_bytes())
+        .collect()
 }
 
 fn nvme(dir: &Path) -> TierOptions {
@@ -77,6 +86,11 @@ fn packs(dir: &Path, node: &str) -> TierOptions {
 impl Bench {
     /// A store with DRAM for so many blocks.
     async fn start(dram_blocks: u64, tiers: TierOptions) -> Self {
+        let grounds = Grounds::of(&tiers);
+        Self::start_on(dram_blocks, tiers, grounds).await
+    }
+
+    async fn start_on(dram_blocks: u64, tiers: TierOptions, grounds: Grounds) -> Self {
         let options = StoreOptions {
             tenants: vec![TenantOptions {
                 name: "a".into(),
@@ -91,7 +105,7 @@ impl Bench {
             tiers: tiers.clone(),
         };
         let store = Store::new(options, Arc::new(ManualClock::default())).unwrap();
-        let tasks = store.start_tiers(&tiers).await.unwrap();
+        let tasks = store.start_tiers_on(&tiers, &grounds).await.unwrap();
         let opened = store.tenant(None).unwrap().open(spec(), "test").unwrap();
         Self { session: opened.session, namespace: opened.namespace, store, tasks }
     }
@@ -111,17 +125,53 @@ impl Bench {
     /// Stores a sequence's blocks `from..to`, and copies them to the cold tiers.
     async fn store(&self, sequence: u8, from: u32, to: u32) {
         for n in from..to {
-            let parent = n.checked_sub(1).map(|n| hash(sequence, n));
-            let reserved = self.tenant().reserve(self.session, parent, &[hash(sequence, n)], TTL).unwrap();
-            assert_eq!(reserved[0].status, BlockStatus::Reserved, "block {n} of {sequence}");
-            let lease = reserved[0].lease;
-            let mut block = self.tenant().take_write(self.session, lease).unwrap();
-            block.slot.bytes_mut().copy_from_slice(&content(sequence, n));
-            assert!(self.tenant().put_write(self.session, lease, block));
-            let sum = checksum(&content(sequence, n));
-            assert_eq!(self.tenant().commit(self.session, &[(lease, sum)]).unwrap(), [BlockStatus::Stored]);
+            self.commit(sequence, n, n + 1);
             self.tenant().flush(self.tiers()).await;
         }
+    }
+
+    /// Stores a sequence's blocks `from..to` in DRAM.
+    fn commit(&self, sequence: u8, from: u32, to: u32) {
+        for n in from..to {
+            assert_eq!(self.commit_bytes(sequence, n, &content(sequence, n)), BlockStatus::Stored);
+        }
+    }
+
+    fn commit_bytes(&self, sequence: u8, n: u32, bytes: &[u8]) -> BlockStatus {
+        let parent = n.checked_sub(1).map(|n| hash(sequence, n));
+        let reserved = self.tenant().reserve(self.session, parent, &[hash(sequence, n)], TTL).unwrap();
+        assert_eq!(reserved[0].status, BlockStatus::Reserved, "block {n} of {sequence}");
+        let lease = reserved[0].lease;
+        let mut block = self.tenant().take_write(self.session, lease).unwrap();
+        block.slot.bytes_mut().copy_from_slice(bytes);
+        assert!(self.tenant().put_write(self.session, lease, block));
+        self.tenant().commit(self.session, &[(lease, checksum(bytes))]).unwrap()[0]
+    }
+
+    /// Takes a sequence out of tiers.
+    fn drop_from(&self, tiers: &[Tier], sequence: u8) {
+        self.drop_behind(tiers, sequence, 0);
+    }
+
+    /// The same from its n-th block on.
+    fn drop_behind(&self, tiers: &[Tier], sequence: u8, n: u32) {
+        let mut set = TierSet::default();
+        for tier in tiers {
+            set.insert(*tier as u32);
+        }
+        let gone = self.tenant().evict_range(&self.namespace, Range::From(hash(sequence, n)), set);
+        assert_eq!(gone.kept, 0, "nobody leases them");
+    }
+
+    /// What one of the tiers has and did.
+    fn report(&self, tier: Tier) -> TierReport {
+        self.tiers().reports().into_iter().find(|report| report.tier == tier).unwrap()
+    }
+
+    /// Why a block is said to be gone, and from where.
+    fn why(&self, sequence: u8, n: u32) -> Option<(Reason, Option<Tier>)> {
+        let record = self.namespace.gone.explain(hash(sequence, n));
+        record.map(|Record { reason, tier, .. }| (reason, tier))
     }
 
     /// Blocks of a sequence that can be leased, all with the right bytes.
@@ -154,6 +204,17 @@ impl Bench {
             tasks.stop(Duration::from_secs(30)).await;
         }
     }
+}
+
+/// Waits for what the tasks of the tiers do by themselves.
+async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not in 10 seconds: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +263,7 @@ async fn nvme_makes_room_from_the_ends_of_sequences() {
     let nvme = bench.tiers().nvme().unwrap();
     let mut held = 0;
     for sequence in 1..=10 {
-        let has: Vec<bool> = (0..20).map(|n| nvme.contains(&bench.key(sequence, n))).collect();
+        let has: Vec<bool> = (0..20).map(|n| nvme.copies.contains(&bench.key(sequence, n))).collect();
         let prefix = has.iter().take_while(|has| **has).count();
         assert!(has[prefix..].iter().all(|has| !has), "no copy without its parent: {has:?}");
         held += prefix;
@@ -218,7 +279,7 @@ async fn damage_on_the_device_is_a_miss_and_is_explained() {
     let dir = TempDir::new().unwrap();
     let bench = Bench::start(8, nvme(dir.path())).await;
     bench.store(1, 0, 7).await;
-    let at = bench.tiers().nvme().unwrap().copy(&bench.key(1, 3)).unwrap().slot.address();
+    let at = bench.tiers().nvme().unwrap().copies.get(&bench.key(1, 3)).unwrap().slot.address();
     bench.crash().await;
     let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("nvme/kelvin.blocks")).unwrap();
     file.write_all_at(b"rot", at.offset + 100).unwrap();
@@ -244,7 +305,7 @@ async fn verifying_finds_damage_nobody_asked_for() {
     let dir = TempDir::new().unwrap();
     let bench = Bench::start(24, nvme(dir.path())).await;
     bench.store(1, 0, 20).await;
-    let at = bench.tiers().nvme().unwrap().copy(&bench.key(1, 19)).unwrap().slot.address();
+    let at = bench.tiers().nvme().unwrap().copies.get(&bench.key(1, 19)).unwrap().slot.address();
     let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("nvme/kelvin.blocks")).unwrap();
     file.write_all_at(&[0; 4096], at.offset).unwrap();
     file.sync_all().unwrap();
@@ -268,13 +329,7 @@ async fn packs_take_what_dram_drops_and_another_node_reads_them() {
     again.crash().await;
 
     let other = Bench::start(64, packs(dir.path(), "two")).await;
-    for _ in 0..200 {
-        if other.matched(1, 50) == 40 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(other.matched(1, 50), 40, "another node finds what the first one wrote");
+    eventually("another node finds what the first one wrote", || other.matched(1, 50) == 40).await;
     assert_eq!(other.readable(1, 40).await, 40);
     other.stop().await;
 }
@@ -287,7 +342,7 @@ async fn what_nvme_drops_goes_to_packs() {
     let bench = Bench::start(24, options).await;
     for sequence in 1..=10 {
         bench.store(sequence, 0, 20).await;
-        while bench.tiers().cascade_once(true).await > 0 {}
+        while bench.tiers().cascade_once(true).await.copied > 0 {}
     }
     for sequence in 1..=10 {
         assert_eq!(bench.matched(sequence, 20), 20, "sequence {sequence}");
@@ -306,9 +361,9 @@ async fn exclusive_tiers_hold_a_block_once() {
     let bench = Bench::start(8, TierOptions { exclusive: true, ..nvme(dir.path()) }).await;
     bench.store(1, 0, 6).await;
     let nvme = bench.tiers().nvme().unwrap();
-    assert!(nvme.contains(&bench.key(1, 5)));
+    assert!(nvme.copies.contains(&bench.key(1, 5)));
     assert_eq!(bench.readable(1, 6).await, 6);
-    let left = (0..6).filter(|&n| nvme.contains(&bench.key(1, n))).count();
+    let left = (0..6).filter(|&n| nvme.copies.contains(&bench.key(1, n))).count();
     assert_eq!(left, 0, "what came to DRAM left NVMe");
     bench.stop().await;
 }
