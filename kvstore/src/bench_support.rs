@@ -99,12 +99,10 @@ impl Core {
         mut fill: impl FnMut(usize, &mut [u8]) -> kelvin_kernels::Checksum,
     ) -> Result<usize, Refusal> {
         let blocks = self.tenant().reserve(session.id, None, hashes, TTL)?;
-        let mut stored = 0;
-        for (at, block) in blocks.iter().enumerate().filter(|(_, block)| block.lease != 0) {
-            let filled = self.tenant().fill(session.id, block.lease, |bytes| fill(at, bytes))?;
-            stored += usize::from(filled == BlockStatus::Stored);
-        }
-        Ok(stored)
+        let reserved = blocks.iter().enumerate().filter(|(_, block)| block.lease != 0);
+        let (places, leases): (Vec<_>, Vec<_>) = reserved.map(|(at, block)| (at, block.lease)).unzip();
+        let filled = self.tenant().fill(session.id, &leases, |at, bytes| fill(places[at], bytes))?;
+        Ok(filled.iter().filter(|&&status| status == BlockStatus::Stored).count())
     }
 
     /// Stores a sequence with a copy that makes the checksum in the same pass.

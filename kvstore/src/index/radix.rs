@@ -67,6 +67,15 @@ pub enum InsertError {
     },
 }
 
+impl InsertError {
+    /// The block.
+    pub fn hash(&self) -> SequenceHash {
+        match self {
+            Self::NoParent { hash, .. } | Self::Full { hash } | Self::OtherParent { hash } => *hash,
+        }
+    }
+}
+
 /// A block where it stands, with its run locked.
 pub(super) struct Seen<'a, S, R> {
     pub(super) id: u32,

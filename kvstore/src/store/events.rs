@@ -39,45 +39,59 @@ pub(crate) struct Page {
 /// The log. Event `n` is the n-th since the namespace was opened first.
 #[derive(Debug)]
 pub(crate) struct EventLog {
-    kept: Mutex<VecDeque<Event>>,
+    kept: Mutex<Kept>,
+    /// Wakes readers, if there are any.
     end: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    events: VecDeque<Event>,
+    /// Cursor after the newest.
+    end: u64,
 }
 
 impl EventLog {
     pub(crate) fn new() -> Self {
-        Self { kept: Mutex::new(VecDeque::new()), end: watch::Sender::new(0) }
+        Self { kept: Mutex::new(Kept { events: VecDeque::new(), end: 0 }), end: watch::Sender::new(0) }
     }
 
     pub(crate) fn push(&self, event: Event) {
         let mut kept = self.kept.lock();
-        if kept.len() == EVENTS_MAX {
-            kept.pop_front();
+        if kept.events.len() == EVENTS_MAX {
+            kept.events.pop_front();
         }
-        kept.push_back(event);
-        self.end.send_modify(|end| *end += 1);
+        kept.events.push_back(event);
+        kept.end += 1;
+        // Whoever subscribes later reads the log first, from under the lock.
+        if self.end.receiver_count() > 0 {
+            self.end.send_replace(kept.end);
+        }
     }
 
     /// Cursor after the newest event.
     pub(crate) fn end(&self) -> u64 {
-        *self.end.borrow()
+        self.kept.lock().end
     }
 
-    /// Wakes when the end moves.
+    /// Wakes when the end moves. To be read from only after this.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        let _kept = self.kept.lock();
         self.end.subscribe()
     }
 
     /// At most `limit` events from `cursor` on; a cursor beyond the end is an error of the reader's.
     pub(crate) fn read(&self, cursor: u64, limit: usize) -> Option<Page> {
         let kept = self.kept.lock();
-        let end = *self.end.borrow();
-        let start = end - kept.len() as u64;
+        let end = kept.end;
+        let start = end - kept.events.len() as u64;
         if cursor > end {
             return None;
         }
         let lost = start.saturating_sub(cursor);
         let from = cursor.max(start);
-        let events: Vec<Event> = kept.iter().skip((from - start) as usize).take(limit).copied().collect();
+        let events: Vec<Event> =
+            kept.events.iter().skip((from - start) as usize).take(limit).copied().collect();
         Some(Page { next: from + events.len() as u64, events, lost })
     }
 }

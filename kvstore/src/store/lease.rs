@@ -151,12 +151,6 @@ impl Leases {
         }
     }
 
-    pub(super) fn remove(&mut self, id: LeaseId) -> Option<Right> {
-        let mut found = None;
-        self.end(&[id], |_| true, |_, right| found = Some(right));
-        found
-    }
-
     /// Drops a grant that is over, and cuts up one of which little is left: else a client that gives back all
     /// but one lease a call would keep the memory of all.
     fn tidy(&mut self, first: LeaseId) {

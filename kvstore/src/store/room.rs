@@ -1,6 +1,6 @@
 //! How blocks come in and go: adoption after commit, and eviction when a slot is wanted.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use kelvin_kernels::{Checksum, checksum};
 use kelvin_tiering::{Device, DramSlot, Tier, Weight, Why};
@@ -56,23 +56,32 @@ impl From<Why> for Removal {
 const EXPIRED_AT_ONCE: usize = 1024;
 
 /// The holder, in the index, that stands for a copy in DRAM.
-const DRAM: u32 = Tier::Dram as u32;
+pub(super) const DRAM: u32 = Tier::Dram as u32;
 
 impl Tenant {
     /// Makes a complete block visible, or keeps it until its parent is. False when its parent is gone: a
-    /// block that nobody can reach is not worth its slot.
-    pub(super) fn adopt(&self, state: &mut State, namespace: &Namespace, block: CompleteBlock) -> bool {
+    /// block that nobody can reach is not worth its slot. Of one that `is_indexed` the parent is there.
+    pub(super) fn adopt(
+        &self,
+        state: &mut State,
+        namespace: &Namespace,
+        block: CompleteBlock,
+        is_indexed: bool,
+        now: Duration,
+    ) -> bool {
         let first = block.key();
         let mut ready = vec![block];
         while let Some(block) = ready.pop() {
             let (key, parent) = (block.key(), block.parent());
-            if let Some(above) = parent.map(|hash| BlockKey { hash, ..key })
+            let is_indexed = is_indexed && key == first;
+            if !is_indexed
+                && let Some(above) = parent.map(|hash| BlockKey { hash, ..key })
                 && self.table.is_filling(&above)
             {
                 state.orphans.entry(above).or_default().push(block);
                 continue;
             }
-            if self.publish(state, namespace, block).is_err() {
+            if self.publish(state, namespace, block, is_indexed, now).is_err() {
                 state.forget_filling(key, parent);
                 continue;
             }
@@ -84,15 +93,18 @@ impl Tenant {
     }
 
     /// Enters a sealed block: in the index (as held in DRAM), among the tenant's blocks, in the order of
-    /// eviction and in the event log. Gives it back, and enters nothing, when its parent is in no tier.
+    /// eviction and in the event log. Gives it back, and enters nothing, when its parent is in no tier. One that
+    /// `is_indexed` is in the index already.
     pub(super) fn publish(
         &self,
         state: &mut State,
         namespace: &Namespace,
         block: CompleteBlock,
+        is_indexed: bool,
+        now: Duration,
     ) -> Result<ImmutableBlock, Box<CompleteBlock>> {
         let (key, parent) = (block.key(), block.parent());
-        if namespace.index.insert(parent, key.hash, DRAM, self.tick()).is_err() {
+        if !is_indexed && namespace.index.insert(parent, key.hash, DRAM, now.as_millis() as u64).is_err() {
             return Err(Box::new(block));
         }
         let block = block.register();
@@ -101,7 +113,7 @@ impl Tenant {
             ghosts.insert(key.hash, parent, Weight::default());
         }
         while let Some(victim) = state.victim_over_quota(key.namespace, block.slot().slot_bytes()) {
-            if self.evict(state, victim, Removal::Quota).is_none() {
+            if self.evict_at(state, victim, Removal::Quota, now).is_none() {
                 break;
             }
         }
@@ -140,19 +152,25 @@ impl Tenant {
         if self.table.is_filling(&key) {
             return block.register();
         }
-        self.publish(&mut state, namespace, block).unwrap_or_else(|block| block.register())
+        let now = self.clock.now();
+        self.publish(&mut state, namespace, block, false, now).unwrap_or_else(|block| block.register())
     }
 
     /// A slot. Should none be free, the least recently used blocks of the same slot size make room; only when
     /// this size has nothing to give, a whole chunk of another size does.
     pub(super) fn allocate(&self, state: &mut State, bytes: u64) -> Option<DramSlot> {
+        self.allocate_at(state, bytes, self.clock.now())
+    }
+
+    /// The same for a caller who knows the time.
+    pub(super) fn allocate_at(&self, state: &mut State, bytes: u64, now: Duration) -> Option<DramSlot> {
         let slot_bytes = DramSlot::slot_bytes_for(bytes);
         loop {
             if let Some(slot) = self.pool.allocate(bytes) {
                 return Some(slot);
             }
-            if let Some((victim, why)) = state.victim(slot_bytes, self.clock.now()) {
-                self.evict(state, victim, why.into());
+            if let Some((victim, why)) = state.victim(slot_bytes, now) {
+                self.evict_at(state, victim, why.into(), now);
             } else if !self.evict_chunk(state, slot_bytes) {
                 return None;
             }
@@ -190,10 +208,20 @@ impl Tenant {
     /// dropped. `None`, and nothing changes, when the block is not sealed, is leased, or stands before one that
     /// is being filled.
     pub(super) fn evict(&self, state: &mut State, key: BlockKey, why: Removal) -> Option<ImmutableBlock> {
+        self.evict_at(state, key, why, self.clock.now())
+    }
+
+    fn evict_at(
+        &self,
+        state: &mut State,
+        key: BlockKey,
+        why: Removal,
+        now: Duration,
+    ) -> Option<ImmutableBlock> {
         if state.is_awaited(&key) {
             return None;
         }
-        let block = self.withdraw(state, key, false, why)?;
+        let block = self.withdraw(state, key, false, why, now)?;
         self.counters.evictions.add(1);
         Some(block)
     }
@@ -206,6 +234,7 @@ impl Tenant {
         key: BlockKey,
         leased: bool,
         why: Removal,
+        now: Duration,
     ) -> Option<ImmutableBlock> {
         let block = state.remove_sealed(key, leased)?;
         tracing::trace!(block = %key.hash, ?why, "block leaves DRAM");
@@ -214,7 +243,7 @@ impl Tenant {
             let (kind, hash, parent) = (EventKind::Removed, key.hash, block.parent());
             namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
             let reason = self.below.left(&key, why).unwrap_or(why.reason());
-            namespace.note_gone(hash, reason, Some(Tier::Dram), self.clock.now());
+            namespace.note_gone(hash, reason, Some(Tier::Dram), now);
         }
         Some(block)
     }
@@ -232,7 +261,7 @@ impl Tenant {
             self.counters.damaged_blocks.add(1);
             let mut state = self.lock();
             if self.table.sealed(&key).is_some_and(|present| present.is_same(&block)) {
-                self.withdraw(&mut state, key, true, Removal::Damaged);
+                self.withdraw(&mut state, key, true, Removal::Damaged, self.clock.now());
             }
         }
     }

@@ -1,6 +1,10 @@
 //! What stands behind a tenant's structural lock: what is being filled, and the order of eviction.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use kelvin_tiering::{Attributes, DramPool, Order, PolicyKind, Weight, Why};
 
@@ -25,15 +29,15 @@ pub(super) struct State {
     filling_children: HashMap<BlockKey, u32, Keyed>,
     /// Sealed blocks in order of eviction, by bytes of a slot: only slots of one size can take each other's
     /// places.
-    orders: HashMap<u64, Order<BlockKey, Keyed>>,
+    orders: BTreeMap<u64, Order<BlockKey, Keyed>>,
     policy: PolicyKind,
     /// Bytes that a namespace may have, and the bytes of its slots.
-    quotas: HashMap<u64, (u64, u64)>,
+    quotas: BTreeMap<u64, (u64, u64)>,
     /// Sealed blocks that have an end.
     expiring: usize,
     /// What ended sessions held whose process still maps the pool.
     pub(super) parked: HashMap<SessionId, Vec<Right>>,
-    pub(super) namespaces: HashMap<u64, Arc<Namespace>>,
+    pub(super) namespaces: HashMap<u64, Arc<Namespace>, Keyed>,
 }
 
 impl State {
@@ -52,11 +56,11 @@ impl State {
             policy,
             orphans: HashMap::default(),
             filling_children: HashMap::default(),
-            orders: HashMap::new(),
-            quotas: HashMap::new(),
+            orders: BTreeMap::new(),
+            quotas: BTreeMap::new(),
             expiring: 0,
             parked: HashMap::new(),
-            namespaces: HashMap::new(),
+            namespaces: HashMap::default(),
         }
     }
 
@@ -227,7 +231,7 @@ impl State {
 
     /// The block that goes next of a namespace that is over its quota.
     pub(super) fn victim_over_quota(&mut self, namespace: u64, slot_bytes: u64) -> Option<BlockKey> {
-        if !self.orders.get(&slot_bytes)?.over_quota(namespace, 0) {
+        if self.quotas.is_empty() || !self.orders.get(&slot_bytes)?.over_quota(namespace, 0) {
             return None;
         }
         self.settle();
@@ -259,6 +263,6 @@ impl State {
     }
 }
 
-fn is_pinned(namespaces: &HashMap<u64, Arc<Namespace>>, key: &BlockKey) -> bool {
+fn is_pinned(namespaces: &HashMap<u64, Arc<Namespace>, Keyed>, key: &BlockKey) -> bool {
     namespaces.get(&key.namespace).is_some_and(|namespace| namespace.pins.hold(&key.hash))
 }

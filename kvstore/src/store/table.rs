@@ -205,16 +205,16 @@ impl Table {
         })
     }
 
-    /// Enters a block that is being filled, under a key that is free.
-    pub(super) fn fill(&self, key: BlockKey, parent: Option<SequenceHash>) {
-        self.enter(key, parent, Entry::Filling);
+    /// Enters a block that is being filled, under a key that is free. `behind` others will follow it at once.
+    pub(super) fn fill(&self, key: BlockKey, parent: Option<SequenceHash>, behind: usize) {
+        self.enter(key, parent, Entry::Filling, behind);
     }
 
     /// Enters a sealed block, under a key that is free or being filled.
     pub(super) fn seal(&self, block: ImmutableBlock) {
         let key = block.key();
         match self.place(&key) {
-            None => self.enter(key, block.parent(), Entry::Sealed(block)),
+            None => self.enter(key, block.parent(), Entry::Sealed(block), 0),
             Some(place) => {
                 let slot = &mut place.run.blocks.lock()[place.at as usize];
                 assert!(matches!(slot.entry, Entry::Filling), "a block is sealed once");
@@ -223,15 +223,16 @@ impl Table {
         }
     }
 
-    fn enter(&self, key: BlockKey, parent: Option<SequenceHash>, entry: Entry) {
+    fn enter(&self, key: BlockKey, parent: Option<SequenceHash>, entry: Entry, behind: usize) {
         let above = parent.and_then(|hash| self.place(&BlockKey { hash, ..key }));
         let place = match above {
             None => Err(entry),
             Some(Place { run, at }) => run.follow(at, key.hash, entry).map(|at| Place { run, at }),
         };
         let place = place.unwrap_or_else(|entry| {
-            let blocks = Mutex::new(vec![Slot { hash: key.hash, entry }]);
-            Place { run: Arc::new(Run { parent, blocks }), at: 0 }
+            let mut blocks = Vec::with_capacity((1 + behind).min(RUN_BLOCKS_MAX));
+            blocks.push(Slot { hash: key.hash, entry });
+            Place { run: Arc::new(Run { parent, blocks: Mutex::new(blocks) }), at: 0 }
         });
         let before = self.shard(&key).lock().insert(key, place);
         assert!(before.is_none(), "a key is entered once");

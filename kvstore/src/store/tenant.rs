@@ -355,7 +355,10 @@ impl Tenant {
     }
 
     pub(super) fn expire(&self, state: &mut State) {
-        let now = self.clock.now();
+        self.expire_at(state, self.clock.now());
+    }
+
+    pub(super) fn expire_at(&self, state: &mut State, now: Duration) {
         if !self.is_due(now) {
             return;
         }

@@ -1,5 +1,6 @@
 //! Scenarios on one tenant, with a clock that stands still.
 
+mod batches;
 mod concurrent;
 mod leases;
 mod table;

@@ -10,7 +10,7 @@ use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
     BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
-    block::CompleteBlock, lease::Right, session::Session, state::State, table::Found,
+    block::CompleteBlock, lease::Right, room::DRAM, session::Session, state::State, table::Found,
 };
 use crate::SequenceHash;
 
@@ -33,6 +33,28 @@ pub(crate) struct ReservedBlock {
     pub(crate) lease: LeaseId,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
+}
+
+/// Blocks that are sealed before they are concluded under one lock, at most; and bytes after which they are, so
+/// that large blocks are visible at once.
+const TOGETHER_BLOCKS: usize = 32;
+const TOGETHER_BYTES: u64 = 2 << 20;
+
+/// A block that was taken out of its reservation, and what came of the two.
+struct Work {
+    key: BlockKey,
+    parent: Option<SequenceHash>,
+    /// `None` if its bytes were wrong.
+    sealed: Option<CompleteBlock>,
+    /// `None` if the lease was over before its end.
+    lease: Option<Ended>,
+    /// Whether the index has it in DRAM already.
+    is_indexed: bool,
+}
+
+/// A write lease that ended with its block.
+struct Ended {
+    maps_memory: bool,
 }
 
 impl AcquiredBlock {
@@ -75,7 +97,7 @@ impl Tenant {
         let session = self.session(session)?;
         let mut held = session.hold()?;
         let mut room = held.room();
-        let (expires_at, epoch) = (self.expiry(ttl), self.epoch());
+        let (expires_at, epoch) = (self.expiry(self.clock.now(), ttl), self.epoch());
         let first = held.lease_ids(hashes.len(), &self.last_lease);
         let mut answer = Vec::with_capacity(hashes.len());
         let mut rights = Vec::with_capacity(hashes.len().min(room));
@@ -140,8 +162,9 @@ impl Tenant {
         ttl: Duration,
         keep: Keep,
     ) -> Result<Vec<ReservedBlock>, Refusal> {
+        let now = self.clock.now();
         let mut state = self.lock();
-        self.expire(&mut state);
+        self.expire_at(&mut state, now);
         let state = &mut *state;
         let session = self.session(session)?;
         let namespace = &*session.namespace;
@@ -153,8 +176,8 @@ impl Tenant {
             (booked, held.lease_ids(booked, &self.last_lease))
         };
         let mut room = booked;
-        let expires_at = self.expiry(ttl);
-        let mut rights = Vec::new();
+        let expires_at = self.expiry(now, ttl);
+        let mut rights = Vec::with_capacity(booked);
         let mut answer = Vec::with_capacity(hashes.len());
         let mut parent = parent;
         // Whether the parent was reserved by this very call, and so hangs together with all before it.
@@ -181,7 +204,7 @@ impl Tenant {
             }
             // Before a slot is looked for: the parent must not be the one that goes.
             state.hold_parent(key, parent);
-            let Some(slot) = self.allocate(state, namespace.spec.block_bytes) else {
+            let Some(slot) = self.allocate_at(state, namespace.spec.block_bytes, now) else {
                 state.release_parent(key, parent);
                 self.counters.no_space.add(1);
                 answer.push(ReservedBlock::without(BlockStatus::NoSpace));
@@ -194,7 +217,7 @@ impl Tenant {
                 offset: slot.offset(),
                 bytes: slot.len(),
             });
-            self.table.fill(key, parent);
+            self.table.fill(key, parent, hashes.len() - answer.len());
             rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot, keep })))));
             (parent, rooted) = (Some(hash), true);
         }
@@ -214,60 +237,115 @@ impl Tenant {
         blocks: &[(LeaseId, Checksum)],
     ) -> Result<Vec<BlockStatus>, Refusal> {
         let session = self.session(session)?;
-        let commit = |&(lease, checksum): &(_, _)| self.commit_one(&session, lease, checksum);
-        let statuses = blocks.iter().map(commit).collect();
-        session.namespace.changed.notify_waiters();
-        Ok(statuses)
-    }
-
-    fn commit_one(&self, session: &Session, lease: LeaseId, checksum: Checksum) -> BlockStatus {
-        let Some(block) = take_write(session, lease) else {
-            return self.commit_late(session, lease, checksum);
+        let seal = |at: usize, block: MutableBlock| {
+            let (key, given) = (block.key, blocks[at].1);
+            let sealed = block.seal(given).map_err(|(_, found)| {
+                tracing::warn!(client = session.name, block = %key.hash, %found, %given, "bytes differ from their checksum");
+                self.counters.checksum_failures.add(1);
+            });
+            sealed.ok()
         };
-        // The checksum is made outside the locks. The lease stays with its session meanwhile, without its
-        // block, so that expiry and the session's end see it.
-        let (key, parent) = (block.key, block.parent);
-        let sealed = block.seal(checksum).map_err(|(_, found)| {
-            tracing::warn!(client = session.name, block = %key.hash, %found, given = %checksum, "bytes differ from their checksum");
-            self.counters.checksum_failures.add(1);
-        });
-        self.conclude(session, lease, key, parent, sealed.ok())
+        let late = |at: usize| self.commit_late(&session, blocks[at].0, blocks[at].1);
+        Ok(self.seal_each(&session, blocks.len(), |at| blocks[at].0, seal, late))
     }
 
-    /// Fills a reservation in this process and commits it. `fill` gives the checksum of what it put there.
+    /// Fills reservations in this process, in order, and commits them. `fill` gives the checksum of what it put
+    /// into the block of the lease at that place.
     pub(crate) fn fill(
         &self,
         session: SessionId,
-        lease: LeaseId,
-        fill: impl FnOnce(&mut [u8]) -> Checksum,
-    ) -> Result<BlockStatus, Refusal> {
+        leases: &[LeaseId],
+        mut fill: impl FnMut(usize, &mut [u8]) -> Checksum,
+    ) -> Result<Vec<BlockStatus>, Refusal> {
         let session = self.session(session)?;
-        let Some(mut block) = take_write(&session, lease) else { return Ok(BlockStatus::StaleLease) };
-        let checksum = fill(block.slot.bytes_mut());
-        self.counters.copied_bytes.add(block.slot.len());
-        let (key, parent) = (block.key, block.parent);
-        let sealed = CompleteBlock::verified(block, checksum);
-        let status = self.conclude(&session, lease, key, parent, Some(sealed));
-        session.namespace.changed.notify_waiters();
-        Ok(status)
+        let seal = |at: usize, mut block: MutableBlock| {
+            let checksum = fill(at, block.slot.bytes_mut());
+            self.counters.copied_bytes.add(block.slot.len());
+            Some(CompleteBlock::verified(block, checksum))
+        };
+        let late = |_| BlockStatus::StaleLease;
+        Ok(self.seal_each(&session, leases.len(), |at| leases[at], seal, late))
     }
 
-    /// Ends a reservation whose block was taken out: with a block that is sealed, or without.
-    fn conclude(
+    /// Lets `seal` work on the blocks of write leases outside the locks, and concludes what comes of it, several
+    /// blocks under one lock. `late` answers for leases that have no block (any more).
+    fn seal_each(
         &self,
         session: &Session,
-        lease: LeaseId,
-        key: BlockKey,
-        parent: Option<SequenceHash>,
-        sealed: Option<CompleteBlock>,
-    ) -> BlockStatus {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let live = session.hold().ok().and_then(|mut held| {
-            held.leases.remove(lease)?;
-            Some(held.maps_memory)
+        count: usize,
+        lease: impl Fn(usize) -> LeaseId,
+        mut seal: impl FnMut(usize, MutableBlock) -> Option<CompleteBlock>,
+        late: impl Fn(usize) -> BlockStatus,
+    ) -> Vec<BlockStatus> {
+        let mut statuses = Vec::with_capacity(count);
+        while statuses.len() < count {
+            let first = statuses.len();
+            let (mut works, mut ids, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while first + works.len() < count && works.len() < TOGETHER_BLOCKS && bytes < TOGETHER_BYTES {
+                let at = first + works.len();
+                // The lease stays with its session meanwhile, without its block, so that expiry and the
+                // session's end see it.
+                works.push(take_write(session, lease(at)).map(|block| {
+                    ids.push(lease(at));
+                    bytes += block.slot.len();
+                    let (key, parent) = (block.key, block.parent);
+                    Work { key, parent, sealed: seal(at, block), lease: None, is_indexed: false }
+                }));
+            }
+            let now = self.clock.now();
+            let mut state = self.lock();
+            if let Ok(mut held) = session.hold() {
+                let maps_memory = held.maps_memory;
+                let mut taken: Vec<&mut Work> = works.iter_mut().flatten().collect();
+                held.leases.end(&ids, |_| true, |at, _| taken[at].lease = Some(Ended { maps_memory }));
+            }
+            for at in 0..works.len() {
+                self.index_run(session, &mut works[at..], now);
+                statuses.push(match works[at].take() {
+                    Some(work) => self.conclude(&mut state, session, work, now),
+                    None => late(first + at),
+                });
+            }
+            drop(state);
+            session.namespace.changed.notify_waiters();
+        }
+        statuses
+    }
+
+    /// Enters blocks in the index that are about to be published one behind the other, the first of these first:
+    /// cheaper than one by one.
+    fn index_run(&self, session: &Session, works: &mut [Option<Work>], now: Duration) {
+        let Some(first) = works.first().and_then(Option::as_ref).filter(|work| !work.is_indexed) else {
+            return;
+        };
+        let (parent, namespace) = (first.parent, first.key.namespace);
+        let above = parent.map(|hash| BlockKey { namespace, hash });
+        if above.is_some_and(|above| self.table.is_filling(&above)) {
+            return;
+        }
+        let mut before = parent;
+        let run = works.iter().map_while(Option::as_ref).take_while(|work| {
+            let follows = work.parent == before && work.lease.is_some() && work.sealed.is_some();
+            before = Some(work.key.hash);
+            follows && self.below.settled(&work.key).is_none()
         });
-        let Some(maps_memory) = live else {
+        let hashes: Vec<SequenceHash> = run.map(|work| work.key.hash).collect();
+        if hashes.len() < 2 {
+            return;
+        }
+        // What cannot be entered is left to `publish`, with what is behind it.
+        let entered = match session.namespace.index.insert_run(parent, &hashes, DRAM, now.as_millis() as u64)
+        {
+            Ok(_) => hashes.len(),
+            Err(error) => hashes.iter().position(|hash| *hash == error.hash()).unwrap_or(0),
+        };
+        works.iter_mut().take(entered).flatten().for_each(|work| work.is_indexed = true);
+    }
+
+    /// Ends a reservation whose block was taken out.
+    fn conclude(&self, state: &mut State, session: &Session, work: Work, now: Duration) -> BlockStatus {
+        let Work { key, parent, sealed, lease, is_indexed } = work;
+        let Some(Ended { maps_memory }) = lease else {
             // Nobody else takes the trace of this block away: the lease had no block when it ended.
             state.forget_filling(key, parent);
             return BlockStatus::StaleLease;
@@ -285,7 +363,7 @@ impl Tenant {
             state.forget_filling(key, parent);
             return BlockStatus::Conflict;
         }
-        if !self.adopt(state, &session.namespace, block) {
+        if !self.adopt(state, &session.namespace, block, is_indexed, now) {
             return BlockStatus::NoParent;
         }
         if maps_memory {
@@ -395,8 +473,9 @@ impl Tenant {
         self.expire_due();
         let session = self.session(session)?;
         let mut held = session.hold()?;
-        held.expires_at = held.expires_at.max(self.clock.now() + self.limits.session_ttl);
-        let expires_at = self.expiry(ttl);
+        let now = self.clock.now();
+        held.expires_at = held.expires_at.max(now + self.limits.session_ttl);
+        let expires_at = self.expiry(now, ttl);
         if all {
             held.leases.renew_all(expires_at);
         }
@@ -407,10 +486,10 @@ impl Tenant {
         Ok(answer.collect())
     }
 
-    /// When a lease that asks for `ttl` ends; zero asks for the longest there is.
-    fn expiry(&self, ttl: Duration) -> Duration {
+    /// When a lease that asks for `ttl` now ends; zero asks for the longest there is.
+    fn expiry(&self, now: Duration, ttl: Duration) -> Duration {
         let most = self.limits.lease_ttl_max;
-        self.clock.now() + if ttl.is_zero() { most } else { ttl.min(most) }
+        now + if ttl.is_zero() { most } else { ttl.min(most) }
     }
 }
 

@@ -10,7 +10,7 @@
 //! A slot larger than a chunk cannot be had. The end of a chunk that no whole slot fits in is lost
 //! (below one part in `chunk / slot`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a slot lies in the region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,7 +34,7 @@ pub(crate) struct Slab {
     chunks: Vec<Option<Chunk>>,
     empty: Vec<u32>,
     /// Chunks with a free slot: slot size -> (slots used, chunk number), fullest last.
-    open: HashMap<u64, BTreeSet<(u32, u32)>>,
+    open: BTreeMap<u64, BTreeSet<(u32, u32)>>,
     used_bytes: u64,
     used_slots: u64,
 }
@@ -47,7 +47,7 @@ impl Slab {
             chunk_bytes,
             chunks: (0..count).map(|_| None).collect(),
             empty: (0..count).rev().collect(),
-            open: HashMap::new(),
+            open: BTreeMap::new(),
             used_bytes: 0,
             used_slots: 0,
         }

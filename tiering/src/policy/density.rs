@@ -34,6 +34,7 @@ const CONTINUED: usize = 3;
 pub(super) const CLASSES: usize = USES * CONTINUED * 2;
 /// Ages in uses: two an octave, from 16.
 pub(super) const AGES: usize = 44;
+const _: () = assert!(AGES < u64::BITS as usize, "a bit each");
 const FIRST_AGE_LOG2: u32 = 4;
 /// Tails are looked at afresh after so many uses, or fewer in a small tier. Meanwhile no age changes, so what
 /// was found absent stays so.
@@ -63,6 +64,9 @@ pub(super) struct HitDensity<K, H> {
     turns: Vec<[u16; AGES]>,
     /// No tail stands before this in `order`, as of `looked_at`.
     cursor: usize,
+    /// Ages that a class's tails may have as of `looked_at`, a bit each; made afresh when `cursor` is 0.
+    present: [u64; CLASSES],
+    present_at: Option<u64>,
     /// Ages are counted up to here.
     looked_at: u64,
     ghosts: Remembered<K, Seen, H>,
@@ -131,6 +135,8 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
             order: Vec::with_capacity(CLASSES * AGES),
             turns: vec![[0; AGES]; CLASSES],
             cursor: 0,
+            present: [0; CLASSES],
+            present_at: None,
             looked_at: 0,
             ghosts: Remembered::new(0),
         };
@@ -190,6 +196,20 @@ impl<K: Copy + Eq + Hash, H: BuildHasher + Default> HitDensity<K, H> {
             _ => (self.looked_at + 1).saturating_sub(age_from(age + 1)),
         };
         Some((from, 0)..(until, 0))
+    }
+
+    /// Notes which ages each queue's tails may have: those from its youngest to its oldest.
+    fn find_ages(&mut self, queues: &[Queue<K>]) {
+        for (present, queue) in self.present.iter_mut().zip(queues) {
+            let age = |rank: &Rank| age_class(self.looked_at.saturating_sub(rank.0));
+            *present = match (queue.last_key_value(), queue.first_key_value()) {
+                (Some((youngest, _)), Some((oldest, _))) => {
+                    let (from, until) = (age(youngest), age(oldest) + 1);
+                    ((1 << until) - 1) & !((1 << from) - 1)
+                }
+                _ => 0,
+            };
+        }
     }
 
     fn turn_of(&self, queue: usize, rank: Rank) -> u16 {
@@ -279,13 +299,18 @@ where
     }
 
     fn tail(&mut self, queue: usize, rank: Rank) {
+        self.present[queue] |= 1 << age_class(self.looked_at.saturating_sub(rank.0));
         self.cursor = self.cursor.min(usize::from(self.turn_of(queue, rank)));
     }
 
     fn pick(&mut self, queues: &[Queue<K>]) -> Option<(usize, Rank)> {
+        if self.present_at != Some(self.looked_at) {
+            self.present_at = Some(self.looked_at);
+            self.find_ages(queues);
+        }
         while let Some(&(class, age)) = self.order.get(self.cursor) {
             let queue = &queues[usize::from(class)];
-            if !queue.is_empty()
+            if self.present[usize::from(class)] >> age & 1 == 1
                 && let Some((rank, _)) =
                     self.ranks(usize::from(age)).and_then(|ranks| queue.range(ranks).next())
             {

@@ -24,7 +24,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 
 use super::upcoming::peel;
-use super::{Policy, Weight};
+use super::{GLANCE_KEYS, Policy, Weight, glance};
 
 /// Numbers of uses have this bit; those of demoted blocks do not, and so are older than any use.
 const USED: u64 = 1 << 63;
@@ -137,7 +137,10 @@ where
     }
 
     fn touch(&mut self, prefix: &[K]) {
-        prefix.iter().rev().for_each(|key| self.renew(*key));
+        for part in prefix.rchunks(GLANCE_KEYS) {
+            glance(&self.blocks, part, |block| block.children);
+            part.iter().rev().for_each(|key| self.renew(*key));
+        }
     }
 
     fn remove(&mut self, key: K) -> bool {

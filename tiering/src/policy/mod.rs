@@ -27,7 +27,9 @@ mod s3fifo;
 mod tests;
 mod upcoming;
 
-use std::hash::Hash;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
+use std::hint::black_box;
 
 pub use ghost::{GhostBoard, GhostRate};
 pub use kind::{PolicyKind, UnknownPolicy, build};
@@ -49,6 +51,19 @@ impl Default for Weight {
     fn default() -> Self {
         Self { bytes: 1, cost: 1 }
     }
+}
+
+/// Keys of one [`glance`]: their blocks stay in the nearest cache until it is their turn.
+const GLANCE_KEYS: usize = 64;
+
+/// Looks at something of blocks that are about to be used, each of which is mostly not in a cache: the reads of
+/// this pass wait for memory side by side, where a pass that changes blocks would wait for each in turn.
+fn glance<K: Eq + Hash, B, H: BuildHasher>(
+    blocks: &HashMap<K, B, H>,
+    keys: &[K],
+    look: impl Fn(&B) -> usize,
+) {
+    black_box(keys.iter().filter_map(|key| blocks.get(key)).fold(0, |sum, block| sum ^ look(block)));
 }
 
 /// Chooses which block a full tier drops. Never one that has a resident child.

@@ -65,7 +65,7 @@ pub struct Order<K, H = RandomState> {
     aliases: HashMap<K, Name, H>,
     all: Classes,
     ghosts: Option<GhostBoard<Name, Pass>>,
-    groups: HashMap<u64, Group>,
+    groups: HashMap<u64, Group, Pass>,
     /// Groups that are over their quota.
     over: BTreeSet<u64>,
     /// Blocks that expire and have no resident child, by time and a number that makes it unique.
@@ -211,7 +211,7 @@ where
             aliases: HashMap::default(),
             all: Classes::new(capacity_blocks, reserve_blocks),
             ghosts: None,
-            groups: HashMap::new(),
+            groups: HashMap::default(),
             over: BTreeSet::new(),
             expiring: BTreeMap::new(),
             due: HashMap::default(),
@@ -257,7 +257,9 @@ where
             return;
         }
         block.attributes = Some(attributes);
-        self.resume_expiry(name);
+        if attributes.expires_at.is_some() {
+            self.resume_expiry(name);
+        }
         let parent = parent.map(|parent| (self.claim(parent), parent));
         if let Some((name, key)) = parent {
             let above = self.blocks.entry(name).or_insert_with(|| Block::absent(key));

@@ -18,7 +18,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 
 use super::upcoming::peel;
-use super::{Policy, Weight};
+use super::{GLANCE_KEYS, Policy, Weight, glance};
 
 /// For so many calls of `victim` a refused tail rests.
 pub(super) const PARKED_CALLS: u64 = 64;
@@ -338,7 +338,13 @@ where
 
     fn touch(&mut self, prefix: &[K]) {
         self.rule.tick(prefix.len());
-        prefix.iter().rev().for_each(|key| self.renew(*key));
+        for part in prefix.rchunks(GLANCE_KEYS) {
+            glance(&self.blocks, part, |block| {
+                block.children as usize
+                    ^ block.resident.as_ref().map_or(0, |resident| resident.rank.0 as usize)
+            });
+            part.iter().rev().for_each(|key| self.renew(*key));
+        }
     }
 
     fn remove(&mut self, key: K) -> bool {

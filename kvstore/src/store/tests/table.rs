@@ -84,7 +84,7 @@ proptest! {
             match op {
                 Op::Fill { parent, block } => if state(&block) == State::Missing {
                     let parent = (parent > 0).then(|| hash(parent));
-                    table.fill(key(block), parent);
+                    table.fill(key(block), parent, block as usize % 3);
                     oracle.insert(block, (parent, State::Filling));
                 },
                 Op::Seal(n) => match state(&n) {
