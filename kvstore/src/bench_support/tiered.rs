@@ -84,18 +84,15 @@ impl Tiered {
         let hit_blocks = leases.len();
         let parent = hit_blocks.checked_sub(1).map(|last| hashes[last]);
         let reserved = tenant.reserve(session.id, parent, &hashes[hit_blocks..], TTL)?;
-        let mut stored_blocks = 0;
-        for (block, hash) in reserved.iter().zip(&hashes[hit_blocks..]).filter(|(block, _)| block.lease != 0)
-        {
-            let fill = |bytes: &mut [u8]| -> Checksum {
-                content(*hash, bytes);
-                checksum(bytes)
-            };
-            tenant.fill(session.id, block.lease, fill)?;
-            stored_blocks += 1;
-        }
+        let granted = reserved.iter().zip(&hashes[hit_blocks..]).filter(|(block, _)| block.lease != 0);
+        let (mine, fresh): (Vec<_>, Vec<_>) = granted.map(|(block, hash)| (block.lease, *hash)).unzip();
+        let fill = |at: usize, bytes: &mut [u8]| -> Checksum {
+            content(fresh[at], bytes);
+            checksum(bytes)
+        };
+        tenant.fill(session.id, &mine, fill)?;
         tenant.release(session.id, &leases)?;
-        Ok(Served { hit_blocks, stored_blocks })
+        Ok(Served { hit_blocks, stored_blocks: mine.len() })
     }
 
     /// Blocks that some tier has.
