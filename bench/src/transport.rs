@@ -50,12 +50,20 @@ pub(crate) struct Args {
 /// Moved in one turn, and memory that batches go through before it comes by again.
 const TURN_BYTES: u64 = 1 << 30;
 const MEMORY_BYTES: u64 = 512 << 20;
+/// The same in a smoke run.
+const SMOKE_BYTES: u64 = 128 << 20;
 const KIB: u64 = 1 << 10;
 /// A prompt of so many blocks is matched and leased in the time of a call.
 const PROMPT_BLOCKS: usize = 128;
 /// At least so much of the raw stream, and at most so long for a prompt.
 const STREAM_GOAL: f64 = 0.9;
 const PROMPT_GOAL_US: f64 = 100.0;
+
+impl Args {
+    fn memory_bytes(&self) -> u64 {
+        if self.smoke { SMOKE_BYTES } else { MEMORY_BYTES }
+    }
+}
 
 pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     let sizes = match &args.block_kib[..] {
@@ -65,7 +73,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut report = Report::new("transport", args.seed, "a store's service and its client, in one process");
     let folder = tempfile::tempdir().context("make a directory for the socket")?;
-    let store = Running::start(folder.path().join("kv.sock")).await?;
+    let store = Running::start(folder.path().join("kv.sock"), args.memory_bytes()).await?;
     let turns = if args.smoke { 1 } else { 5 };
     report.line(format!(
         "\n  batches of {}; GB/s and CPU-s/GB of both sides, median of {turns} turns\n  {:<24}{:>8}{:>10}{:>8}{:>10}{:>10}{:>8}",
@@ -89,11 +97,11 @@ struct Running {
 }
 
 impl Running {
-    async fn start(socket: PathBuf) -> anyhow::Result<Self> {
+    async fn start(socket: PathBuf, memory_bytes: u64) -> anyhow::Result<Self> {
         let config = ServerConfig {
             socket: Some(socket),
             data_listen: Some(([127, 0, 0, 1], 0).into()),
-            ..ServerConfig::new(MEMORY_BYTES + (64 << 20))
+            ..ServerConfig::new(memory_bytes + (64 << 20))
         };
         let stop = CancellationToken::new();
         let (ready, listening) = tokio::sync::oneshot::channel();
@@ -172,7 +180,7 @@ async fn compare(
     turns: usize,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let turn_bytes = if args.smoke { TURN_BYTES / 16 } else { TURN_BYTES };
+    let turn_bytes = if args.smoke { SMOKE_BYTES / 2 } else { TURN_BYTES };
     let mut raw = Vec::new();
     for _ in 0..turns {
         raw.push(tokio::task::block_in_place(|| stream(block_bytes, turn_bytes))?);
@@ -198,6 +206,9 @@ async fn compare(
         let namespace = store.open(transport, block_bytes).await?;
         let mut bench = Bench::new(args, namespace, block_bytes);
         let (mut stored, mut read) = (Vec::new(), Vec::new());
+        // Memory that was never touched costs more than what is copied into it.
+        bench.store(args.memory_bytes() * 3 / 2).await?;
+        bench.read(args.memory_bytes()).await?;
         for _ in 0..turns {
             let watch = Watch::start();
             stored.push(watch.rate(bench.store(turn_bytes).await?));
@@ -243,14 +254,13 @@ fn stream(block_bytes: u64, bytes: u64) -> anyhow::Result<Rate> {
     let mut to = TcpStream::connect(listener.local_addr()?)?;
     let (mut from, _) = listener.accept()?;
     let blocks = bytes / block_bytes;
-    // As many as fit the memory that the store's blocks go through.
-    let mut buffers = vec![vec![1u8; block_bytes as usize]; (MEMORY_BYTES / block_bytes).min(64) as usize];
-    let sources = buffers.clone();
+    // One source, as a store's client here has, and as many targets as are in use there.
+    let mut buffers = vec![vec![1u8; block_bytes as usize]; 16];
+    let source = buffers[0].clone();
     let watch = Watch::start();
     std::thread::scope(|scope| -> anyhow::Result<()> {
-        let sender = scope.spawn(move || -> std::io::Result<()> {
-            (0..blocks as usize).try_for_each(|at| to.write_all(&sources[at % sources.len()]))
-        });
+        let sender = scope
+            .spawn(move || -> std::io::Result<()> { (0..blocks).try_for_each(|_| to.write_all(&source)) });
         let count = buffers.len();
         for at in 0..blocks as usize {
             from.read_exact(&mut buffers[at % count])?;
@@ -267,6 +277,7 @@ struct Bench {
     namespace: Namespace,
     block_bytes: u64,
     batch: usize,
+    memory_bytes: u64,
     random: SmallRng,
     payload: Vec<u8>,
     /// Sequences stored last, a batch each.
@@ -279,13 +290,14 @@ impl Bench {
         let mut payload = vec![0; block_bytes as usize];
         random.fill_bytes(&mut payload);
         // A batch holds a small part of the store only.
-        let batch = args.batch.min(MEMORY_BYTES / 8 / block_bytes).max(1) as usize;
-        Self { namespace, block_bytes, batch, random, payload, stored: Vec::new() }
+        let memory_bytes = args.memory_bytes();
+        let batch = args.batch.min(memory_bytes / 8 / block_bytes).max(1) as usize;
+        Self { namespace, block_bytes, batch, memory_bytes, random, payload, stored: Vec::new() }
     }
 
     async fn store(&mut self, bytes: u64) -> anyhow::Result<u64> {
         let mut moved = 0;
-        let kept = (MEMORY_BYTES / 2 / self.block_bytes) as usize / self.batch;
+        let kept = (self.memory_bytes / 2 / self.block_bytes) as usize / self.batch;
         while moved < bytes {
             let hashes: Vec<_> =
                 (0..self.batch).map(|_| SequenceHash::from_bytes(self.random.random())).collect();
