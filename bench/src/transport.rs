@@ -183,7 +183,7 @@ async fn compare(
     let turn_bytes = if args.smoke { SMOKE_BYTES / 2 } else { TURN_BYTES };
     let mut raw = Vec::new();
     for _ in 0..turns {
-        raw.push(tokio::task::block_in_place(|| stream(block_bytes, turn_bytes))?);
+        raw.push(tokio::task::block_in_place(|| stream(block_bytes, turn_bytes, args.memory_bytes()))?);
     }
     let raw = median(raw);
     let size = if block_bytes < 1 << 20 {
@@ -249,13 +249,13 @@ async fn compare(
 }
 
 /// One thread sends, another receives into a buffer of its own.
-fn stream(block_bytes: u64, bytes: u64) -> anyhow::Result<Rate> {
+fn stream(block_bytes: u64, bytes: u64, memory_bytes: u64) -> anyhow::Result<Rate> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut to = TcpStream::connect(listener.local_addr()?)?;
     let (mut from, _) = listener.accept()?;
     let blocks = bytes / block_bytes;
-    // One source, as a store's client here has, and as many targets as are in use there.
-    let mut buffers = vec![vec![1u8; block_bytes as usize]; 16];
+    // One source, as a store's client here has, and as many targets as the store has slots.
+    let mut buffers = vec![vec![1u8; block_bytes as usize]; (memory_bytes / block_bytes) as usize];
     let source = buffers[0].clone();
     let watch = Watch::start();
     std::thread::scope(|scope| -> anyhow::Result<()> {
