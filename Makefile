@@ -57,6 +57,7 @@ bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" policies --smoke
 	"$(BIN)/kelvin-bench" restart --smoke
 	"$(BIN)/kelvin-bench" tiers --smoke
+	"$(BIN)/kelvin-bench" transport --smoke
 
 tools:
 	@cli/setup.sh tools

@@ -19,6 +19,7 @@ mod reuse;
 mod serve;
 mod tiers;
 mod trace;
+mod transport;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ enum Workload {
     Restart(restart::Args),
     Serve(serve::Args),
     Tiers(tiers::Args),
+    Transport(transport::Args),
 }
 
 /// As shells have it: 128 + SIGINT.
@@ -72,6 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
             Workload::Restart(args) => restart::run(&args).await.map(Some),
             Workload::Serve(args) => serve::run(args).await,
             Workload::Tiers(args) => tiers::run(args).await,
+            Workload::Transport(args) => transport::run(&args).await.map(Some),
         }
     })
 }

@@ -94,9 +94,11 @@ fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt
     }
     writeln!(
         out,
-        "bytes     in place: {} read, {} filled; over gRPC: {} read, {} written; copied by the store: {}",
+        "bytes     in place: {} read, {} filled; over TCP: {} read, {} written; over gRPC: {} read, {} written; copied by the store: {}",
         Size(stats.shm_leased_bytes),
         Size(stats.shm_committed_bytes),
+        Size(stats.tcp_read_bytes),
+        Size(stats.tcp_written_bytes),
         Size(stats.grpc_read_bytes),
         Size(stats.grpc_written_bytes),
         Size(stats.copied_bytes)
@@ -157,6 +159,8 @@ fn as_json(stats: &StatsResponse) -> Value {
         "evictions": stats.evictions,
         "conflicts": stats.conflicts,
         "checksum_failures": stats.checksum_failures,
+        "tcp_read_bytes": stats.tcp_read_bytes,
+        "tcp_written_bytes": stats.tcp_written_bytes,
         "grpc_read_bytes": stats.grpc_read_bytes,
         "grpc_written_bytes": stats.grpc_written_bytes,
         "shm_leased_bytes": stats.shm_leased_bytes,

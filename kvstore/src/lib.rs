@@ -27,6 +27,13 @@ mod store;
 #[cfg(feature = "client")]
 mod transport;
 
+/// Decodes bytes as the data port does; for the fuzz target.
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub fn fuzz_data_port(bytes: &[u8]) {
+    transport::decode_any(bytes);
+}
+
 #[cfg(feature = "client")]
 pub use client::{
     Acquired, Client, ClientOptions, Keep, Match, Namespace, ReadLease, Reserved, Transport, WriteLease,

@@ -24,9 +24,14 @@ pub(crate) struct Args {
     admin_listen: Option<SocketAddr>,
 
     /// Unix socket over which processes of this host get at the blocks without a copy; without it, all
-    /// bytes go through gRPC [default: none]
+    /// bytes go over the network [default: none]
     #[arg(long, env = "KELVIN_STORE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
+
+    /// Address of the data port, over which clients that cannot map the memory move blocks without gRPC [default: a
+    /// free port of --listen's address]
+    #[arg(long, env = "KELVIN_STORE_DATA_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
+    data_listen: Option<SocketAddr>,
 
     /// Memory for blocks; above it, blocks make room for others, and stay in the tiers below if there are any
     #[arg(long, env = "KELVIN_STORE_DRAM", value_name = "SIZE", default_value_t = Size(1 << 30))]
@@ -60,6 +65,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         listen: args.listen,
         admin_listen: args.admin_listen,
         socket: args.socket,
+        data_listen: Some(args.data_listen.unwrap_or(SocketAddr::new(args.listen.ip(), 0))),
         session_ttl: args.session_ttl,
         lease_ttl_max: args.lease_ttl_max,
         secret,
@@ -72,6 +78,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             ("listen", Some(at.grpc.to_string())),
             ("admin", at.admin.map(|admin| admin.to_string())),
             ("socket", at.socket.map(|socket| socket.display().to_string())),
+            ("data", at.data.map(|data| data.to_string())),
         ];
         ready::say("store", facts);
     };

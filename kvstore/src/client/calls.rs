@@ -14,11 +14,14 @@ use kelvin_proto::{
 
 use super::{
     Error,
-    keeper::{Handle, Session},
+    keeper::{Handle, Session, Way},
     lease::{LeaseName, Memory, ReadLease, WriteLease},
     namespace::{Acquired, Keep, Match, Reserved},
 };
-use crate::SequenceHash;
+use crate::{
+    SequenceHash,
+    transport::{Buffer, Links, Outcome, Part},
+};
 
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -76,9 +79,9 @@ pub(super) async fn acquire(
             break;
         }
         let name = LeaseName { session: session.id, id: lease.lease_id };
-        let memory = match &session.attached {
-            None => Memory::Owned(Vec::new()),
-            Some(attached) => Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?,
+        let memory = match &session.way {
+            Way::Shm(attached) => Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?,
+            Way::Tcp(_) | Way::Grpc => Memory::Owned(Buffer::default()),
         };
         keeper.hold(name);
         leases.push(ReadLease {
@@ -88,12 +91,62 @@ pub(super) async fn acquire(
             memory,
             keeper: keeper.clone(),
             damaged: AtomicBool::new(false),
+            checked: false,
         });
     }
-    if session.attached.is_none() {
-        fetch(keeper, session, &mut leases).await?;
+    match &session.way {
+        Way::Shm(_) => {}
+        Way::Tcp(links) => {
+            if let Some(status) = fetch_tcp(keeper, links, &mut leases).await? {
+                stopped = Some(status);
+            }
+        }
+        Way::Grpc => fetch(keeper, session, &mut leases).await?,
     }
     Ok(Acquired { leases, stopped })
+}
+
+/// Time for a transfer of so many blocks: each gets that of a call.
+fn transfer_time(keeper: &Handle, blocks: usize) -> Duration {
+    keeper.shared.client.options().call_timeout * blocks.max(1) as u32
+}
+
+fn cut(error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::InvalidData => Error::Protocol(error.to_string()),
+        _ => Error::Refused(Refusal::new(Reason::Unavailable, format!("the data port: {error}"))),
+    }
+}
+
+async fn in_time<T>(time: Duration, work: impl Future<Output = std::io::Result<T>>) -> Result<T, Error> {
+    let late = |_| Err(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(time, work).await.unwrap_or_else(late).map_err(cut)
+}
+
+/// Bytes of leased blocks, through the data port; why the run ends before the last of them, if it does.
+async fn fetch_tcp(
+    keeper: &Handle,
+    links: &Arc<Links>,
+    leases: &mut Vec<ReadLease>,
+) -> Result<Option<BlockStatus>, Error> {
+    let block_bytes = keeper.shared.spec.block_bytes as usize;
+    let parts: Vec<Part> = leases
+        .iter()
+        .map(|lease| Part { lease: lease.name.id, offset: 0, bytes: links.buffer(block_bytes) })
+        .collect();
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    let time = transfer_time(keeper, parts.len());
+    let moved = in_time(time, links.read(parts)).await?;
+    let stale = moved.iter().position(|(_, outcome)| *outcome == Outcome::Stale);
+    for (lease, (part, outcome)) in leases.iter_mut().zip(moved) {
+        // What came wrong is found again when its reader looks, and is reported to the store.
+        lease.checked = outcome == Outcome::Moved(lease.expected);
+        lease.memory = Memory::Owned(part.bytes);
+    }
+    leases.truncate(stale.unwrap_or(leases.len()));
+    Ok(stale.map(|_| BlockStatus::StaleLease))
 }
 
 /// Bytes of leased blocks, through gRPC.
@@ -127,7 +180,7 @@ async fn fetch(keeper: &Handle, session: &Session, leases: &mut [ReadLease]) -> 
             }
             bytes.extend_from_slice(&frame.data);
         }
-        lease.memory = Memory::Owned(bytes);
+        lease.memory = Memory::Owned(Buffer::of(bytes));
     }
     Ok(())
 }
@@ -158,11 +211,12 @@ pub(super) async fn reserve(
         reserved.push(match lease.status() {
             BlockStatus::Reserved => {
                 let name = LeaseName { session: session.id, id: lease.lease_id };
-                let memory = match &session.attached {
-                    None => Memory::Owned(vec![0; block_bytes as usize]),
-                    Some(attached) => {
+                let memory = match &session.way {
+                    Way::Shm(attached) => {
                         Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?
                     }
+                    Way::Tcp(links) => Memory::Owned(links.buffer(block_bytes as usize)),
+                    Way::Grpc => Memory::Owned(Buffer::of(vec![0; block_bytes as usize])),
                 };
                 keeper.hold(name);
                 let keeper = keeper.clone();
@@ -201,16 +255,25 @@ async fn commit_batch(
         // Their session is gone, and with it these reservations.
         return Ok(vec![BlockStatus::StaleLease; batch.len()]);
     }
-    if session.attached.is_none() {
-        let mut statuses = Vec::with_capacity(batch.len());
-        for lease in batch {
-            statuses.push(send(keeper, session, lease).await?);
+    let blocks: Vec<v1::CommitBlock> = match &session.way {
+        Way::Shm(_) => {
+            let block = |lease: &WriteLease| (lease.name.id, lease.checksum().0);
+            batch
+                .iter()
+                .map(block)
+                .map(|(lease_id, checksum)| v1::CommitBlock { lease_id, checksum })
+                .collect()
         }
-        return Ok(statuses);
-    }
-    let blocks =
-        batch.iter().map(|lease| v1::CommitBlock { lease_id: lease.name.id, checksum: lease.checksum().0 });
-    let message = v1::CommitRequest { session_id: session.id, blocks: blocks.collect() };
+        Way::Tcp(links) => send_tcp(keeper, links, batch).await?,
+        Way::Grpc => {
+            let mut statuses = Vec::with_capacity(batch.len());
+            for lease in batch {
+                statuses.push(send(keeper, session, lease).await?);
+            }
+            return Ok(statuses);
+        }
+    };
+    let message = v1::CommitRequest { session_id: session.id, blocks };
     // Should the answer not come, the leases abort when they are dropped, which does nothing to a block that
     // was committed.
     let answer = client.service().commit(client.request(message, Duration::ZERO)).await?.into_inner();
@@ -219,12 +282,31 @@ async fn commit_batch(
     Ok(answer.statuses().collect())
 }
 
+/// Sends blocks through the data port; what is to be committed. The checksum is the one made here: should what
+/// arrived be something else, or nothing, the commit says so.
+async fn send_tcp(
+    keeper: &Handle,
+    links: &Arc<Links>,
+    batch: &mut [WriteLease],
+) -> Result<Vec<v1::CommitBlock>, Error> {
+    let mut blocks = Vec::with_capacity(batch.len());
+    let mut parts = Vec::with_capacity(batch.len());
+    for lease in batch {
+        blocks.push(v1::CommitBlock { lease_id: lease.name.id, checksum: lease.checksum().0 });
+        let bytes = lease.take_owned().expect("a block is owned where nothing is mapped");
+        parts.push(Part { lease: lease.name.id, offset: 0, bytes });
+    }
+    in_time(transfer_time(keeper, parts.len()), links.write(parts)).await?;
+    Ok(blocks)
+}
+
 /// Sends one block's bytes through gRPC and commits it.
 async fn send(keeper: &Handle, session: &Session, lease: &mut WriteLease) -> Result<BlockStatus, Error> {
     let client = &keeper.shared.client;
     let checksum = lease.checksum();
     let (session_id, lease_id) = (session.id, lease.name.id);
-    let bytes = Bytes::from(lease.take_owned().expect("a block is owned where nothing is mapped"));
+    let bytes = lease.take_owned().expect("a block is owned where nothing is mapped");
+    let bytes = Bytes::from(bytes.into_bytes());
     let frames = bytes.len().div_ceil(FRAME_BYTES);
     let frames = (0..frames).map(move |number| {
         let start = number * FRAME_BYTES;

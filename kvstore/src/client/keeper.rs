@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Client, Error, lease::LeaseName};
 use crate::{
     NamespaceKey,
-    transport::{self, Attached},
+    transport::{self, Attached, Links},
 };
 
 /// Until a renewal that failed is tried again.
@@ -35,9 +35,20 @@ const REOPEN_MOST: Duration = Duration::from_secs(2);
 pub(super) struct Session {
     pub(super) id: u64,
     pub(super) key: NamespaceKey,
-    pub(super) attached: Option<Arc<Attached>>,
+    pub(super) way: Way,
     pub(super) keys_max: usize,
     ttl: Duration,
+}
+
+/// How payload moves.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// In place.
+    Shm(Arc<Attached>),
+    /// Through the data port.
+    Tcp(Arc<Links>),
+    /// Inside gRPC.
+    Grpc,
 }
 
 /// What callers, leases and the background task share.
@@ -133,28 +144,74 @@ impl Handle {
 }
 
 async fn open_session(client: &Client, spec: &NamespaceSpec) -> Result<Session, Error> {
-    let (mut session, offer) = handshake(client, spec).await?;
-    let Some(offer) = offer.filter(|_| client.options().shared_memory) else { return Ok(session) };
+    let (mut session, offers) = handshake(client, spec).await?;
+    let mut data = offers.data;
+    match map_memory(client, &mut session, offers.memory).await {
+        Mapping::Done => return Ok(session),
+        Mapping::OutOfReach => {}
+        // That session ended with the socket. A second one, which never shows its token there, does without.
+        Mapping::Spent => {
+            let (second, offers) = handshake(client, spec).await?;
+            (session, data) = (second, offers.data);
+        }
+    }
+    connect_data(client, session, data).await
+}
+
+/// What became of an offer of shared memory.
+enum Mapping {
+    Done,
+    OutOfReach,
+    Spent,
+}
+
+async fn map_memory(client: &Client, session: &mut Session, offer: Option<v1::SharedMemory>) -> Mapping {
+    let Some(offer) = offer.filter(|_| client.options().shared_memory) else { return Mapping::OutOfReach };
     let path = offer.socket_path.clone();
     let mapped = tokio::task::spawn_blocking(move || {
         transport::attach(Path::new(&offer.socket_path), &offer.token, offer.region_bytes)
     });
     match mapped.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
-        Ok(Some(attached)) => session.attached = Some(Arc::new(attached)),
-        Ok(None) => tracing::warn!(socket = path, "no shared memory within reach: bytes go through gRPC"),
+        Ok(Some(attached)) => {
+            session.way = Way::Shm(Arc::new(attached));
+            Mapping::Done
+        }
+        Ok(None) => {
+            tracing::warn!(socket = path, "no shared memory within reach: bytes go over the network");
+            Mapping::OutOfReach
+        }
         Err(error) => {
-            // That session ended with the socket. A second one, which never shows its token, does without.
-            tracing::warn!(socket = path, %error, "cannot map the store's memory: bytes go through gRPC");
-            session = handshake(client, spec).await?.0;
+            tracing::warn!(socket = path, %error, "cannot map the store's memory: bytes go over the network");
+            Mapping::Spent
+        }
+    }
+}
+
+async fn connect_data(
+    client: &Client,
+    mut session: Session,
+    offer: Option<v1::DataPort>,
+) -> Result<Session, Error> {
+    let Some(offer) = offer.filter(|_| client.options().data_port) else { return Ok(session) };
+    let token: [u8; transport::TOKEN_BYTES] =
+        offer.token[..].try_into().map_err(|_| Error::Protocol("a data token of another length".into()))?;
+    let address = client.options().data_address.clone().unwrap_or(offer.address);
+    match Links::open(address.clone(), token).await {
+        Ok(links) => session.way = Way::Tcp(Arc::new(links)),
+        Err(error) => {
+            tracing::warn!(address, %error, "the data port is out of reach: bytes go through gRPC");
         }
     }
     Ok(session)
 }
 
-async fn handshake(
-    client: &Client,
-    spec: &NamespaceSpec,
-) -> Result<(Session, Option<v1::SharedMemory>), Error> {
+/// Ways that the store offers.
+struct Offers {
+    memory: Option<v1::SharedMemory>,
+    data: Option<v1::DataPort>,
+}
+
+async fn handshake(client: &Client, spec: &NamespaceSpec) -> Result<(Session, Offers), Error> {
     let request = client.request(spec.to_wire(&client.options().name), Duration::ZERO);
     let answer = client.service().open_namespace(request).await?.into_inner();
     let key: [u8; 32] = answer.namespace_key[..]
@@ -164,11 +221,11 @@ async fn handshake(
     let session = Session {
         id: answer.session_id,
         key: NamespaceKey::from_bytes(key),
-        attached: None,
+        way: Way::Grpc,
         keys_max: limits.keys_max.max(1) as usize,
         ttl: Duration::from_millis(answer.session_ttl_ms.max(100)),
     };
-    Ok((session, answer.shared_memory))
+    Ok((session, Offers { memory: answer.shared_memory, data: answer.data_port }))
 }
 
 async fn keep(shared: Arc<Shared>) {

@@ -15,7 +15,10 @@ use super::{
     ChecksumMismatch, Error,
     keeper::{Handle, Return},
 };
-use crate::{SequenceHash, transport::Attached};
+use crate::{
+    SequenceHash,
+    transport::{Attached, Buffer},
+};
 
 /// A lease's name: which session holds it, and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,8 +32,8 @@ pub(super) enum Memory {
     /// In the store's memory, mapped here. Holding the socket keeps the store from using the range for
     /// anything else, even after the lease has ended there.
     Mapped { attached: Arc<Attached>, offset: u64, bytes: usize },
-    /// A copy that came, or will go, through gRPC.
-    Owned(Vec<u8>),
+    /// A copy that came, or will go, over the network.
+    Owned(Buffer),
 }
 
 impl Memory {
@@ -88,6 +91,8 @@ pub struct ReadLease {
     pub(super) keeper: Arc<Handle>,
     /// Set when the bytes were found wrong: the store is told.
     pub(super) damaged: AtomicBool,
+    /// Whether the checksum was made and found right on the way here.
+    pub(super) checked: bool,
 }
 
 impl ReadLease {
@@ -96,9 +101,13 @@ impl ReadLease {
         self.hash
     }
 
-    /// The bytes, after checking that they are those committed. Costs one pass over them.
+    /// The bytes, after checking that they are those committed. Costs one pass over them, unless they were
+    /// checked on their way over the network.
     pub fn verified(&self) -> Result<&[u8], ChecksumMismatch> {
         let bytes = self.memory.bytes();
+        if self.checked {
+            return Ok(bytes);
+        }
         let found = checksum(bytes);
         match found == self.expected {
             true => Ok(bytes),
@@ -166,7 +175,7 @@ impl WriteLease {
     }
 
     /// Bytes that must travel, for a block that is not in the store's memory yet.
-    pub(super) fn take_owned(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn take_owned(&mut self) -> Option<Buffer> {
         match &mut self.memory {
             Memory::Owned(bytes) => Some(std::mem::take(bytes)),
             Memory::Mapped { .. } => None,

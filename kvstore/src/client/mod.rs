@@ -8,7 +8,8 @@
 //!
 //! # Transports
 //! On the store's host the memory file is mapped and blocks are read and filled in place
-//! ([`Transport::Shm`]). Otherwise, or when mapping fails, bytes travel inside gRPC ([`Transport::Grpc`]).
+//! ([`Transport::Shm`]). Otherwise, or when mapping fails, bytes come and go through the store's data port
+//! ([`Transport::Tcp`]), and where it has none or it is out of reach, inside gRPC ([`Transport::Grpc`]).
 //!
 //! # Cancellation
 //! Every call may be dropped at any time. Leases that the store had granted by then end at their TTL.
@@ -50,6 +51,10 @@ pub struct ClientOptions {
     pub token: Option<String>,
     /// Whether to map the store's memory when it is on this host.
     pub shared_memory: bool,
+    /// Whether to use the store's data port, where memory cannot be mapped.
+    pub data_port: bool,
+    /// Where the data port is, if not where the store says: behind a proxy.
+    pub data_address: Option<String>,
     /// Time for a connection.
     pub connect_timeout: Duration,
     /// Time for a call, on top of what it asks the store to wait.
@@ -66,6 +71,8 @@ impl ClientOptions {
             name: name.into(),
             token: None,
             shared_memory: true,
+            data_port: true,
+            data_address: None,
             connect_timeout: Duration::from_secs(2),
             call_timeout: Duration::from_secs(5),
             lease_ttl: Duration::from_secs(30),

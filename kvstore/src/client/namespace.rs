@@ -6,7 +6,7 @@ use kelvin_proto::{NamespaceSpec, kv::v1::BlockStatus};
 
 use super::{
     Client, Error, calls,
-    keeper::{Handle, Session},
+    keeper::{Handle, Session, Way},
     lease::{ReadLease, WriteLease},
 };
 use crate::SequenceHash;
@@ -16,6 +16,8 @@ use crate::SequenceHash;
 pub enum Transport {
     /// In place, in the store's memory.
     Shm,
+    /// Through the store's data port.
+    Tcp,
     /// Inside gRPC.
     Grpc,
 }
@@ -84,7 +86,11 @@ impl Namespace {
 
     /// How payload moves now.
     pub fn transport(&self) -> Transport {
-        if self.keeper.session().attached.is_some() { Transport::Shm } else { Transport::Grpc }
+        match self.keeper.session().way {
+            Way::Shm(_) => Transport::Shm,
+            Way::Tcp(_) => Transport::Tcp,
+            Way::Grpc => Transport::Grpc,
+        }
     }
 
     /// Hashes of a prompt's whole blocks.

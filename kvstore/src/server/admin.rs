@@ -52,7 +52,7 @@ impl Collector for StoreCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         type Read = fn(&Counters) -> u64;
         let bytes = Some(&Unit::Bytes);
-        let counters: [(&str, &str, Option<&Unit>, Read); 11] = [
+        let counters: [(&str, &str, Option<&Unit>, Read); 13] = [
             ("kelvin_store_evictions", "Blocks evicted", None, |counters| counters.evictions.get()),
             ("kelvin_store_conflicts", "Commits of other bytes under a stored hash", None, |counters| {
                 counters.conflicts.get()
@@ -80,6 +80,12 @@ impl Collector for StoreCollector {
             }),
             ("kelvin_store_grpc_written", "Payload written through gRPC", bytes, |counters| {
                 counters.grpc_written_bytes.get()
+            }),
+            ("kelvin_store_tcp_read", "Payload read through the data port", bytes, |counters| {
+                counters.tcp_read_bytes.get()
+            }),
+            ("kelvin_store_tcp_written", "Payload written through the data port", bytes, |counters| {
+                counters.tcp_written_bytes.get()
             }),
             ("kelvin_store_shm_leased", "Payload leased in shared memory", bytes, |counters| {
                 counters.shm_leased_bytes.get()

@@ -14,6 +14,9 @@ pub struct ServerConfig {
     pub admin_listen: Option<SocketAddr>,
     /// Unix socket of the same-host transport; without it every byte goes through gRPC.
     pub socket: Option<PathBuf>,
+    /// TCP address of the data port; loopback only, port 0 for any free one. Without it every byte that does not
+    /// go through shared memory goes through gRPC.
+    pub data_listen: Option<SocketAddr>,
     /// Tenants; one without a token serves whoever brings none.
     pub tenants: Vec<TenantOptions>,
     /// Secret behind the hash keys. Without one it is made once and kept in the data directory; without that
@@ -36,6 +39,7 @@ impl ServerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: None,
             socket: None,
+            data_listen: None,
             tenants: vec![TenantOptions { name: "default".into(), token: None, dram_bytes, operator: true }],
             secret: None,
             session_ttl: Duration::from_secs(10),
@@ -48,7 +52,7 @@ impl ServerConfig {
     /// Refuses what makes no sense.
     pub(super) fn check(&self) -> Result<(), ServeError> {
         let refuse = |message: String| Err(ServeError::Config(message));
-        for address in [Some(self.listen), self.admin_listen].into_iter().flatten() {
+        for address in [Some(self.listen), self.admin_listen, self.data_listen].into_iter().flatten() {
             if !address.ip().is_loopback() {
                 return refuse(format!(
                     "{address} is not a loopback address: this version has no TLS, so it listens on \

@@ -120,9 +120,9 @@ async fn next(frames: &mut Streaming<v1::WriteRequest>) -> Result<Option<v1::Wri
 async fn append(filling: &mut Filling, frame: v1::WriteRequest) -> Result<Option<Checksum>, Refusal> {
     let block = filling.block.take().expect("put back after every frame");
     let (bytes, block_bytes) = (frame.data.len() as u64, block.slot.len());
-    let MutableBlock { key, parent, slot, keep } = block;
+    let MutableBlock { key, parent, slot, keep, .. } = block;
     let (slot, _, result) = filling.tenant.pool().write(slot, filling.offset, frame.data).await;
-    filling.block = Some(MutableBlock { key, parent, slot, keep });
+    filling.block = Some(MutableBlock { key, parent, slot, keep, hashed: None });
     result.map_err(|error| Refusal::invalid(error.to_string()))?;
     filling.offset += bytes;
     let counters = filling.tenant.counters();

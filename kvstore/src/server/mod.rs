@@ -59,6 +59,8 @@ pub struct Listening {
     pub admin: Option<SocketAddr>,
     /// Shared memory.
     pub socket: Option<PathBuf>,
+    /// The data port.
+    pub data: Option<SocketAddr>,
 }
 
 /// Why a store does not run.
@@ -116,6 +118,10 @@ pub async fn serve(
         None => None,
         Some(address) => Some(bind(address).await?),
     };
+    let data = match config.data_listen {
+        None => None,
+        Some(address) => Some(bind(address).await?),
+    };
     let socket = match &config.socket {
         None => None,
         Some(path) => Some(bind_socket(path)?),
@@ -124,6 +130,7 @@ pub async fn serve(
         grpc: local_address(&listener)?,
         admin: admin.as_ref().map(local_address).transpose()?,
         socket: config.socket.clone(),
+        data: data.as_ref().map(local_address).transpose()?,
     };
 
     let tasks = TaskTracker::new();
@@ -132,13 +139,16 @@ pub async fn serve(
     if let Some(socket) = socket {
         tasks.spawn(transport::serve(socket, store.clone(), stop.clone()));
     }
+    if let Some(data) = data {
+        tasks.spawn(transport::serve_tcp(data, store.clone(), stop.clone()));
+    }
     if let Some(admin) = admin {
         tasks.spawn(admin::serve(admin, store.clone(), stop.clone()));
     }
     tasks.spawn(reap(store.clone(), stop.clone()));
     tasks.close();
 
-    let service = service::Service::new(store, config.socket.clone(), shutdown.clone());
+    let service = service::Service::new(store, listening.clone(), shutdown.clone());
     let kv = KvServiceServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -1,6 +1,6 @@
 //! The gRPC service: checks what arrives, calls the store, answers.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -10,7 +10,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{KEYS_MAX, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator, ranges, stats, watch};
+use super::{
+    KEYS_MAX, Listening, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator, ranges, stats, watch,
+};
 use crate::{
     SequenceHash,
     store::{AcquiredBlock, Store, Tenant},
@@ -26,14 +28,14 @@ const PREFETCHES_MAX: usize = 64;
 /// The service over one store.
 pub(super) struct Service {
     store: Arc<Store>,
-    socket: Option<PathBuf>,
+    listening: Listening,
     shutdown: CancellationToken,
     prefetches: Arc<Semaphore>,
 }
 
 impl Service {
-    pub(super) fn new(store: Arc<Store>, socket: Option<PathBuf>, shutdown: CancellationToken) -> Self {
-        Self { store, socket, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
+    pub(super) fn new(store: Arc<Store>, listening: Listening, shutdown: CancellationToken) -> Self {
+        Self { store, listening, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
     }
 
     fn tenant(&self, metadata: &MetadataMap) -> Result<Arc<Tenant>, Refusal> {
@@ -106,10 +108,14 @@ impl KvService for Service {
             tracing::warn!(client = name, reason = refusal.reason.name(), "{}", refusal.message);
         })?;
         tracing::debug!(client = name, model = opened.namespace.spec.model, "session opened");
-        let shared_memory = self.socket.as_ref().map(|path| v1::SharedMemory {
+        let shared_memory = self.listening.socket.as_ref().map(|path| v1::SharedMemory {
             socket_path: path.display().to_string(),
             token: Bytes::copy_from_slice(&opened.token),
             region_bytes: tenant.pool().arena().bytes(),
+        });
+        let data_port = self.listening.data.map(|address| v1::DataPort {
+            address: address.to_string(),
+            token: Bytes::copy_from_slice(&opened.token),
         });
         Ok(Response::new(v1::OpenNamespaceResponse {
             namespace_id: opened.namespace.id,
@@ -117,6 +123,7 @@ impl KvService for Service {
             session_ttl_ms: tenant.session_ttl().as_millis() as u64,
             namespace_key: Bytes::copy_from_slice(&opened.namespace.key.to_bytes()),
             shared_memory,
+            data_port,
             limits: Some(v1::Limits {
                 keys_max: KEYS_MAX as u32,
                 message_bytes_max: MESSAGE_BYTES_MAX as u64,

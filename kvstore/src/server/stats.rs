@@ -51,6 +51,8 @@ pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
         parked_slots: survey.parked_slots,
         pins: Some(pins(tenant)),
         misses: misses(tenant),
+        tcp_read_bytes: counters.tcp_read_bytes.get(),
+        tcp_written_bytes: counters.tcp_written_bytes.get(),
     }
 }
 

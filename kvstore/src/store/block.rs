@@ -50,13 +50,15 @@ pub(crate) struct MutableBlock {
     pub(crate) parent: Option<SequenceHash>,
     pub(crate) slot: DramSlot,
     pub(crate) keep: Keep,
+    /// Checksum of all of it, where it was made on the way in and nobody wrote since.
+    pub(crate) hashed: Option<Checksum>,
 }
 
 impl MutableBlock {
     /// Checks the bytes in the slot against the checksum that their writer gave. A failure returns the block
     /// and what was found.
     pub(crate) fn seal(self, expected: Checksum) -> Result<CompleteBlock, (Box<Self>, Checksum)> {
-        let found = checksum(self.slot.bytes());
+        let found = self.hashed.unwrap_or_else(|| checksum(self.slot.bytes()));
         if found == expected {
             Ok(CompleteBlock { block: self, checksum: expected })
         } else {
@@ -95,7 +97,7 @@ impl CompleteBlock {
     }
 
     pub(crate) fn register(self) -> ImmutableBlock {
-        let Self { block: MutableBlock { key, parent, slot, keep }, checksum } = self;
+        let Self { block: MutableBlock { key, parent, slot, keep, .. }, checksum } = self;
         ImmutableBlock(Arc::new(Sealed { slot, checksum, used: AtomicU32::new(0), key, parent, keep }))
     }
 }

@@ -34,6 +34,9 @@ pub(crate) struct Counters {
     /// Payload through gRPC, which the store copies.
     pub(crate) grpc_read_bytes: Counter,
     pub(crate) grpc_written_bytes: Counter,
+    /// Payload over the data port, from and into slots.
+    pub(crate) tcp_read_bytes: Counter,
+    pub(crate) tcp_written_bytes: Counter,
     /// Payload that other processes read and filled in place.
     pub(crate) shm_leased_bytes: Counter,
     pub(crate) shm_committed_bytes: Counter,

@@ -144,7 +144,7 @@ impl Tenant {
         checksum: Checksum,
         keep: Keep,
     ) -> ImmutableBlock {
-        let block = CompleteBlock::verified(MutableBlock { key, parent, slot, keep }, checksum);
+        let block = CompleteBlock::verified(MutableBlock { key, parent, slot, keep, hashed: None }, checksum);
         let mut state = self.lock();
         if let Some(present) = self.table.sealed(&key) {
             return present;

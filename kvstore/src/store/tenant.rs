@@ -293,6 +293,11 @@ impl Tenant {
         (!std::mem::replace(&mut held.maps_memory, true)).then_some(session.id)
     }
 
+    /// The session that shows `token` at the data port.
+    pub(crate) fn session_of(&self, token: &[u8; 16]) -> Option<SessionId> {
+        self.sessions.all().into_iter().find(|session| &session.token == token).map(|session| session.id)
+    }
+
     /// The process behind a session has closed its socket: nothing of the session is in use any more.
     pub(crate) fn unmap_memory(&self, id: SessionId) {
         let mut state = self.lock();

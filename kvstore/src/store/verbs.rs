@@ -218,7 +218,13 @@ impl Tenant {
                 bytes: slot.len(),
             });
             self.table.fill(key, parent, hashes.len() - answer.len());
-            rights.push(Some(Right::Write(Some(Box::new(MutableBlock { key, parent, slot, keep })))));
+            rights.push(Some(Right::Write(Some(Box::new(MutableBlock {
+                key,
+                parent,
+                slot,
+                keep,
+                hashed: None,
+            })))));
             (parent, rooted) = (Some(hash), true);
         }
         let mut held = session.hold().expect("a session ends under the structural lock");
@@ -237,7 +243,12 @@ impl Tenant {
         blocks: &[(LeaseId, Checksum)],
     ) -> Result<Vec<BlockStatus>, Refusal> {
         let session = self.session(session)?;
-        let seal = |at: usize, block: MutableBlock| {
+        // Who has the memory mapped may have written since.
+        let maps_memory = session.hold()?.maps_memory;
+        let seal = |at: usize, mut block: MutableBlock| {
+            if maps_memory {
+                block.hashed = None;
+            }
             let (key, given) = (block.key, blocks[at].1);
             let sealed = block.seal(given).map_err(|(_, found)| {
                 tracing::warn!(client = session.name, block = %key.hash, %found, %given, "bytes differ from their checksum");
@@ -399,6 +410,13 @@ impl Tenant {
     /// Takes the block of a write lease out, to work on it outside the lock.
     pub(crate) fn take_write(&self, session: SessionId, lease: LeaseId) -> Option<MutableBlock> {
         take_write(&*self.session(session).ok()?, lease)
+    }
+
+    /// Whether the block of a write lease is in the hands of somebody who took it.
+    pub(crate) fn is_in_work(&self, session: SessionId, lease: LeaseId) -> bool {
+        let session = self.session(session);
+        let held = session.as_ref().ok().and_then(|session| session.hold().ok());
+        held.is_some_and(|mut held| matches!(held.leases.get_mut(lease), Some(Right::Write(None))))
     }
 
     /// Puts a block back that `take_write` took; false when its lease ended meanwhile.

@@ -59,6 +59,11 @@ impl TestStore {
         Client::connect(options).await.unwrap()
     }
 
+    /// Where the data port is.
+    pub(crate) fn data_port(&self) -> std::net::SocketAddr {
+        self.listening.data.unwrap()
+    }
+
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();

@@ -1,5 +1,6 @@
 //! The store over real sockets and real shared memory.
 
+mod data_port;
 mod harness;
 mod hostile;
 mod inline;

@@ -48,7 +48,7 @@ fn key(n: u8) -> BlockKey {
 fn sealed(pool: &DramPool, n: u8, parent: Option<SequenceHash>) -> ImmutableBlock {
     let slot = pool.allocate(4096).expect("room for all");
     CompleteBlock::verified(
-        MutableBlock { key: key(n), parent, slot, keep: Keep::default() },
+        MutableBlock { key: key(n), parent, slot, keep: Keep::default(), hashed: None },
         Checksum(n.into()),
     )
     .register()
