@@ -34,6 +34,7 @@ const REOPEN_MOST: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: u64,
+    pub(super) namespace_id: u64,
     pub(super) key: NamespaceKey,
     pub(super) attached: Option<Arc<Attached>>,
     pub(super) keys_max: usize,
@@ -163,6 +164,7 @@ async fn handshake(
     let limits = answer.limits.unwrap_or_default();
     let session = Session {
         id: answer.session_id,
+        namespace_id: answer.namespace_id,
         key: NamespaceKey::from_bytes(key),
         attached: None,
         keys_max: limits.keys_max.max(1) as usize,
