@@ -1,85 +1,21 @@
-"""A real store on a free loopback port, for each test that asks for one."""
+"""A real store for each test that asks for one."""
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import shutil
-import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from stores import Store, open_namespace
 
 import kelvin
 
-START_SECONDS = 30.0
-BLOCK_TOKENS = 4
-BLOCK_BYTES = 8192
-
-
-def kelvin_binary() -> str:
-    """The `kelvin` binary: KELVIN_BIN, or the one that `make build` leaves in the cache, or PATH's."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    built = cache / "kelvin" / "target" / "release" / "kelvin"
-    for candidate in (os.environ.get("KELVIN_BIN"), str(built), shutil.which("kelvin")):
-        if candidate and os.access(candidate, os.X_OK):
-            return candidate
-    pytest.skip("no kelvin binary: build it, or name it in KELVIN_BIN")
-
-
-class Store:
-    """A running `kelvin store`, and what it was started with."""
-
-    def __init__(self, directory: Path, *flags: str, socket: bool = True) -> None:
-        self.directory = directory
-        self.flags = [*flags, *(["--socket", str(directory / "kelvin.sock")] if socket else [])]
-        self.port = 0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> Store:
-        command = [kelvin_binary(), "store", "--listen", f"127.0.0.1:{self.port}", *self.flags]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("KELVIN_STORE_")}
-        environment["RUST_LOG"] = "info"
-        with (self.directory / "store.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
-        assert self.process.stdout is not None
-        # One line, when it listens; nothing more is written there.
-        if select.select([self.process.stdout], [], [], START_SECONDS)[0]:
-            ready = self.process.stdout.readline()
-            if ready:
-                self.port = int(json.loads(ready)["listen"].rpartition(":")[2])
-                return self
-        self.stop()
-        raise RuntimeError(f"the store did not start: {(self.directory / 'store.log').read_text()}")
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """As a crash would, and waits for the end."""
-        self.signal(signal.SIGKILL)
-        assert self.process is not None
-        self.process.wait(10)
-
-    def stop(self) -> None:
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
+# Of torch, for the engines: with more threads than idle cores its barriers spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 
 @pytest.fixture
@@ -111,29 +47,6 @@ def shared_store() -> Iterator[Store]:
         store.stop()
 
 
-def fingerprint(**changes: str) -> kelvin.Fingerprint:
-    """A fingerprint for tests; `changes` replace its fields."""
-    fields = {
-        "model_digest": "ab",
-        "engine": "test",
-        "engine_build": "1",
-        "layout": "opaque",
-        "dtype": "uint8",
-    }
-    return kelvin.Fingerprint(**{**fields, **changes})
-
-
-def open_namespace(client: kelvin.Client, model: str, **changes: object) -> kelvin.Namespace:
-    """A namespace of small blocks."""
-    arguments: dict[str, object] = {
-        "model": model,
-        "fingerprint": fingerprint(),
-        "block_tokens": BLOCK_TOKENS,
-        "block_bytes": BLOCK_BYTES,
-    }
-    return client.namespace(**{**arguments, **changes})
-
-
 @pytest.fixture(params=["shm", "grpc"])
 def namespace(
     request: pytest.FixtureRequest, shared_store: Store
@@ -143,3 +56,13 @@ def namespace(
     with open_namespace(client, request.node.name) as opened:
         assert opened.transport == request.param
         yield opened
+
+
+@pytest.fixture(scope="session")
+def model_directory() -> Path:
+    """SmolLM2-135M as a directory for transformers and vLLM."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    directory = Path(os.environ.get("KELVIN_HF_MODEL", cache / "kelvin" / "engines" / "smollm2"))
+    if not (directory / "model.safetensors").exists():
+        pytest.skip(f"no model in {directory}")
+    return directory

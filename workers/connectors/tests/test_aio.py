@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conftest import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint
+from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint
 from test_namespace import TOKENS, block
 
 import kelvin

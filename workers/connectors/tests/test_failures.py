@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import BLOCK_BYTES, Store, open_namespace
+from stores import BLOCK_BYTES, Store, open_namespace
 from test_namespace import TOKENS, block, eventually, store
 
 import kelvin

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint, open_namespace
+from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint, open_namespace
 
 import kelvin
 from kelvin import BlockStatus
