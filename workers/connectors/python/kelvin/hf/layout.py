@@ -149,4 +149,5 @@ class Layout:
     def fill(self, lease: WriteLease, parts: Sequence[torch.Tensor]) -> None:
         """Copies one block's parts to where they are stored."""
         targets = self.parts(torch.frombuffer(lease, dtype=torch.uint8))
-        torch._foreach_copy_(targets, list(parts))
+        for target, part in zip(targets, parts, strict=True):
+            target.copy_(part)
