@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import kelvin
@@ -57,8 +58,14 @@ class Store:
         raise RuntimeError(f"the store did not start: {(self.directory / 'store.log').read_text()}")
 
     def signal(self, number: int) -> None:
+        """Sends a signal; of SIGSTOP, returns when every thread has stopped."""
         assert self.process is not None
         self.process.send_signal(number)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while number == signal.SIGSTOP and not all(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()
+        ):
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """As a crash would, and waits for the end."""

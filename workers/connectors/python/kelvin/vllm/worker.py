@@ -13,16 +13,19 @@ checksum and commit follow on a thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kelvin import BlockStatus, KelvinError, Namespace, ReadLease, WriteLease
+from kelvin import BlockStatus, ChecksumMismatch, KelvinError, Namespace, ReadLease, WriteLease
 from kelvin.link import Link
 from kelvin.vllm.identity import Blocks, Settings
 from kelvin.vllm.plan import Load, Plan, Save
+
+logger = logging.getLogger(__name__)
 
 COMMITS_MAX = 8
 """Saves that wait to be committed; more are not made, which only costs later hits."""
@@ -87,12 +90,17 @@ class WorkerSide:
             return 0
         hashes = namespace.hashes(load.tokens, load.extra)[load.first :]
         loaded = 0
-        # The store takes and gives a bounded number of blocks in a call.
+        # The store takes and gives a bounded number of blocks in a call. A block is verified when it is first looked
+        # at, right before it is copied: then it is in the processor's cache.
         while loaded < len(hashes):
-            with namespace.acquire(hashes[loaded:]) as leases:
-                for lease, block in zip(leases, load.block_ids[loaded:], strict=False):
-                    self._copy_in(lease, block)
-                loaded += len(leases)
+            with namespace.acquire(hashes[loaded:], verify=False) as leases:
+                for lease in leases:
+                    try:
+                        self._copy_in(lease, load.block_ids[loaded])
+                    except ChecksumMismatch as error:
+                        logger.warning("kelvin: recompute from a damaged block on: %s", error)
+                        return loaded
+                    loaded += 1
                 if leases.stopped is not None or not leases:
                     break
         return loaded
