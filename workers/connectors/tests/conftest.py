@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stores import Store, open_namespace
 
 import kelvin
+from stores import Store, open_namespace
 
 # Of torch, for the engines: with more threads than idle cores its barriers spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,9 +48,7 @@ def shared_store() -> Iterator[Store]:
 
 
 @pytest.fixture(params=["shm", "grpc"])
-def namespace(
-    request: pytest.FixtureRequest, shared_store: Store
-) -> Iterator[kelvin.Namespace]:
+def namespace(request: pytest.FixtureRequest, shared_store: Store) -> Iterator[kelvin.Namespace]:
     """A fresh namespace by each transport."""
     client = kelvin.Client(shared_store.url, shared_memory=request.param == "shm")
     with open_namespace(client, request.node.name) as opened:

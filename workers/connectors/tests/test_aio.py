@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint
-from test_namespace import TOKENS, block
 
 import kelvin
 import kelvin.aio
 from kelvin import BlockStatus
+from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint
+from test_namespace import TOKENS, block
 
 
 async def opened(store: Store, model: str) -> kelvin.aio.Namespace:

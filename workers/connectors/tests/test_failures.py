@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from stores import BLOCK_BYTES, Store, open_namespace
-from test_namespace import TOKENS, block, eventually, store
 
 import kelvin
 from kelvin import BlockStatus
+from stores import BLOCK_BYTES, Store, open_namespace
+from test_namespace import TOKENS, block, eventually, store
 
 
 def test_nobody_listens() -> None:

@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 import pytest
-from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint, open_namespace
 
 import kelvin
 from kelvin import BlockStatus
+from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, fingerprint, open_namespace
 
 TOKENS = list(range(100, 100 + 5 * BLOCK_TOKENS + 2))
 

@@ -3,19 +3,19 @@
 from asyncio import Future
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, overload
+from typing import Any, Literal, Self, TypeAlias, TypedDict, overload
 
 from typing_extensions import Buffer
 
 from kelvin.identity import Fingerprint, Shard
 
-Tier = Literal["hbm", "dram", "nvme", "object", "unknown"]
-Transport = Literal["shm", "grpc"]
-Tokens = Sequence[int] | Buffer
+Tier: TypeAlias = Literal["hbm", "dram", "nvme", "object", "unknown"]
+Transport: TypeAlias = Literal["shm", "grpc"]
+Tokens: TypeAlias = Sequence[int] | Buffer
 """Token ids, 0 to 2**32 - 1: a sequence, or a one-dimensional buffer of 32- or 64-bit integers."""
-Hashes = Sequence[bytes]
+Hashes: TypeAlias = Sequence[bytes]
 """Block hashes of 16 bytes, each the parent of the next."""
-Prefix = Hashes | Tokens
+Prefix: TypeAlias = Hashes | Tokens
 """A prompt from its start: hashes, or token ids, whose last incomplete block counts for nothing."""
 
 class BlockStatus:

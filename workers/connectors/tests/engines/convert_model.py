@@ -1,7 +1,4 @@
-"""Turns a GGUF file into a directory that transformers and vLLM load.
-
-    python convert_model.py MODEL.gguf DIRECTORY
-"""
+"""Turns a GGUF file into a directory that transformers and vLLM load: MODEL.gguf DIRECTORY."""
 
 from __future__ import annotations
 

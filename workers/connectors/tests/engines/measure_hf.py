@@ -1,7 +1,4 @@
-"""Time to the first token on a long prompt, cold and with a stored prefix, by block size.
-
-    python tests/engines/measure_hf.py MODEL_DIRECTORY [--tokens 2000]
-"""
+"""Time to the first token on a long prompt, cold and with a stored prefix, by block size."""
 
 from __future__ import annotations
 
@@ -17,10 +14,9 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from stores import Store  # noqa: E402
-
-import kelvin  # noqa: E402
-from kelvin.hf import KelvinCache  # noqa: E402
+import kelvin
+from kelvin.hf import KelvinCache
+from stores import Store
 
 
 def first_token(cache: KelvinCache, prompt: torch.Tensor) -> tuple[float, int]:
@@ -47,7 +43,9 @@ def main() -> None:
     )
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(100, 40_000, (1, arguments.tokens), generator=generator)
-    print(f"{'block':>5} {'cold ms':>9} {'warm ms':>9} {'ratio':>6} {'left':>5} {'fetch ms':>9} {'store ms':>9}")
+    print(
+        f"{'block':>5} {'cold ms':>9} {'warm ms':>9} {'ratio':>6} {'left':>5} {'fetch ms':>9} {'store ms':>9}"
+    )
     with tempfile.TemporaryDirectory() as directory:
         store = Store(Path(directory), "--dram", "1GiB").start()
         try:

@@ -12,11 +12,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from stores import Store  # noqa: E402
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-import kelvin  # noqa: E402
-from kelvin.hf import KelvinCache, Unsupported  # noqa: E402
+import kelvin
+from kelvin.hf import KelvinCache, Unsupported
+from stores import Store
 
 PROMPT = torch.arange(100, 171).unsqueeze(0)
 
@@ -51,9 +51,9 @@ def caching(client: kelvin.Client, name: str, model: Any = None, **arguments: An
 
 def greedy(model: Any, prompt: torch.Tensor, **arguments: Any) -> list[int]:
     mask = torch.ones_like(prompt)
-    return model.generate(
-        prompt, attention_mask=mask, do_sample=False, max_new_tokens=20, **arguments
-    )[0].tolist()
+    return model.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=20, **arguments)[
+        0
+    ].tolist()
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])

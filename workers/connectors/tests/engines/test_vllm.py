@@ -14,13 +14,15 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from stores import Store  # noqa: E402
-from vllm_server import Answer, Server  # noqa: E402
+from stores import Store
+from vllm_server import Answer, Server
 
 BLOCK_TOKENS = 32
 _RANDOM = random.Random(5)
 PREFIXES = [[_RANDOM.randrange(100, 40_000) for _ in range(20 * BLOCK_TOKENS)] for _ in range(3)]
-PROMPTS = [[*prefix, *(_RANDOM.randrange(100, 40_000) for _ in range(9))] for prefix in PREFIXES for _ in (0, 1)]
+PROMPTS = [
+    [*prefix, *(_RANDOM.randrange(100, 40_000) for _ in range(9))] for prefix in PREFIXES for _ in (0, 1)
+]
 SHARED = 20 * BLOCK_TOKENS
 
 
@@ -106,7 +108,9 @@ def test_a_killed_store_fails_no_request(serving: Serving, expected: list[tuple[
     serving.found_again(PROMPTS[0], expected[0])
 
 
-def test_a_store_killed_under_load_fails_no_request(serving: Serving, expected: list[tuple[int, ...]]) -> None:
+def test_a_store_killed_under_load_fails_no_request(
+    serving: Serving, expected: list[tuple[int, ...]]
+) -> None:
     answers: dict[int, Answer] = {}
 
     def ask(number: int) -> None:
@@ -163,9 +167,7 @@ def damage(process: int) -> None:
                     memory.write(b"\xee" * 64)
 
 
-def test_another_type_is_refused_at_start(
-    serving: Serving, model_directory: Path, tmp_path: Path
-) -> None:
+def test_another_type_is_refused_at_start(serving: Serving, model_directory: Path, tmp_path: Path) -> None:
     other = Server(model_directory, tmp_path / "log", dtype="bfloat16")
     try:
         with pytest.raises(RuntimeError):

@@ -62,7 +62,8 @@ class KelvinCache:
         self.layout = Layout.probe(model, block_tokens)
         self.extra = extra
         self.report = Report()
-        name = name or model.config.name_or_path.rstrip("/").rpartition("/")[2] or type(model).__name__
+        path = model.config.name_or_path or ""
+        name = name or path.rstrip("/").rpartition("/")[2] or type(model).__name__
         self.namespace = client.namespace(
             model=name,
             fingerprint=fingerprint(model, self.layout),

@@ -40,7 +40,9 @@ class Layer:
 def check_cache(cache: Any) -> None:
     """Refuses caches other than plain growing ones, naming the reason."""
     if not isinstance(cache, DynamicCache):
-        raise Unsupported(f"a {type(cache).__name__}: only a DynamicCache holds each token's KV as it was made")
+        raise Unsupported(
+            f"a {type(cache).__name__}: only a DynamicCache holds each token's KV as it was made"
+        )
     for number, layer in enumerate(cache.layers):
         # Sliding, quantised, indexed and recurrent layers are subclasses or others.
         if type(layer) is not DynamicLayer:

@@ -54,7 +54,9 @@ class KelvinConnector(KVConnectorBase_V1, SupportsHMA):
                 transfer.kv_load_failure_policy = "recompute"
                 logger.info("kelvin: kv_load_failure_policy is recompute: a cache fails no request")
             link = Link(
-                lambda: settings.connect(vllm_config, kv_cache_config, 0, settings.match_timeout, "vllm-scheduler")
+                lambda: settings.connect(
+                    vllm_config, kv_cache_config, 0, settings.match_timeout, "vllm-scheduler"
+                )
             )
             self._scheduler = SchedulerSide(
                 link, settings, blocks.block_tokens, transfer.is_kv_consumer, transfer.is_kv_producer
@@ -143,9 +145,7 @@ class KelvinConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         return self._scheduler.plan(scheduler_output)
 
-    def request_finished(
-        self, request: Request, block_ids: list[int]
-    ) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         assert self._scheduler is not None
         self._scheduler.finished(request)
         return False, None

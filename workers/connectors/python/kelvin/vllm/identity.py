@@ -79,7 +79,9 @@ def model_digest(model: str, revision: str | None) -> str:
         except Exception:  # noqa: BLE001 - whatever the hub's client raises, the name has to do
             digest.update(f"{model}\0{revision}".encode())
             return digest.hexdigest()
-    files = [path for suffix in ("safetensors", "bin", "gguf", "pt") for path in directory.glob(f"*.{suffix}")]
+    files = [
+        path for suffix in ("safetensors", "bin", "gguf", "pt") for path in directory.glob(f"*.{suffix}")
+    ]
     for path in sorted(files):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
@@ -98,7 +100,9 @@ def _config_digest(config: Any) -> str:
         for name, value in config.to_dict().items()
         if not name.startswith("_") and name not in _VOLATILE
     }
-    return hashlib.blake2b(json.dumps(fields, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(fields, sort_keys=True, default=str).encode(), digest_size=16
+    ).hexdigest()
 
 
 def fingerprint(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Fingerprint:

@@ -60,9 +60,7 @@ class _Tracked:
 class SchedulerSide:
     """State of the scheduler's connector."""
 
-    def __init__(
-        self, link: Link, settings: Settings, block_tokens: int, loads: bool, saves: bool
-    ) -> None:
+    def __init__(self, link: Link, settings: Settings, block_tokens: int, loads: bool, saves: bool) -> None:
         self._link = link
         self._settings = settings
         self._block_tokens = block_tokens
@@ -166,7 +164,9 @@ class SchedulerSide:
                 tracked.block_ids = []
             if block_ids is not None:
                 tracked.block_ids.extend(block_ids[0])
-            self._save(plan, tracked, cached.num_computed_tokens[number] + output.num_scheduled_tokens[request])
+            self._save(
+                plan, tracked, cached.num_computed_tokens[number] + output.num_scheduled_tokens[request]
+            )
         return plan
 
     def _save(self, plan: Plan, tracked: _Tracked, computed: int) -> None:
