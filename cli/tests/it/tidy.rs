@@ -10,12 +10,13 @@ use super::{metadata, root};
 
 /// A crate, and the crates of this workspace it may be built on. A new arrow is a change of design: it is
 /// drawn here first.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("proto", &[]),
     ("kernels", &[]),
     ("tiering", &["kernels"]),
     ("kvstore", &["tiering", "kernels", "proto"]),
     ("workers", &["kvstore", "proto"]),
+    ("connectors", &["kvstore", "proto"]),
     ("router", &["kvstore", "proto"]),
     ("planner", &["proto", "kvstore"]),
     ("cli", &["proto", "kernels", "tiering", "kvstore", "workers", "router", "planner"]),
@@ -23,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates from outside that only some crates may use directly.
-const RESERVED: [(&str, &[&str]); 7] = [
+const RESERVED: [(&str, &[&str]); 8] = [
     ("cudarc", &["kernels"]),
     ("tokio-uring", &["tiering"]),
     ("io-uring", &["tiering"]),
@@ -32,6 +33,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("rocksdb", &["kvstore"]),
     ("tonic", &["proto", "kvstore", "workers", "router", "cli", "bench"]),
     ("anyhow", &["cli", "bench"]),
+    ("pyo3", &["connectors"]),
 ];
 
 /// Crates without any unsafe code.

@@ -50,7 +50,14 @@ pub(super) async fn match_prefix(
     if answer.blocks as usize > hashes.len() {
         return Err(Error::Protocol("more blocks matched than asked for".into()));
     }
-    Ok(Match { blocks: answer.blocks, tokens: answer.tokens, filling_blocks: answer.filling_blocks })
+    Ok(Match {
+        blocks: answer.blocks,
+        tokens: answer.tokens,
+        filling_blocks: answer.filling_blocks,
+        tiers: answer.tiers().collect(),
+        restorable_tokens: answer.restorable_tokens,
+        loads: answer.loads,
+    })
 }
 
 pub(super) async fn acquire(
@@ -87,6 +94,7 @@ pub(super) async fn acquire(
         leases.push(ReadLease {
             name,
             hash,
+            tier: lease.tier(),
             expected: Checksum(lease.checksum),
             memory,
             keeper: keeper.clone(),

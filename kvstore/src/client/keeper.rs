@@ -34,6 +34,7 @@ const REOPEN_MOST: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: u64,
+    pub(super) namespace_id: u64,
     pub(super) key: NamespaceKey,
     pub(super) way: Way,
     pub(super) keys_max: usize,
@@ -220,6 +221,7 @@ async fn handshake(client: &Client, spec: &NamespaceSpec) -> Result<(Session, Of
     let limits = answer.limits.unwrap_or_default();
     let session = Session {
         id: answer.session_id,
+        namespace_id: answer.namespace_id,
         key: NamespaceKey::from_bytes(key),
         way: Way::Grpc,
         keys_max: limits.keys_max.max(1) as usize,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kelvin_kernels::{Checksum, checksum, copy_checksummed};
-use kelvin_proto::kv::v1;
+use kelvin_proto::kv::v1::{self, Tier};
 
 use super::{
     ChecksumMismatch, Error,
@@ -86,6 +86,7 @@ impl Memory {
 pub struct ReadLease {
     pub(super) name: LeaseName,
     pub(super) hash: SequenceHash,
+    pub(super) tier: Tier,
     pub(super) expected: Checksum,
     pub(super) memory: Memory,
     pub(super) keeper: Arc<Handle>,
@@ -99,6 +100,11 @@ impl ReadLease {
     /// Which block.
     pub fn hash(&self) -> SequenceHash {
         self.hash
+    }
+
+    /// Where the block was when it was leased.
+    pub fn tier(&self) -> Tier {
+        self.tier
     }
 
     /// The bytes, after checking that they are those committed. Costs one pass over them, unless they were

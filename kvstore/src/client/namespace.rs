@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use kelvin_proto::{NamespaceSpec, kv::v1::BlockStatus};
+use kelvin_proto::{
+    NamespaceSpec,
+    kv::v1::{BlockStatus, Tier, TierLoad},
+};
 
 use super::{
     Client, Error, calls,
@@ -23,7 +26,7 @@ pub enum Transport {
 }
 
 /// What the store has of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Match {
     /// Blocks of the longest stored prefix.
     pub blocks: u32,
@@ -31,6 +34,12 @@ pub struct Match {
     pub tokens: u64,
     /// Blocks right behind them that are being filled.
     pub filling_blocks: u32,
+    /// Hottest tier of each matched block.
+    pub tiers: Vec<Tier>,
+    /// Prefix lengths, in tokens, at which an engine can resume.
+    pub restorable_tokens: Vec<u64>,
+    /// What it takes to bring those that are not in memory there, by tier.
+    pub loads: Vec<TierLoad>,
 }
 
 /// What an `acquire` got.
@@ -82,6 +91,11 @@ impl Namespace {
     /// What was agreed on.
     pub fn spec(&self) -> &NamespaceSpec {
         &self.keeper.shared.spec
+    }
+
+    /// The store's number of it, for this start of the store: what [`Client::watch`] and the like want.
+    pub fn namespace_id(&self) -> u64 {
+        self.keeper.session().namespace_id
     }
 
     /// How payload moves now.

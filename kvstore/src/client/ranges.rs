@@ -92,6 +92,16 @@ impl Namespace {
         client.pin(request).await
     }
 
+    /// Drops the last of `hashes` and everything stored behind it; without any, every block of the namespace.
+    pub async fn evict(&self, hashes: &[SequenceHash]) -> Result<v1::EvictResponse, Error> {
+        let (session, client) = self.at();
+        let range = match hashes {
+            [] => v1::evict_request::Range::WholeNamespace(true),
+            _ => v1::evict_request::Range::Prefix(prefix(hashes)),
+        };
+        client.evict(v1::EvictRequest { session_id: session, range: Some(range), ..Default::default() }).await
+    }
+
     /// Says that the conversation of these blocks is over: those that only it used go first.
     pub async fn end_session(&self, hashes: &[SequenceHash]) -> Result<v1::EndSessionResponse, Error> {
         let (session, client) = self.at();

@@ -10,7 +10,7 @@
 //! the token was given to an authenticated session.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut, Write},
+    io::{self, IoSliceMut, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -21,10 +21,7 @@ use std::{
 };
 
 use kelvin_tiering::Arena;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 /// Time either side gives the other for the hand-over.
 const HANDOVER: Duration = Duration::from_secs(5);
@@ -79,11 +76,13 @@ pub(crate) use server::{SocketError, SocketFile, serve};
 #[cfg(feature = "server")]
 mod server {
     use std::{
+        io::IoSlice,
         os::unix::fs::{FileTypeExt, PermissionsExt},
         path::PathBuf,
         sync::Arc,
     };
 
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
     use tokio::{
         io::AsyncReadExt,
         net::{UnixListener, UnixStream},

@@ -1,0 +1,207 @@
+"""What must be equal for two vLLM processes to share KV blocks, from configuration alone.
+
+Scheduler and workers must come to the same answer in different processes, so nothing here looks at tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import kelvin
+from kelvin.identity import Fingerprint, Shard
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+SAMPLE_BYTES = 4096
+SAMPLES = 64
+"""Samples a weight file, evenly spaced, besides its start."""
+
+_VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "name_or_path")
+
+
+class Unsupported(ValueError):
+    """The model's KV cache can't be cut into blocks that stand for themselves."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Shape of the KV cache of one rank: one group of layers with full attention."""
+
+    layers: tuple[str, ...]
+    block_tokens: int
+    page_bytes: int
+    """Bytes of one layer's part of a block."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block over all layers."""
+        return len(self.layers) * self.page_bytes
+
+    @classmethod
+    def of(cls, config: KVCacheConfig) -> Blocks:
+        """From vLLM's own configuration; refuses what is not supported."""
+        from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+        kinds = sorted({type(group.kv_cache_spec).__name__ for group in config.kv_cache_groups})
+        if len(config.kv_cache_groups) != 1:
+            raise Unsupported(
+                f"a KV cache of {len(config.kv_cache_groups)} groups ({', '.join(kinds)}): hybrid models are not "
+                "supported, full attention in every layer is"
+            )
+        (group,) = config.kv_cache_groups
+        spec = group.kv_cache_spec
+        window = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
+        if not isinstance(spec, FullAttentionSpec) or window:
+            raise Unsupported(f"a KV cache of {kinds[0]}: only full attention is supported")
+        return cls(tuple(group.layer_names), spec.block_size, spec.page_size_bytes)
+
+
+def model_digest(model: str, revision: str | None) -> str:
+    """Digest of a model's weight files: names, sizes and samples of each; of its name where there are none.
+
+    Lowercase hex.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    directory = Path(model)
+    if not directory.is_dir():
+        try:
+            from huggingface_hub import snapshot_download
+
+            directory = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        except Exception:  # noqa: BLE001 - whatever the hub's client raises, the name has to do
+            digest.update(f"{model}\0{revision}".encode())
+            return digest.hexdigest()
+    files = [
+        path for suffix in ("safetensors", "bin", "gguf", "pt") for path in directory.glob(f"*.{suffix}")
+    ]
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for sample in range(SAMPLES + 1):
+                file.seek(size * sample // (SAMPLES + 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    if not files:
+        digest.update(f"{model}\0{revision}".encode())
+    return digest.hexdigest()
+
+
+def _config_digest(config: Any) -> str:
+    fields = {
+        name: value
+        for name, value in config.to_dict().items()
+        if not name.startswith("_") and name not in _VOLATILE
+    }
+    return hashlib.blake2b(
+        json.dumps(fields, sort_keys=True, default=str).encode(), digest_size=16
+    ).hexdigest()
+
+
+def fingerprint(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Fingerprint:
+    """The fingerprint of a rank's KV; equal for every rank, which :func:`shard` tells apart."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    model = vllm_config.model_config
+    (group,) = kv_cache_config.kv_cache_groups
+    spec = group.kv_cache_spec
+    attributes = {
+        "config": _config_digest(model.hf_config),
+        "spec": f"{type(spec).__name__}:{spec.num_kv_heads}x{spec.head_size}+{spec.head_size_v}",
+        "cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "quantization": str(model.quantization),
+        "model_dtype": str(model.dtype),
+        "device": current_platform.device_type,
+    }
+    if current_platform.is_cpu():
+        # Keys are packed for the instruction set, so blocks of another one are other bytes.
+        attributes["isa"] = torch.backends.cpu.get_cpu_capability()
+    backend = getattr(getattr(vllm_config, "attention_config", None), "backend", None)
+    if backend is not None:
+        attributes["attention"] = getattr(backend, "name", str(backend))
+    return Fingerprint(
+        model_digest=model_digest(model.model, model.revision),
+        engine="vllm",
+        engine_build=vllm.__version__,
+        layout=f"layer-page:{kv_cache_config.kv_cache_layout or 'default'}",
+        dtype=str(spec.dtype).removeprefix("torch."),
+        attributes=attributes,
+    )
+
+
+def shard(vllm_config: VllmConfig, rank: int) -> Shard:
+    """The slice that the worker of a rank holds. The scheduler asks for that of rank 0."""
+    parallel = vllm_config.parallel_config
+    tensor_size = parallel.tensor_parallel_size
+    return Shard(
+        tensor_rank=rank % tensor_size,
+        tensor_size=tensor_size,
+        pipeline_rank=rank // tensor_size % parallel.pipeline_parallel_size,
+        pipeline_size=parallel.pipeline_parallel_size,
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`kv_connector_extra_config`."""
+
+    url: str = "http://127.0.0.1:7440"
+    token: str | None = None
+    model: str | None = None
+    """Public name of the model in the store; by default the served name."""
+    match_timeout: float = 0.25
+    """Seconds that the scheduler waits for an answer at most, once an outage."""
+    load_timeout: float = 2.0
+    """Seconds that a load or a save may take; after that, vLLM recomputes."""
+    prefill_tokens_per_second: float = 0.0
+    """How fast vLLM recomputes; a load expected to take longer is not made. 0: not known."""
+    priority: int = 0
+    """Of stored blocks, -128 to 127."""
+    block_ttl: float | None = None
+    """Seconds after which stored blocks are dropped."""
+    shared_memory: bool = True
+
+    @classmethod
+    def of(cls, extra_config: dict[str, Any]) -> Settings:
+        """From vLLM's configuration; names what is not known."""
+        unknown = sorted(set(extra_config) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ValueError(f"kv_connector_extra_config: unknown {', '.join(unknown)}; known are {known}")
+        return cls(**extra_config)
+
+    def connect(
+        self,
+        vllm_config: VllmConfig,
+        kv_cache_config: KVCacheConfig,
+        rank: int,
+        timeout: float,
+        name: str,
+    ) -> kelvin.Namespace:
+        """Opens the namespace of a rank's blocks."""
+        blocks = Blocks.of(kv_cache_config)
+        client = kelvin.Client(
+            self.url,
+            self.token,
+            name=name,
+            call_timeout=timeout,
+            connect_timeout=min(timeout, 2.0),
+            shared_memory=self.shared_memory,
+        )
+        served = vllm_config.model_config.served_model_name
+        served = served[0] if isinstance(served, list) else served
+        return client.namespace(
+            model=self.model or served or vllm_config.model_config.model,
+            fingerprint=fingerprint(vllm_config, kv_cache_config),
+            block_tokens=blocks.block_tokens,
+            block_bytes=blocks.block_bytes,
+            shard=shard(vllm_config, rank),
+        )

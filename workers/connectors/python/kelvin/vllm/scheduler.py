@@ -1,0 +1,208 @@
+"""The scheduler's half: what of a prompt is stored, and which blocks to load and to save.
+
+One `match` a request, by token ids hashed here (vLLM's own block hashes depend on PYTHONHASHSEED); its answer is
+kept until the request is scheduled. While the store is away everything is a miss, at no cost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from kelvin.errors import KelvinError
+from kelvin.link import Link
+from kelvin.vllm.identity import Settings
+from kelvin.vllm.plan import Load, Plan, Save
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+    from kelvin import Match
+
+_SOURCES = {"hbm": CacheHitSource.HOST, "dram": CacheHitSource.HOST, "nvme": CacheHitSource.DISK}
+_IN_MEMORY = ("hbm", "dram")
+
+
+def extra_key(request: Request) -> bytes:
+    """What else than the tokens decides a request's KV; empty for a plain one."""
+    parts: dict[str, object] = {}
+    if request.lora_request is not None:
+        parts["lora"] = [request.lora_request.lora_name, request.lora_request.lora_path]
+    if request.cache_salt:
+        parts["salt"] = request.cache_salt
+    if request.mm_features:
+        parts["mm"] = [[feature.identifier, feature.mm_position.offset] for feature in request.mm_features]
+    return json.dumps(parts, sort_keys=True).encode() if parts else b""
+
+
+@dataclass
+class _Tracked:
+    """A request that runs or is about to."""
+
+    request: Request
+    extra: bytes
+    found: list[str] = field(default_factory=list)
+    """Tier of each block that the store has of it, from the start, as far as it may be loaded."""
+    local_tokens: int = 0
+    """Tokens that vLLM had itself when it was matched."""
+    block_ids: list[int] = field(default_factory=list)
+    saved: int = 0
+    """Blocks that are stored, or that a save was planned for."""
+    loaded_at: int | None = None
+    """Preemptions before its load, which is made once: what failed then is recomputed, not tried again."""
+
+
+class SchedulerSide:
+    """State of the scheduler's connector."""
+
+    def __init__(self, link: Link, settings: Settings, block_tokens: int, loads: bool, saves: bool) -> None:
+        self._link = link
+        self._settings = settings
+        self._block_tokens = block_tokens
+        self._may_load = loads
+        self._may_save = saves
+        self._tracked: dict[str, _Tracked] = {}
+        self._loads: list[Load] = []
+
+    def matched_tokens(self, request: Request, local_tokens: int) -> int:
+        """Tokens beyond `local_tokens` that are worth loading, in whole blocks; one token is left to compute."""
+        if not self._may_load or request.prompt_embeds is not None or request.skip_reading_prefix_cache:
+            return 0
+        tracked = self._tracked.get(request.request_id)
+        if tracked is not None and tracked.loaded_at is not None:
+            if tracked.loaded_at == request.num_preemptions:
+                return 0
+            tracked = None
+        if tracked is None:
+            tracked = _Tracked(request, extra_key(request))
+            blocks = (request.num_tokens - 1) // self._block_tokens
+            if blocks * self._block_tokens > local_tokens:
+                tracked.found = self._match(tracked, blocks)
+                tracked.saved = len(tracked.found)
+            self._tracked[request.request_id] = tracked
+        tracked.local_tokens = local_tokens
+        return max(0, len(tracked.found) * self._block_tokens - local_tokens)
+
+    def _match(self, tracked: _Tracked, blocks: int) -> list[str]:
+        namespace = self._link.get()
+        if namespace is None:
+            return []
+        tokens = tracked.request.all_token_ids[: blocks * self._block_tokens]
+        try:
+            found = namespace.match(namespace.hashes(tokens, tracked.extra))
+        except KelvinError as error:
+            self._link.failed("match a prompt", error)
+            return []
+        return self._worthwhile(found)
+
+    def _worthwhile(self, found: Match) -> list[str]:
+        """Tiers of the blocks to load: all, or those in memory where the rest would come too late."""
+        seconds = self._settings.load_timeout
+        if self._settings.prefill_tokens_per_second > 0:
+            seconds = min(seconds, found.tokens / self._settings.prefill_tokens_per_second)
+        tiers = found.tiers
+        if found.load_us_estimate / 1e6 <= seconds:
+            return tiers
+        cold = (number for number, tier in enumerate(tiers) if tier not in _IN_MEMORY)
+        return tiers[: next(cold, len(tiers))]
+
+    def sources(self, request: Request, tokens: int) -> dict[CacheHitSource, int]:
+        """Loaded tokens by where they come from."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            return {CacheHitSource.EXTERNAL_UNSPECIFIED: tokens} if tokens else {}
+        first = tracked.local_tokens // self._block_tokens
+        sources: dict[CacheHitSource, int] = {}
+        for tier in tracked.found[first : first + tokens // self._block_tokens]:
+            source = _SOURCES.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED)
+            sources[source] = sources.get(source, 0) + self._block_tokens
+        return sources
+
+    def allocated(self, request: Request, blocks: KVCacheBlocks, tokens: int) -> None:
+        """vLLM has blocks for a request; `tokens` of them are to be loaded."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            tracked = self._tracked[request.request_id] = _Tracked(request, extra_key(request))
+        if tokens <= 0:
+            return
+        tracked.loaded_at = request.num_preemptions
+        first = tracked.local_tokens // self._block_tokens
+        end = first + tokens // self._block_tokens
+        (block_ids,) = blocks.get_block_ids()
+        self._loads.append(
+            Load(
+                request=request.request_id,
+                tokens=request.all_token_ids[: end * self._block_tokens],
+                extra=tracked.extra,
+                first=first,
+                block_ids=block_ids[first:end],
+            )
+        )
+
+    def plan(self, output: SchedulerOutput) -> Plan:
+        """This step's work."""
+        plan = Plan(loads=self._loads, idle=output.total_num_scheduled_tokens == 0)
+        self._loads = []
+        if not self._may_save:
+            return plan
+        for new in output.scheduled_new_reqs:
+            if tracked := self._tracked.get(new.req_id):
+                tracked.block_ids = list(new.block_ids[0])
+                self._save(plan, tracked, new.num_computed_tokens + output.num_scheduled_tokens[new.req_id])
+        cached = output.scheduled_cached_reqs
+        for number, request in enumerate(cached.req_ids):
+            tracked = self._tracked.get(request)
+            if tracked is None:
+                continue
+            block_ids = cached.new_block_ids[number]
+            if request in cached.resumed_req_ids:
+                tracked.block_ids = []
+            if block_ids is not None:
+                tracked.block_ids.extend(block_ids[0])
+            self._save(
+                plan, tracked, cached.num_computed_tokens[number] + output.num_scheduled_tokens[request]
+            )
+        return plan
+
+    def _save(self, plan: Plan, tracked: _Tracked, computed: int) -> None:
+        request = tracked.request
+        if request.prompt_embeds is not None:
+            return
+        # Tokens that were only speculated on, or that the scheduler has not seen yet, are in no whole block.
+        whole = min(computed, request.num_tokens) // self._block_tokens
+        if whole <= tracked.saved or whole > len(tracked.block_ids):
+            return
+        plan.saves.append(
+            Save(
+                tokens=request.all_token_ids[: whole * self._block_tokens],
+                extra=tracked.extra,
+                first=tracked.saved,
+                block_ids=tracked.block_ids[:whole],
+            )
+        )
+        tracked.saved = whole
+
+    def finished(self, request: Request) -> None:
+        """The request is over; saves that were planned have run."""
+        self._tracked.pop(request.request_id, None)
+
+    def reset(self) -> bool:
+        """Drops every block of this model: its weights changed, or somebody said so."""
+        namespace = self._link.get()
+        if namespace is None:
+            return False
+        try:
+            namespace.evict_all()
+        except KelvinError as error:
+            self._link.failed("drop all blocks", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Ends the session."""
+        self._link.close()
