@@ -288,7 +288,8 @@ class Namespace:
         """Leases the leading run of ``hashes`` that is stored, bringing it into memory.
 
         Should the first be in the making, waits for it up to ``wait`` seconds. With ``verify`` the bytes are
-        checked now, and a damaged block ends the run; without, when they are first looked at.
+        checked now, and a damaged block ends the run; without, when they are first looked at. The store looks at
+        a bounded number of hashes in a call (8,192): a run that ends there has not ``stopped``.
         """
     def reserve(
         self,
