@@ -302,3 +302,27 @@ async fn ranges_that_make_no_sense_are_refused_with_what_to_change() {
     );
     store.stop().await;
 }
+
+#[tokio::test]
+async fn a_namespace_evicts_its_own_blocks() {
+    let store = TestStore::start().await;
+    let client = store.client("c").await;
+    let namespace = client.open(spec()).await.unwrap();
+    assert_eq!(namespace.namespace_id(), namespace_id(&client).await);
+    let hashes = namespace.hash_blocks(&[1; 12], b"");
+    store_run(&namespace, None, &hashes, 0).await;
+    let found = namespace.match_prefix(&hashes).await.unwrap();
+    assert_eq!((found.tiers, found.restorable_tokens), (vec![v1::Tier::Dram; 3], vec![4, 8, 12]));
+    assert!(found.loads.is_empty(), "all of it is in memory");
+    let leases = namespace.acquire(&hashes, Duration::ZERO).await.unwrap().leases;
+    assert_eq!(leases.iter().map(|lease| lease.tier()).collect::<Vec<_>>(), [v1::Tier::Dram; 3]);
+    drop(leases);
+    eventually("the leases are back", async || {
+        namespace.evict(&hashes[..2]).await.unwrap();
+        namespace.match_prefix(&hashes).await.unwrap().blocks == 1
+    })
+    .await;
+    assert_eq!(namespace.evict(&[]).await.unwrap().evicted_blocks, 1);
+    assert_eq!(namespace.match_prefix(&hashes).await.unwrap().blocks, 0);
+    store.stop().await;
+}

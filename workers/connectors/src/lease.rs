@@ -1,6 +1,9 @@
 //! Leases as Python objects.
 
-use std::{ffi::c_int, sync::Arc};
+use std::{
+    ffi::c_int,
+    sync::{Arc, OnceLock},
+};
 
 use kelvin_kvstore::client;
 use kelvin_proto::kv::v1::Tier;
@@ -22,6 +25,9 @@ use crate::{
 #[pyclass(frozen, weakref, module = "kelvin")]
 pub(crate) struct ReadLease {
     held: Mutex<Option<Arc<Held>>>,
+    /// The lease again, from when its bytes were given to somebody who keeps this object but no view: then it
+    /// goes back with this object.
+    kept: OnceLock<Arc<Held>>,
     #[pyo3(get)]
     hash: Py<PyBytes>,
     #[pyo3(get)]
@@ -32,12 +38,18 @@ pub(crate) struct ReadLease {
 impl ReadLease {
     pub(crate) fn new(py: Python<'_>, held: Arc<Held>, tier: Tier, nbytes: usize) -> Self {
         let hash = PyBytes::new(py, &held.hash().to_bytes()).unbind();
-        Self { held: Mutex::new(Some(held)), hash, nbytes, tier }
+        Self { held: Mutex::new(Some(held)), kept: OnceLock::new(), hash, nbytes, tier }
     }
 
     pub(crate) fn held(&self) -> PyResult<Arc<Held>> {
         self.held.lock().clone().ok_or_else(|| PyValueError::new_err("the lease was released"))
     }
+}
+
+/// Whether a consumer of the buffer protocol keeps the view as long as the bytes. Those that want no shape
+/// mostly copy at once, but `torch.frombuffer` lets go of the view and keeps the address and the object.
+fn keeps_view(flags: c_int) -> bool {
+    flags & (ffi::PyBUF_FORMAT | ffi::PyBUF_ND) != 0
 }
 
 /// What DLPack's consumers ask for.
@@ -104,6 +116,9 @@ impl ReadLease {
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let held = slf.get().held()?;
         let range = held.range().map_err(Failure::from)?;
+        if !keeps_view(flags) {
+            slf.get().kept.get_or_init(|| held.clone());
+        }
         // SAFETY: Python gave the view; `held` keeps the range; read-only.
         unsafe { memory::export_buffer(slf.as_any(), held, range, true, view, flags) }
     }
@@ -240,6 +255,12 @@ impl WriteLease {
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let filling = slf.get().filling()?;
+        if !keeps_view(flags) {
+            return Err(PyBufferError::new_err(
+                "this takes an address and keeps no view, so that nobody could tell when the block is no longer \
+                 written to: give it memoryview(lease), or use torch.from_dlpack(lease)",
+            ));
+        }
         let range = filling.range().ok_or_else(|| PyValueError::new_err("the lease was committed"))?;
         // SAFETY: Python gave the view; `filling` keeps the range, and is not committed while it is exported.
         unsafe { memory::export_buffer(slf.as_any(), filling, range, false, view, flags) }

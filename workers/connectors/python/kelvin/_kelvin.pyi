@@ -73,9 +73,10 @@ class Match:
 class ReadLease(Buffer):
     """A block's bytes, read-only, in the store's memory (``shm``) or in a copy (``grpc``).
 
-    Gives ``memoryview(lease)``, ``numpy.frombuffer(lease, ...)``, ``torch.frombuffer(lease, ...)`` and
-    ``torch.from_dlpack(lease)`` with no copy (a tensor of uint8; torch does not know read-only memory: do not
-    write there). Goes back to the store when released or dropped, and never before the last such view.
+    Gives ``memoryview(lease)``, ``numpy.frombuffer(lease, ...)`` and ``torch.from_dlpack(lease)`` with no copy
+    (the latter a tensor of uint8; torch does not know read-only memory: do not write there). Goes back to the
+    store when released or dropped, and never before the last such view. ``torch.frombuffer(lease, ...)`` keeps
+    the object but no view: with it, the lease goes back with this object.
     """
 
     @property
@@ -112,7 +113,9 @@ class ReadLease(Buffer):
 class WriteLease(Buffer):
     """A block's bytes to fill, all of them, then to commit. What they hold before is undefined.
 
-    Views as of :class:`ReadLease`, writable. Dropped or aborted, the reservation goes back with the last view.
+    Views as of :class:`ReadLease`, writable; for consumers that keep no view (``torch.frombuffer``,
+    ``file.readinto``) give them ``memoryview(lease)``. Dropped or aborted, the reservation goes back with the
+    last view.
     """
 
     @property
@@ -286,7 +289,8 @@ class Namespace:
         """Leases the leading run of ``hashes`` that is stored, bringing it into memory.
 
         Should the first be in the making, waits for it up to ``wait`` seconds. With ``verify`` the bytes are
-        checked now, and a damaged block ends the run; without, when they are first looked at.
+        checked now, and a damaged block ends the run; without, when they are first looked at. The store looks at
+        a bounded number of hashes in a call (8,192): a run that ends there has not ``stopped``.
         """
     def reserve(
         self,

@@ -150,6 +150,6 @@ class Layout:
 
     def fill(self, lease: WriteLease, parts: Sequence[torch.Tensor]) -> None:
         """Copies one block's parts to where they are stored."""
-        targets = self.parts(torch.frombuffer(lease, dtype=torch.uint8))
+        targets = self.parts(torch.from_dlpack(lease))
         for target, part in zip(targets, parts, strict=True):
             target.copy_(part)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 4096
 SAMPLES = 64
-"""Samples a weight file, evenly spaced, besides its start."""
+"""Samples a weight file, evenly spaced, besides its start; the last is its end."""
 
 _VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "name_or_path")
 
@@ -87,7 +87,7 @@ def model_digest(model: str, revision: str | None) -> str:
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             for sample in range(SAMPLES + 1):
-                file.seek(size * sample // (SAMPLES + 1))
+                file.seek(max(0, size - SAMPLE_BYTES) * sample // SAMPLES)
                 digest.update(file.read(SAMPLE_BYTES))
     if not files:
         digest.update(f"{model}\0{revision}".encode())

@@ -155,7 +155,7 @@ class WorkerSide:
         return namespace.reserve(parent, hashes[first:], settings.priority, settings.block_ttl)
 
     def _copy_out(self, block: int, lease: WriteLease) -> None:
-        target = torch.frombuffer(lease, dtype=torch.uint8).view(len(self._layers), -1)
+        target = torch.from_dlpack(lease).view(len(self._layers), -1)
         for layer, page in zip(self._layers, target.unbind(0), strict=True):
             page.copy_(layer[block])
 
