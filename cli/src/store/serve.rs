@@ -28,8 +28,8 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Address of the data port, over which clients that cannot map the memory move blocks without gRPC [default: a
-    /// free port of --listen's address]
+    /// Address of the data port, over which clients that cannot map the memory move blocks without gRPC
+    /// [default: a free port of the same address]
     #[arg(long, env = "KELVIN_STORE_DATA_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
     data_listen: Option<SocketAddr>,
 
