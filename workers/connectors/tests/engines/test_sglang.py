@@ -47,7 +47,9 @@ class Pool:
     def page(self, index: int) -> torch.Tensor:
         assert self.kv_buffer is not None
         end = index + self.page_size
-        return self.kv_buffer[:, :, index:end] if self.layout == "layer_first" else self.kv_buffer[:, index:end]
+        return (
+            self.kv_buffer[:, :, index:end] if self.layout == "layer_first" else self.kv_buffer[:, index:end]
+        )
 
     def get_data_page(self, index: int, flat: bool = True) -> torch.Tensor:
         return self.page(index).flatten() if flat else self.page(index)
@@ -150,7 +152,9 @@ def test_another_process_finds_pages(shared_store: Store, model: str, layout: st
     second.close()
 
 
-def test_parents_are_kept_where_they_are_known(shared_store: Store, opened: tuple[Any, Pool], model: str) -> None:
+def test_parents_are_kept_where_they_are_known(
+    shared_store: Store, opened: tuple[Any, Pool], model: str
+) -> None:
     backend, pool = opened
     assert all(backend.batch_set_v1(KEYS[:2], pool.slots(0, 2)))
     assert all(backend.batch_set_v1(KEYS[2:4], pool.slots(2, 2), after(KEYS[:2])))
@@ -348,9 +352,7 @@ def test_a_store_that_starts_later_is_found(make_store: Callable[..., Store], mo
     backend.close()
 
 
-def test_sglangs_failure_injector(
-    shared_store: Store, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sglangs_failure_injector(shared_store: Store, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY", "0.002")
     monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE", "0.3")
     writer, reader = Pool().scribble(), Pool()

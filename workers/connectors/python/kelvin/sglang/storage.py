@@ -111,7 +111,11 @@ class KelvinStorage(HiCacheStorage):
         return found
 
     def set(
-        self, key: str, value: torch.Tensor | None = None, target_location: Any = None, target_sizes: Any = None
+        self,
+        key: str,
+        value: torch.Tensor | None = None,
+        target_location: Any = None,
+        target_sizes: Any = None,
     ) -> bool:
         return value is not None and self.batch_set([key], [value])
 
@@ -227,7 +231,9 @@ class KelvinStorage(HiCacheStorage):
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         return {
-            transfer.name: self._save(str(transfer.name), transfer.keys or [], transfer.host_indices, extra_info)
+            transfer.name: self._save(
+                str(transfer.name), transfer.keys or [], transfer.host_indices, extra_info
+            )
             for transfer in transfers
         }
 
