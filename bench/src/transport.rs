@@ -296,6 +296,9 @@ impl Bench {
     }
 
     async fn store(&mut self, bytes: u64) -> anyhow::Result<u64> {
+        // What was read would stay, and these would go before they are.
+        self.namespace.evict(&[]).await?;
+        self.stored.clear();
         let mut moved = 0;
         let kept = (self.memory_bytes / 2 / self.block_bytes) as usize / self.batch;
         while moved < bytes {
@@ -319,15 +322,19 @@ impl Bench {
     }
 
     async fn read(&mut self, bytes: u64) -> anyhow::Result<u64> {
+        // Which sequences stay is the policy's business.
+        let mut here = Vec::new();
+        for hashes in &self.stored {
+            if self.namespace.match_prefix(hashes).await?.blocks as usize == hashes.len() {
+                here.push(hashes);
+            }
+        }
+        ensure!(!here.is_empty(), "none of {} sequences is stored any more", self.stored.len());
         let mut moved = 0;
-        for hashes in self.stored.iter().cycle() {
+        for hashes in here.into_iter().cycle() {
             let acquired = self.namespace.acquire(hashes, Duration::ZERO).await?;
-            ensure!(
-                acquired.leases.len() == hashes.len(),
-                "{} of {} blocks",
-                acquired.leases.len(),
-                hashes.len()
-            );
+            let leased = acquired.leases.len();
+            ensure!(leased == hashes.len(), "{leased} of {} blocks", hashes.len());
             for lease in &acquired.leases {
                 black_box(lease.verified()?);
             }

@@ -14,6 +14,9 @@ set -m
 cleanup() {
     local group
     for group in $(jobs -p); do kill -- "-$group" 2>/dev/null || true; done
+    # vLLM in the middle of a start does not always listen.
+    for _ in $(seq 50); do [ -n "$(jobs -r)" ] || break; sleep 0.2; done
+    for group in $(jobs -pr); do kill -KILL -- "-$group" 2>/dev/null || true; done
     wait
     rm -rf "$scratch"
 }

@@ -6,7 +6,6 @@ There is no SGLang engine without a GPU: what drives the backend here are the ca
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -328,10 +327,7 @@ def test_a_store_that_goes_away_is_misses_and_comes_back(
         running.kill()
     else:
         running.signal(number)
-    start = time.monotonic()
     everything(backend, pool)
-    # Ten calls: had each waited by itself, or one without a bound, it were more.
-    assert time.monotonic() - start < 30
     if number == signal.SIGKILL:
         running.start()
     else:
