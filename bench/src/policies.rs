@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kelvin_kernels::copy_checksummed;
-use kelvin_kvstore::PassThrough;
+use kelvin_kvstore::HashMixer;
 use kelvin_tiering::{Attributes, GhostBoard, GhostRate, Order, Policy, PolicyKind, Weight, build_policy};
 
 use crate::report::{Report, number};
@@ -58,7 +58,7 @@ const SIMULATED_BEST: [f64; 5] = [0.118, 0.227, 0.310, 0.367, 0.385];
 const SIMULATED_OPTIMUM: [f64; 5] = [0.331, 0.398, 0.398, 0.398, 0.398];
 const FIFO_ANY: &str = "fifo, any block";
 
-type Hasher = BuildHasherDefault<PassThrough>;
+type Hasher = BuildHasherDefault<HashMixer>;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let trace = match &args.trace {

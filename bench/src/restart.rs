@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kelvin_kvstore::catalog::{Catalog, CatalogError, Record};
-use kelvin_kvstore::{PassThrough, RadixIndex, SequenceHash, TierSet};
+use kelvin_kvstore::{HashMixer, RadixIndex, SequenceHash, TierSet};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustix::fs::{Advice, fadvise};
@@ -92,7 +92,7 @@ struct Copy {
 #[derive(Default)]
 struct Rebuilt {
     index: RadixIndex<TierSet>,
-    copies: HashMap<u128, Copy, BuildHasherDefault<PassThrough>>,
+    copies: HashMap<u128, Copy, BuildHasherDefault<HashMixer>>,
 }
 
 pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {

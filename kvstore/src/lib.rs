@@ -41,6 +41,6 @@ pub use client::{
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{
-    Entry, HolderSet, InsertError, Inserted, Loaded, PassThrough, RUN_BLOCKS_MAX, RadixIndex, Subtree,
-    TierSet, WorkerSet,
+    Entry, HashMixer, HolderSet, InsertError, Inserted, Loaded, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet,
+    WorkerSet,
 };

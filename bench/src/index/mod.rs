@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use kelvin_kvstore::{PassThrough, RadixIndex, SequenceHash, TierSet};
+use kelvin_kvstore::{HashMixer, RadixIndex, SequenceHash, TierSet};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustix::time::{ClockId, clock_gettime};
@@ -249,7 +249,7 @@ fn write(index: &RadixIndex<TierSet>, log: &Log) {
 
 /// What a map alone would do, which could tell no prefix from any other set: million writes a second.
 fn flat_map(log: &Log) -> f64 {
-    let mut map: HashMap<u128, (u64, u8), BuildHasherDefault<PassThrough>> = HashMap::default();
+    let mut map: HashMap<u128, (u64, u8), BuildHasherDefault<HashMixer>> = HashMap::default();
     let rate = rate(log.blocks(), || {
         for (now, hash) in (0..).zip(&log.hashes) {
             map.insert(hash.as_u128(), (now, 1));

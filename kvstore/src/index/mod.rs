@@ -67,6 +67,7 @@ mod arena;
 mod holders;
 mod load;
 mod lookup;
+mod mix;
 mod places;
 mod prefetch;
 mod radix;
@@ -80,6 +81,6 @@ mod walk;
 
 pub use holders::{HolderSet, TierSet, WorkerSet};
 pub use load::Loaded;
-pub use places::PassThrough;
+pub use mix::HashMixer;
 pub use radix::{InsertError, Inserted, RUN_BLOCKS_MAX, RadixIndex};
 pub use walk::{Entry, Subtree};

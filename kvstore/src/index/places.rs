@@ -1,38 +1,13 @@
 //! Places: the map from a hash to the node where its block stands.
 
-use std::hash::Hasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
 use super::account::{Account, allocated};
+use super::mix::Keys;
 use super::table::{Refused, Spot, TAG_BITS, Table};
 use crate::SequenceHash;
-
-/// Hasher for keys that are uniform already: its result is the last integer written to it.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct PassThrough(u64);
-
-impl Hasher for PassThrough {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-
-    fn write_u128(&mut self, number: u128) {
-        // The low half is as uniform as the whole.
-        self.0 = number as u64;
-    }
-}
 
 /// Shards of the map, 32 KiB of them. A table is rebuilt as a whole: with 1e7 blocks 150 KB, in about 50 us.
 const SHARD_BITS: u32 = 9;
@@ -67,6 +42,7 @@ impl Shard {
 /// The map, in shards that are locked apart.
 pub(super) struct Places {
     shards: Box<[Shard]>,
+    keys: Keys,
 }
 
 /// Where a block may stand: to be checked under the node's lock.
@@ -88,7 +64,7 @@ impl Candidates {
 
 impl Places {
     pub(super) fn new() -> Self {
-        Self { shards: (0..1 << SHARD_BITS).map(|_| Shard::default()).collect() }
+        Self { shards: (0..1 << SHARD_BITS).map(|_| Shard::default()).collect(), keys: Keys::get() }
     }
 
     /// What it takes when it is empty.
@@ -96,16 +72,20 @@ impl Places {
         allocated::<Shard>(1 << SHARD_BITS)
     }
 
-    fn shard(&self, hash: SequenceHash) -> &Shard {
-        &self.shards[hash.as_u128() as usize & ((1 << SHARD_BITS) - 1)]
+    /// Where the hash belongs: a shard, and a tag in it.
+    fn spot(&self, hash: SequenceHash) -> (&Shard, u32) {
+        let mixed = self.keys.mix(hash.as_u128());
+        let shard = &self.shards[mixed as usize & ((1 << SHARD_BITS) - 1)];
+        (shard, (mixed >> SHARD_BITS) as u32 & ((1 << TAG_BITS) - 1))
     }
 
     /// The nodes that the map has for the hash, 4 at a time.
     pub(super) fn candidates(&self, hash: SequenceHash, skip: usize) -> Candidates {
-        let table = self.shard(hash).table.read();
+        let (shard, tag) = self.spot(hash);
+        let table = shard.table.read();
         let (version, inserts) = (table.version(), table.inserts());
         let mut found = Candidates { nodes: [0; 4], count: 0, more: false, version, inserts };
-        for node in table.nodes(tag(hash)).skip(skip) {
+        for node in table.nodes(tag).skip(skip) {
             let Some(slot) = found.nodes.get_mut(found.count) else {
                 found.more = true;
                 break;
@@ -118,12 +98,13 @@ impl Places {
 
     /// The first node that the map has for the hash.
     pub(super) fn first(&self, hash: SequenceHash) -> Option<u32> {
-        self.shard(hash).table.read().nodes(tag(hash)).next()
+        let (shard, tag) = self.spot(hash);
+        shard.table.read().nodes(tag).next()
     }
 
     /// Changes whenever an entry of the hash's shard does.
     pub(super) fn version(&self, hash: SequenceHash) -> u32 {
-        self.shard(hash).table.read().version()
+        self.spot(hash).0.table.read().version()
     }
 
     /// See [`Table::insert`].
@@ -134,24 +115,27 @@ impl Places {
         absent_at: Option<u32>,
         account: &Account,
     ) -> Result<(), Refused> {
-        self.shard(hash).change(|table| table.insert(tag(hash), node, absent_at, account))
+        let (shard, tag) = self.spot(hash);
+        shard.change(|table| table.insert(tag, node, absent_at, account))
     }
 
     pub(super) fn remove(&self, hash: SequenceHash, node: u32, account: &Account) {
-        let removed = self.shard(hash).change(|table| table.remove(tag(hash), node, account));
+        let (shard, tag) = self.spot(hash);
+        let removed = shard.change(|table| table.remove(tag, node, account));
         debug_assert!(removed, "the entry is there as long as the block is");
     }
 
     /// Lets the hash, which stands in node `from`, lead to node `to`.
     pub(super) fn lead(&self, hash: SequenceHash, from: u32, to: u32) {
-        self.shard(hash).table.write().lead(tag(hash), from, to);
+        let (shard, tag) = self.spot(hash);
+        shard.table.write().lead(tag, from, to);
     }
 
     /// The hash is about to be looked up or inserted.
     pub(super) fn prefetch(&self, hash: SequenceHash) {
-        let shard = self.shard(hash);
+        let (shard, tag) = self.spot(hash);
         let (address, homes) = (shard.address.load(Ordering::Relaxed), shard.homes.load(Ordering::Relaxed));
-        Spot { address, homes }.prefetch(tag(hash));
+        Spot { address, homes }.prefetch(tag);
     }
 
     /// What the tables take.
@@ -164,9 +148,4 @@ impl Places {
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.table.read().used()).sum()
     }
-}
-
-/// The bits behind those that choose the shard.
-fn tag(hash: SequenceHash) -> u32 {
-    (hash.as_u128() >> SHARD_BITS) as u32 & ((1 << TAG_BITS) - 1)
 }

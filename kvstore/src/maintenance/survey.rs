@@ -7,7 +7,7 @@ use kelvin_tiering::{NvmeAddress, NvmeSlot};
 
 use super::StoppedStore;
 use crate::{
-    PassThrough, SequenceHash,
+    HashMixer, SequenceHash,
     catalog::{CatalogError, NamespaceId, Record},
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Useless {
 }
 
 /// By hash, whatever the namespace: hashes of two are unrelated.
-type ByHash<T> = HashMap<u128, T, BuildHasherDefault<PassThrough>>;
+type ByHash<T> = HashMap<u128, T, BuildHasherDefault<HashMixer>>;
 
 /// Every record, judged as a start judges it.
 #[derive(Default)]

@@ -16,7 +16,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{PassThrough, SequenceHash};
+use crate::{HashMixer, SequenceHash};
 
 pub(crate) type PinId = u64;
 
@@ -37,7 +37,7 @@ pub(crate) struct Pins {
 struct Table {
     pins: HashMap<PinId, Pin>,
     /// How many pins name a block.
-    blocks: HashMap<SequenceHash, u32, BuildHasherDefault<PassThrough>>,
+    blocks: HashMap<SequenceHash, u32, BuildHasherDefault<HashMixer>>,
     expired: u64,
 }
 

@@ -25,10 +25,10 @@ use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 
 use super::{ImmutableBlock, tenant::BlockKey};
-use crate::{PassThrough, SequenceHash};
+use crate::{HashMixer, SequenceHash};
 
 /// For maps by [`BlockKey`], or by another number that is random already.
-pub(super) type Keyed = BuildHasherDefault<PassThrough>;
+pub(super) type Keyed = BuildHasherDefault<HashMixer>;
 
 /// Blocks of the longest run: bounds the time that its lock is held for one reader (about a microsecond).
 const RUN_BLOCKS_MAX: usize = 64;
