@@ -58,6 +58,7 @@ impl Core {
 
     fn with_tiers(dram_bytes: u64, tiers: TierOptions) -> Result<Self, MemoryError> {
         let options = StoreOptions {
+            huge_pages: false,
             tenants: vec![TenantOptions { name: "bench".into(), token: None, dram_bytes, operator: false }],
             secret: [0; 32],
             incarnation: 1,

@@ -30,10 +30,18 @@ struct Shared {
 impl DramPool {
     /// A pool of `bytes` (rounded up to whole chunks, whose size follows from it).
     pub fn new(name: &str, bytes: u64) -> Result<Self, MemoryError> {
-        let chunk_bytes = chunk_bytes(bytes);
-        let bytes = bytes.max(1).next_multiple_of(chunk_bytes);
-        let arena = Arena::create(name, bytes)?;
-        Ok(Self(Arc::new(Shared { arena, slab: Mutex::new(Slab::new(bytes, chunk_bytes)) })))
+        Self::over(Arena::create(name, whole_chunks(bytes))?, bytes)
+    }
+
+    /// The same in huge pages that the operator set aside: a disk moves a block to and from them in one piece,
+    /// and programs that map the pool need few entries of the TLB for it.
+    pub fn in_huge_pages(name: &str, bytes: u64) -> Result<Self, MemoryError> {
+        Self::over(Arena::create_in_huge_pages(name, whole_chunks(bytes))?, bytes)
+    }
+
+    fn over(arena: Arena, bytes: u64) -> Result<Self, MemoryError> {
+        let slab = Slab::new(whole_chunks(bytes), chunk_bytes(bytes));
+        Ok(Self(Arc::new(Shared { arena, slab: Mutex::new(slab) })))
     }
 
     /// The memory file.
@@ -70,6 +78,10 @@ fn chunk_bytes(pool_bytes: u64) -> u64 {
         return pool_bytes.max(1).next_multiple_of(IO_PAGE_BYTES);
     }
     (pool_bytes / 32).next_power_of_two().clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+}
+
+fn whole_chunks(pool_bytes: u64) -> u64 {
+    pool_bytes.max(1).next_multiple_of(chunk_bytes(pool_bytes))
 }
 
 /// A slot of a [`DramPool`], owned: dropping it returns it.
@@ -214,6 +226,18 @@ impl fmt::Debug for DramPool {
 mod tests {
     use super::*;
     use crate::testing::{Fault, Faulty, block_on, check_device};
+
+    #[test]
+    fn huge_pages_conform_or_are_refused_with_what_to_do() {
+        match DramPool::in_huge_pages("test", 4 << 20) {
+            Ok(pool) => check_device(&pool),
+            Err(error) => {
+                assert!(error.to_string().contains("set 2 more aside (sysctl vm.nr_hugepages)"), "{error}")
+            }
+        }
+        let error = DramPool::in_huge_pages("test", 1 << 45).unwrap_err();
+        assert!(matches!(error, MemoryError::HugePages { .. }), "{error}");
+    }
 
     #[test]
     fn conforms() {

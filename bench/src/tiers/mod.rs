@@ -55,6 +55,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", value_parser = seconds)]
     seconds: Option<f64>,
 
+    /// NVMe: both sides' memory in huge pages (sysctl vm.nr_hugepages sets them aside)
+    #[arg(long)]
+    huge_pages: bool,
+
     /// Without fio: a loop of preads and pwrites on threads is the peer
     #[arg(long)]
     no_fio: bool,

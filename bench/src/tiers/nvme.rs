@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kelvin_kernels::checksum;
-use kelvin_tiering::{Device, DramPool, DramSlot, NvmeDevice, NvmeFile, NvmeOptions, NvmePath, NvmeSlot};
+use kelvin_tiering::{
+    Device, DramPool, DramSlot, NvmeDevice, NvmeFile, NvmeOptions, NvmePath, NvmeSlot, Staging,
+};
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
 
 use super::cpu;
@@ -30,7 +32,8 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
     let device = NvmeDevice::open(&options).context("open the NVMe tier")?;
     let buffers = 2 * args.depth;
     let largest = args.block_bytes().into_iter().max().unwrap_or(0).max(FILL_BYTES);
-    let pool = DramPool::new("bench", buffers * largest + (64 << 20)).context("make a pool")?;
+    let make_pool = if args.huge_pages { DramPool::in_huge_pages } else { DramPool::new };
+    let pool = make_pool("bench", buffers * largest + (64 << 20)).context("make a pool")?;
     let file = device.files().remove(0);
     let peer = Peer::find(!args.no_fio);
     fill(&device, &pool, args).await.context("fill the file")?;
@@ -47,9 +50,6 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
     if peer == Peer::Threads && !args.no_fio {
         report.line("  fio is not here (apt-get install fio): threads that pread and pwrite are the peer");
     }
-    for probe in device.probe().await {
-        report.line(format!("  the tier's own probe: {probe}"));
-    }
     report.line(format!(
         "  {:<16}{:>10}{:>10}{:>10}{:>14}{:>20}{:>20}",
         "",
@@ -62,6 +62,9 @@ pub(super) async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<
     ));
     // The peer does as Kelvin can: fio registers its buffers, too.
     let registered = register(&device, &pool, report).await;
+    for probe in device.probe(Some(&pool)).await {
+        report.line(format!("  the tier's own probe: {probe}"));
+    }
     for writes in [false, true] {
         for block_bytes in args.block_bytes() {
             compare(args, (&device, &pool), &file, (peer, registered), (block_bytes, writes), report).await?;
@@ -131,6 +134,7 @@ async fn compare(
             writes,
             direct: file.direct,
             registered,
+            huge_pages: args.huge_pages,
             depth: args.depth(),
             time: args.turn_time(),
             seed: args.seed + turn as u64,
@@ -203,8 +207,8 @@ async fn ways(
     for block_bytes in args.block_bytes() {
         let (mut row, mut costs) = (format!("  {:<16}", format!("read {}", size(block_bytes))), Vec::new());
         for (_, way) in WAYS {
-            let staged = matches!(way, Way::Staged);
-            let device = NvmeDevice::open(&NvmeOptions { staged, ..options.clone() })?;
+            let staging = if matches!(way, Way::Staged) { Staging::Always } else { Staging::Never };
+            let device = NvmeDevice::open(&NvmeOptions { staging, ..options.clone() })?;
             if matches!(way, Way::Registered) {
                 register(&device, pool, report).await;
             }

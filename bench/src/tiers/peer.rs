@@ -45,6 +45,8 @@ pub(super) struct Load<'a> {
     pub(super) direct: bool,
     /// Whether buffers are registered with the kernel.
     pub(super) registered: bool,
+    /// Whether buffers lie in huge pages that the operator set aside.
+    pub(super) huge_pages: bool,
     pub(super) depth: usize,
     pub(super) time: Duration,
     pub(super) seed: u64,
@@ -88,6 +90,7 @@ fn fio(load: &Load) -> anyhow::Result<Moved> {
         .arg(format!("--filename={}", load.path.display()))
         .arg(format!("--rw={}", if load.writes { "randwrite" } else { "randread" }))
         .arg(format!("--direct={}", u8::from(load.direct)))
+        .arg(if load.huge_pages { "--mem=mmaphuge" } else { "--mem=malloc" })
         .arg(format!("--fixedbufs={}", u8::from(load.registered)))
         .arg(format!("--offset={}", load.offset))
         .arg(format!("--size={}", load.bytes))
@@ -191,6 +194,7 @@ mod tests {
                 writes,
                 direct: false,
                 registered: false,
+                huge_pages: false,
                 depth: 2,
                 time: Duration::from_millis(10),
                 seed: 1,

@@ -37,6 +37,11 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE_DRAM", value_name = "SIZE", default_value_t = Size(1 << 30))]
     dram: Size,
 
+    /// That memory in huge pages, which the machine must have set aside (sysctl vm.nr_hugepages, in 2 MiB): disks
+    /// move a block to and from them in one piece
+    #[arg(long, env = "KELVIN_STORE_HUGE_PAGES")]
+    huge_pages: bool,
+
     /// Bearer token that clients must bring; better given by the variable than by the flag [default: none]
     #[arg(long, env = "KELVIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -66,6 +71,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         admin_listen: args.admin_listen,
         socket: args.socket,
         data_listen: Some(args.data_listen.unwrap_or(SocketAddr::new(args.listen.ip(), 0))),
+        huge_pages: args.huge_pages,
         session_ttl: args.session_ttl,
         lease_ttl_max: args.lease_ttl_max,
         secret,

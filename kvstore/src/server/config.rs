@@ -19,6 +19,8 @@ pub struct ServerConfig {
     pub data_listen: Option<SocketAddr>,
     /// Tenants; one without a token serves whoever brings none.
     pub tenants: Vec<TenantOptions>,
+    /// Blocks' memory in huge pages (2 MiB) that the operator set aside.
+    pub huge_pages: bool,
     /// Secret behind the hash keys. Without one it is made once and kept in the data directory; without that
     /// too it is random, and hashes change with every start.
     pub secret: Option<[u8; 32]>,
@@ -41,6 +43,7 @@ impl ServerConfig {
             socket: None,
             data_listen: None,
             tenants: vec![TenantOptions { name: "default".into(), token: None, dram_bytes, operator: true }],
+            huge_pages: false,
             secret: None,
             session_ttl: Duration::from_secs(10),
             lease_ttl_max: Duration::from_secs(60),
@@ -83,7 +86,9 @@ impl ServerConfig {
             return refuse("session and lease TTLs must be at least 100 ms".into());
         }
         let asked: u64 = self.tenants.iter().fold(0, |sum, tenant| sum.saturating_add(tenant.dram_bytes));
-        if let Some(available) = memory_available()
+        // Huge pages are not part of what is available, and lacking ones are refused when they are taken.
+        if !self.huge_pages
+            && let Some(available) = memory_available()
             && asked > available
         {
             return refuse(format!(

@@ -198,6 +198,7 @@ pub async fn serve(
 fn open_store(config: &ServerConfig) -> Result<Store, ServeError> {
     let options = StoreOptions {
         tenants: config.tenants.clone(),
+        huge_pages: config.huge_pages,
         secret: secret::settle(config.secret, config.tiers.data.as_deref()).map_err(ServeError::Config)?,
         incarnation: u64::from_le_bytes(crate::random::bytes()),
         session_ttl: config.session_ttl,

@@ -25,6 +25,8 @@ pub struct TenantOptions {
 pub(crate) struct StoreOptions {
     /// Tenants; their names and tokens differ.
     pub(crate) tenants: Vec<TenantOptions>,
+    /// Their memory in huge pages.
+    pub(crate) huge_pages: bool,
     /// Secret from which the tenants' hash keys are derived.
     pub(crate) secret: [u8; 32],
     /// Number of this start.
@@ -49,7 +51,8 @@ impl Store {
     pub(crate) fn new(options: StoreOptions, clock: Arc<dyn Clock>) -> Result<Self, MemoryError> {
         let mut tenants = Vec::new();
         for tenant in options.tenants {
-            let pool = DramPool::new(&format!("kelvin-{}", tenant.name), tenant.dram_bytes)?;
+            let make_pool = if options.huge_pages { DramPool::in_huge_pages } else { DramPool::new };
+            let pool = make_pool(&format!("kelvin-{}", tenant.name), tenant.dram_bytes)?;
             let secret = *blake3::keyed_hash(&options.secret, tenant.name.as_bytes()).as_bytes();
             let limits =
                 TenantLimits { session_ttl: options.session_ttl, lease_ttl_max: options.lease_ttl_max };

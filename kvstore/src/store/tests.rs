@@ -25,6 +25,7 @@ struct Bench {
 fn bench(blocks: u64) -> Bench {
     let clock = Arc::new(ManualClock::default());
     let options = StoreOptions {
+        huge_pages: false,
         tenants: vec![TenantOptions {
             name: "a".into(),
             token: None,
@@ -348,6 +349,7 @@ fn tokens_choose_the_tenant() {
         operator: false,
     };
     let options = StoreOptions {
+        huge_pages: false,
         tenants: vec![tenant("a", Some("ta")), tenant("b", Some("tb"))],
         secret: [1; 32],
         incarnation: 1,

@@ -34,6 +34,17 @@ pub enum MemoryError {
         /// The kernel's word.
         source: Errno,
     },
+    /// Too few huge pages are free.
+    #[error(
+        "{bytes} bytes in huge pages: {source}; set {} more aside (sysctl vm.nr_hugepages), or do without them",
+        bytes / HUGE_PAGE_BYTES
+    )]
+    HugePages {
+        /// How much was wanted.
+        bytes: u64,
+        /// The kernel's word.
+        source: Errno,
+    },
     /// A memory file could be shrunk under a mapping.
     #[error("memory file is not sealed against shrinking")]
     NotSealed,
@@ -46,6 +57,9 @@ pub enum MemoryError {
         found: u64,
     },
 }
+
+/// A huge page of a memory file.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// A mapped memory file.
 #[derive(Debug)]
@@ -71,6 +85,24 @@ impl Arena {
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(system("seal memory file"))?;
         Self::map(file, bytes)
+    }
+
+    /// The same in huge pages (2 MiB) of those that the operator set aside, all of which are taken at once.
+    /// `bytes` is rounded up to whole ones.
+    pub fn create_in_huge_pages(name: &str, bytes: u64) -> Result<Self, MemoryError> {
+        let bytes = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).unwrap_or(u64::MAX);
+        let refused = |source| MemoryError::HugePages { bytes, source };
+        let flags =
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let file = rustix::fs::memfd_create(name, flags).map_err(refused)?;
+        rustix::fs::ftruncate(&file, bytes).map_err(refused)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+            .map_err(refused)?;
+        // The mapping sets the pages aside for the file, so that none lacks later.
+        Self::map(file, bytes).map_err(|error| match error {
+            MemoryError::System { source: source @ Errno::NOMEM, .. } => refused(source),
+            other => other,
+        })
     }
 
     /// Maps a memory file that another process made.

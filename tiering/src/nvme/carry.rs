@@ -13,12 +13,13 @@ use std::{future::Future, io, ops::Range, rc::Rc};
 
 use super::{
     header::{PAGE_BYTES, SCRATCH_OFFSET},
+    modes::Modes,
     request::{Action, Request},
 };
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// A staging buffer. Larger pieces would save operations, but these are for parts of pages and odd buffers.
-pub(super) const STAGE_BYTES: usize = 1 << 20;
+pub(super) const STAGE_BYTES: usize = 512 << 10;
 
 /// A part of a request's memory, for the kernel to read or write; it keeps the request.
 pub(super) struct Span {
@@ -46,10 +47,7 @@ pub(super) trait Stage {
 pub(super) trait BlockIo {
     type Stage: Stage;
 
-    /// Whether memory and offsets must be whole pages.
-    fn direct(&self) -> bool;
-    /// Whether to stage what could move straight.
-    fn staged(&self) -> bool;
+    fn modes(&self) -> &Modes;
     fn stage(&self) -> impl Future<Output = Self::Stage>;
     fn read(&self, span: Span, offset: u64) -> impl Future<Output = io::Result<usize>>;
     fn write(&self, span: Span, offset: u64) -> impl Future<Output = io::Result<usize>>;
@@ -84,12 +82,12 @@ pub(super) async fn carry_out<I: BlockIo>(io: &I, request: Request) {
 
 async fn transfer<I: BlockIo>(io: &I, request: &Rc<Request>) -> io::Result<()> {
     let bytes = request.bytes();
-    if !io.direct() {
+    if !io.modes().direct() {
         return straight(io, request, 0..bytes).await;
     }
     let aligned =
         (request.memory() as usize).is_multiple_of(PAGE) && request.offset.is_multiple_of(PAGE_BYTES);
-    let whole = if aligned && !io.staged() { bytes / PAGE * PAGE } else { 0 };
+    let whole = if aligned && !io.modes().staged(request.action) { bytes / PAGE * PAGE } else { 0 };
     match (whole, bytes - whole) {
         (_, 0) => straight(io, request, 0..bytes).await,
         (0, _) => through_stage(io, request, 0..bytes).await,
@@ -118,7 +116,7 @@ async fn straight<I: BlockIo>(io: &I, request: &Rc<Request>, mut range: Range<us
             Action::Read => io.read(span, offset).await,
             _ => io.write(span, offset).await,
         };
-        range.start += progress(moved, range.len(), io.direct())?;
+        range.start += progress(moved, range.len(), io.modes().direct())?;
     }
     Ok(())
 }
@@ -171,7 +169,7 @@ async fn whole_stage<I: BlockIo>(
         } else {
             io.write_stage(stage, range.clone(), offset).await
         };
-        match progress(moved, range.len(), io.direct()) {
+        match progress(moved, range.len(), io.modes().direct()) {
             Ok(bytes) => {
                 range.start += bytes;
                 offset += bytes as u64;

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use super::{NvmeEngine, pool, request::Request, ring};
+use super::{NvmeEngine, modes::Modes, pool, request::Request, ring};
 use crate::DramPool;
 
 /// How long the end of a device waits for operations that run: a disk that hangs must not hang the process.
@@ -46,7 +46,7 @@ impl Engine {
         kind: NvmeEngine,
         file: File,
         number: usize,
-        (direct, staged): (bool, bool),
+        modes: Arc<Modes>,
         depth: usize,
     ) -> io::Result<Self> {
         let places_each = depth * 2;
@@ -54,11 +54,11 @@ impl Engine {
         let (running, ended) = blocking::channel();
         let (lanes, threads) = match kind {
             NvmeEngine::Pread => {
-                let (lanes, threads) = pool::start(file, &name, direct, staged, depth, places_each, running)?;
+                let (lanes, threads) = pool::start(file, &name, modes, depth, places_each, running)?;
                 (Lanes::Pool(lanes), threads)
             }
             NvmeEngine::Uring | NvmeEngine::Auto => {
-                let (lanes, thread) = ring::start(file, name, (direct, staged), depth, places_each, running)?;
+                let (lanes, thread) = ring::start(file, name, modes, depth, places_each, running)?;
                 (Lanes::Ring(lanes), vec![thread])
             }
         };

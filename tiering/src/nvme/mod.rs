@@ -21,6 +21,7 @@ mod extents;
 mod file;
 mod header;
 mod health;
+mod modes;
 mod options;
 mod pool;
 mod probe;
@@ -48,12 +49,13 @@ use self::{
     file::{BlockFile, Found},
     header::LEAD_BYTES,
     health::Health,
-    request::Request,
+    modes::Modes,
+    request::{Action, Request},
     slot::{Space, slot_bytes},
 };
 pub use self::{
     health::DeviceHealth,
-    options::{NvmeEngine, NvmeError, NvmeOptions, NvmePath},
+    options::{NvmeEngine, NvmeError, NvmeOptions, NvmePath, Staging},
     probe::{NvmeProbe, NvmeRate},
     slot::{NvmeAddress, NvmeSlot},
 };
@@ -77,6 +79,7 @@ struct Shared {
 struct Open {
     engine: Engine,
     kind: NvmeEngine,
+    modes: Arc<Modes>,
     health: Arc<Health>,
     file: BlockFile,
 }
@@ -92,6 +95,8 @@ pub struct NvmeFile {
     pub bytes: u64,
     /// Whether the page cache is bypassed.
     pub direct: bool,
+    /// Whether reads and writes go through staging buffers.
+    pub staged: [bool; 2],
     /// Who does the I/O: `Uring` or `Pread`.
     pub engine: NvmeEngine,
     /// Whether it can be used.
@@ -252,11 +257,11 @@ impl Open {
             move |source| NvmeError::Io { path, action, source }
         };
         let copy = file.file.try_clone().map_err(io("duplicate the descriptor"))?;
-        let modes = (file.direct, options.staged);
-        let engine =
-            Engine::start(kind, copy, number, modes, options.queue_depth).map_err(io("start its engine"))?;
+        let modes = Arc::new(Modes::new(file.direct, options.staging));
+        let engine = Engine::start(kind, copy, number, modes.clone(), options.queue_depth)
+            .map_err(io("start its engine"))?;
         let health = Arc::new(Health::new(file.path.clone(), options.retry_after));
-        Ok(Self { engine, kind, health, file })
+        Ok(Self { engine, kind, modes, health, file })
     }
 
     fn describe(&self) -> NvmeFile {
@@ -267,6 +272,7 @@ impl Open {
             path: self.file.path.clone(),
             bytes: self.file.extent_bytes * u64::from(self.file.extents),
             direct: self.file.direct,
+            staged: [Action::Read, Action::Write].map(|action| self.modes.staged(action)),
             engine: self.kind,
             health: self.health.get(),
             reads: counts.reads.load(Relaxed),

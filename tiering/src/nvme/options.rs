@@ -28,9 +28,22 @@ pub struct NvmeOptions {
     pub extent_bytes: u64,
     /// How long a failed file rests before it is tried again.
     pub retry_after: Duration,
-    /// Moves blocks through registered buffers, with a copy, where it could move them straight to and from
-    /// the caller's memory. For comparisons.
-    pub staged: bool,
+    /// Whether blocks move through staging buffers.
+    pub staging: Staging,
+}
+
+/// Whether blocks move through staging buffers that lie in huge pages, with a copy, where they could move
+/// straight to and from the caller's memory. Some disks (virtio without indirect descriptors, for one) take so
+/// few pieces of memory at a time that a block in scattered 4 KiB pages fills their queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Staging {
+    /// Straight, until a probe has found staging faster on the device.
+    #[default]
+    Auto,
+    /// Through staging buffers.
+    Always,
+    /// Straight.
+    Never,
 }
 
 impl Default for NvmeOptions {
@@ -42,7 +55,7 @@ impl Default for NvmeOptions {
             engine: NvmeEngine::Auto,
             extent_bytes: 0,
             retry_after: Duration::from_secs(5),
-            staged: false,
+            staging: Staging::Auto,
         }
     }
 }

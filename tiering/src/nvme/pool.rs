@@ -18,6 +18,7 @@ use crossbeam::channel::{Receiver, RecvError, Sender, bounded};
 use super::{
     buffer::Pages,
     carry::{BlockIo, STAGE_BYTES, Span, Stage, carry_out},
+    modes::Modes,
     request::Request,
 };
 
@@ -31,8 +32,7 @@ pub(super) type Lanes = [Sender<Request>; 2];
 pub(super) fn start(
     file: File,
     name: &str,
-    direct: bool,
-    staged: bool,
+    modes: Arc<Modes>,
     depth: usize,
     queue: usize,
     running: blocking::Sender<()>,
@@ -43,10 +43,10 @@ pub(super) fn start(
     let threads = (0..depth.clamp(1, THREADS_MAX))
         .map(|number| {
             let lanes = [reads_out.clone(), writes_out.clone()];
-            let (file, running) = (file.clone(), running.clone());
+            let (file, modes, running) = (file.clone(), modes.clone(), running.clone());
             std::thread::Builder::new().name(format!("{name}.{number}")).spawn(move || {
                 let _running = running;
-                let io = Threaded { file, direct, staged, stage: RefCell::new(None) };
+                let io = Threaded { file, modes, stage: RefCell::new(None) };
                 while let Ok(request) = next(&lanes) {
                     at_once(carry_out(&&io, request));
                 }
@@ -74,8 +74,7 @@ fn at_once<F: Future>(future: F) -> F::Output {
 
 struct Threaded {
     file: Arc<File>,
-    direct: bool,
-    staged: bool,
+    modes: Arc<Modes>,
     /// This thread's staging buffer, made when first needed.
     stage: RefCell<Option<Pages>>,
 }
@@ -107,16 +106,12 @@ impl Drop for ThreadStage<'_> {
 impl<'a> BlockIo for &'a Threaded {
     type Stage = ThreadStage<'a>;
 
-    fn direct(&self) -> bool {
-        self.direct
-    }
-
-    fn staged(&self) -> bool {
-        self.staged
+    fn modes(&self) -> &Modes {
+        &self.modes
     }
 
     async fn stage(&self) -> ThreadStage<'a> {
-        let pages = self.stage.borrow_mut().take().unwrap_or_else(|| Pages::new(STAGE_BYTES));
+        let pages = self.stage.borrow_mut().take().unwrap_or_else(|| Pages::row(1, STAGE_BYTES).remove(0));
         ThreadStage { pages: Some(pages), home: &self.stage }
     }
 

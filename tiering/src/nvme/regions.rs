@@ -84,7 +84,7 @@ pub(super) struct Regions {
 impl Regions {
     /// Staging buffers, and the pools. Within the ring's runtime; no operation may run.
     pub(super) fn new(stages: usize, pools: &[DramPool]) -> io::Result<Self> {
-        let mut memory: Vec<_> = (0..stages).map(|_| Memory::Stage(Pages::new(STAGE_BYTES))).collect();
+        let mut memory: Vec<_> = Pages::row(stages, STAGE_BYTES).into_iter().map(Memory::Stage).collect();
         for pool in pools {
             let bytes = pool.arena().bytes();
             for offset in (0..bytes).step_by(PIECE_BYTES_MAX as usize) {

@@ -20,14 +20,15 @@ use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut, fixed::FixedBuf};
 
 use super::{
     carry::{BlockIo, Span, Stage, carry_out},
+    modes::Modes,
     regions::Regions,
     request::Request,
 };
 use crate::DramPool;
 
-/// Staging buffers of a file, at most. Few operations need one at a time, and registered memory counts
-/// against RLIMIT_MEMLOCK, often 8 MiB.
-const STAGES_MAX: usize = 8;
+/// Staging buffers of a file, at most. Four in flight keep a disk busy, and registered memory counts against
+/// RLIMIT_MEMLOCK, often 8 MiB.
+const STAGES_MAX: usize = 16;
 
 /// Whether the kernel lets this process have a ring with the operations that are used.
 pub(super) fn probe() -> io::Result<()> {
@@ -76,7 +77,7 @@ struct Receivers {
 pub(super) fn start(
     file: File,
     name: String,
-    (direct, staged): (bool, bool),
+    modes: Arc<Modes>,
     depth: usize,
     queue: usize,
     running: blocking::Sender<()>,
@@ -97,7 +98,7 @@ pub(super) fn start(
             }
         };
         runtime.block_on(async move {
-            let ring = match Ring::new(file, direct, staged, depth) {
+            let ring = match Ring::new(file, modes, depth) {
                 Ok(ring) => Rc::new(ring),
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -144,8 +145,7 @@ async fn serve(ring: &Rc<Ring>, mut receivers: Receivers, depth: usize) {
 
 struct Ring {
     file: tokio_uring::fs::File,
-    direct: bool,
-    staged: bool,
+    modes: Arc<Modes>,
     /// A permit a staging buffer.
     free: Arc<Semaphore>,
     stages: usize,
@@ -191,7 +191,7 @@ unsafe impl IoBufMut for Span {
 }
 
 impl Ring {
-    fn new(file: File, direct: bool, staged: bool, depth: usize) -> io::Result<Self> {
+    fn new(file: File, modes: Arc<Modes>, depth: usize) -> io::Result<Self> {
         let stages = depth.clamp(1, STAGES_MAX);
         let regions = Regions::new(stages, &[])?;
         if !regions.registered {
@@ -199,7 +199,7 @@ impl Ring {
         }
         let file = tokio_uring::fs::File::from_std(file);
         let free = Arc::new(Semaphore::new(stages));
-        Ok(Self { file, direct, staged, free, stages, regions: RefCell::new(regions) })
+        Ok(Self { file, modes, free, stages, regions: RefCell::new(regions) })
     }
 
     fn registered(&self) -> bool {
@@ -226,12 +226,8 @@ impl Ring {
 impl BlockIo for Ring {
     type Stage = RingStage;
 
-    fn direct(&self) -> bool {
-        self.direct
-    }
-
-    fn staged(&self) -> bool {
-        self.staged
+    fn modes(&self) -> &Modes {
+        &self.modes
     }
 
     async fn stage(&self) -> RingStage {

@@ -84,11 +84,11 @@ type Name = u64;
 
 /// Names are hashes.
 #[derive(Clone, Copy, Debug, Default)]
-struct PassThrough(u64);
+struct HashMixer(u64);
 
-type Pass = BuildHasherDefault<PassThrough>;
+type Pass = BuildHasherDefault<HashMixer>;
 
-impl Hasher for PassThrough {
+impl Hasher for HashMixer {
     fn finish(&self) -> u64 {
         self.0
     }

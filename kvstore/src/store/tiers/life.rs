@@ -53,7 +53,7 @@ impl Store {
         );
         if let Some(nvme) = tiers.nvme() {
             // Now that the slots of stored blocks are taken: it writes to free ones.
-            for probe in nvme.device().device().probe().await {
+            for probe in nvme.device().device().probe(pools.first().copied()).await {
                 tracing::info!("{probe}");
             }
         }

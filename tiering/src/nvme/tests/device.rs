@@ -5,9 +5,9 @@ use super::*;
 #[test]
 fn conforms() {
     for engine in ENGINES {
-        for (direct, staged) in [(true, false), (true, true), (false, false)] {
+        for (direct, staging) in [(true, Staging::Never), (true, Staging::Always), (false, Staging::Auto)] {
             let dir = tempfile::tempdir().unwrap();
-            let options = NvmeOptions { direct, staged, ..options(&[dir.path()], engine) };
+            let options = NvmeOptions { direct, staging, ..options(&[dir.path()], engine) };
             check_device(&NvmeDevice::open(&options).unwrap());
             check_device(&Faulty::new(NvmeDevice::open(&options).unwrap(), 1));
         }
@@ -54,11 +54,14 @@ fn a_restart_finds_the_blocks_again() {
 fn a_probe_leaves_no_trace_and_measures_a_full_file_too() {
     let dir = tempfile::tempdir().unwrap();
     let device = NvmeDevice::open(&options(&[dir.path()], NvmeEngine::Auto)).unwrap();
-    let probes = block_on(device.probe());
+    let probes = block_on(device.probe(None));
     assert!(probes.len() == 1 && probes[0].read.is_some() && probes[0].write.is_some(), "{}", probes[0]);
+    // What the probe found best is what operations do from now on.
+    let staged = [probes[0].read, probes[0].write].map(|rate| rate.unwrap().staged);
+    assert_eq!(device.files()[0].staged, staged);
     assert_eq!(device.usage().places, 0);
     let places: Vec<_> = std::iter::from_fn(|| device.allocate(MIB)).collect();
-    let probes = block_on(device.probe());
+    let probes = block_on(device.probe(None));
     assert!(probes[0].read.is_some() && probes[0].write.is_none(), "{}", probes[0]);
     drop(places);
 }

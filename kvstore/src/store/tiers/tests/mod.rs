@@ -92,6 +92,7 @@ impl Bench {
 
     async fn start_on(dram_blocks: u64, tiers: TierOptions, grounds: Grounds) -> Self {
         let options = StoreOptions {
+            huge_pages: false,
             tenants: vec![TenantOptions {
                 name: "a".into(),
                 token: None,
