@@ -21,6 +21,9 @@ const PAGE: usize = PAGE_BYTES as usize;
 /// A staging buffer. Larger pieces would save operations, but these are for parts of pages and odd buffers.
 pub(super) const STAGE_BYTES: usize = 512 << 10;
 
+/// Copies of so much wait for their turn: about 6 us, where a turn takes two calls of the kernel.
+const TURN_BYTES: usize = 64 << 10;
+
 /// A part of a request's memory, for the kernel to read or write; it keeps the request.
 pub(super) struct Span {
     pub(super) start: *mut u8,
@@ -46,9 +49,14 @@ pub(super) trait Stage {
 /// The operations of an engine on its file. Each answers how many bytes it moved.
 pub(super) trait BlockIo {
     type Stage: Stage;
+    /// While it lives, nobody else copies.
+    type Turn;
 
     fn modes(&self) -> &Modes;
     fn stage(&self) -> impl Future<Output = Self::Stage>;
+    /// Waits for the turn to copy a large piece, held until the answer is dropped. What was submitted before is on
+    /// its way by then: a disk that answers many operations at once would rest while they are copied.
+    fn turn(&self) -> impl Future<Output = Self::Turn>;
     fn read(&self, span: Span, offset: u64) -> impl Future<Output = io::Result<usize>>;
     fn write(&self, span: Span, offset: u64) -> impl Future<Output = io::Result<usize>>;
     fn read_stage(
@@ -138,6 +146,7 @@ async fn through_stage<I: BlockIo>(io: &I, request: &Rc<Request>, mut range: Ran
             (stage, result) = whole_stage(io, stage, pages.clone(), first, true).await;
             result?;
         }
+        let turn = if piece >= TURN_BYTES { Some(io.turn().await) } else { None };
         if reads {
             request.fill(range.start, &stage.bytes()[lead..lead + piece]);
         } else {
@@ -146,6 +155,7 @@ async fn through_stage<I: BlockIo>(io: &I, request: &Rc<Request>, mut range: Ran
             if ends_place {
                 bytes[lead + piece..].fill(0);
             }
+            drop(turn);
             let result;
             (stage, result) = whole_stage(io, stage, pages, first, false).await;
             result?;

@@ -105,6 +105,7 @@ impl Drop for ThreadStage<'_> {
 
 impl<'a> BlockIo for &'a Threaded {
     type Stage = ThreadStage<'a>;
+    type Turn = ();
 
     fn modes(&self) -> &Modes {
         &self.modes
@@ -114,6 +115,8 @@ impl<'a> BlockIo for &'a Threaded {
         let pages = self.stage.borrow_mut().take().unwrap_or_else(|| Pages::row(1, STAGE_BYTES).remove(0));
         ThreadStage { pages: Some(pages), home: &self.stage }
     }
+
+    async fn turn(&self) {}
 
     async fn read(&self, span: Span, offset: u64) -> io::Result<usize> {
         // SAFETY: the span is of a read, whose memory is writable, initialized and nobody else's.

@@ -149,6 +149,8 @@ struct Ring {
     /// A permit a staging buffer.
     free: Arc<Semaphore>,
     stages: usize,
+    /// The turn to copy.
+    copying: Arc<Semaphore>,
     regions: RefCell<Regions>,
 }
 
@@ -199,7 +201,8 @@ impl Ring {
         }
         let file = tokio_uring::fs::File::from_std(file);
         let free = Arc::new(Semaphore::new(stages));
-        Ok(Self { file, modes, free, stages, regions: RefCell::new(regions) })
+        let copying = Arc::new(Semaphore::new(1));
+        Ok(Self { file, modes, free, stages, copying, regions: RefCell::new(regions) })
     }
 
     fn registered(&self) -> bool {
@@ -225,6 +228,7 @@ impl Ring {
 
 impl BlockIo for Ring {
     type Stage = RingStage;
+    type Turn = OwnedSemaphorePermit;
 
     fn modes(&self) -> &Modes {
         &self.modes
@@ -234,6 +238,13 @@ impl BlockIo for Ring {
         let permit = self.free.clone().acquire_owned().await.expect("never closed");
         let pages = self.regions.borrow().stage().expect("a permit a buffer");
         RingStage { pages, _permit: permit }
+    }
+
+    async fn turn(&self) -> OwnedSemaphorePermit {
+        let permit = self.copying.clone().acquire_owned().await.expect("never closed");
+        // The runtime submits when it has nothing else to do: with this to wait for, that is now.
+        let _ = tokio_uring::no_op().await;
+        permit
     }
 
     async fn read(&self, span: Span, offset: u64) -> io::Result<usize> {
