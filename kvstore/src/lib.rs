@@ -36,8 +36,8 @@ pub fn fuzz_data_port(bytes: &[u8]) {
 
 #[cfg(feature = "client")]
 pub use client::{
-    Acquired, Client, ClientOptions, Keep, Match, Namespace, ReadLease, Reserved, Transport, WriteLease,
-    prefix, prefix_up_to,
+    Acquired, Client, ClientOptions, Keep, Leased, Match, Namespace, PartLease, ReadLease, Reserved,
+    Transport, WriteLease, prefix, prefix_up_to,
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{

@@ -1,6 +1,8 @@
 //! The verbs on the wire: requests made, answers checked.
 
 use std::{
+    borrow::Cow,
+    ops::Range,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -15,7 +17,7 @@ use kelvin_proto::{
 use super::{
     Error,
     keeper::{Handle, Session, Way},
-    lease::{LeaseName, Memory, ReadLease, WriteLease},
+    lease::{LeaseName, Memory, PartLease, ReadLease, WriteLease},
     namespace::{Acquired, Keep, Match, Reserved},
 };
 use crate::{
@@ -44,8 +46,8 @@ pub(super) async fn match_prefix(
     let hashes = &hashes[..hashes.len().min(session.keys_max)];
     let prefix = v1::match_request::Prefix::Hashes(v1::Hashes { hashes: wire(hashes) });
     let client = &keeper.shared.client;
-    let request =
-        client.request(v1::MatchRequest { session_id: session.id, prefix: Some(prefix) }, Duration::ZERO);
+    let message = v1::MatchRequest { session_id: session.id, prefix: Some(prefix), ..Default::default() };
+    let request = client.request(message, Duration::ZERO);
     let answer = client.service().r#match(request).await?.into_inner();
     if answer.blocks as usize > hashes.len() {
         return Err(Error::Protocol("more blocks matched than asked for".into()));
@@ -61,6 +63,26 @@ pub(super) async fn match_prefix(
 }
 
 pub(super) async fn acquire(
+    keeper: &Arc<Handle>,
+    session: &Session,
+    hashes: &[SequenceHash],
+    wait: Duration,
+) -> Result<Acquired, Error> {
+    let Acquired { mut leases, mut stopped } = lease(keeper, session, hashes, wait).await?;
+    match &session.way {
+        Way::Shm(_) => {}
+        Way::Tcp(links) => {
+            if let Some(status) = fetch_tcp(keeper, links, &mut leases).await? {
+                stopped = Some(status);
+            }
+        }
+        Way::Grpc => fetch(keeper, session, &mut leases).await?,
+    }
+    Ok(Acquired { leases, stopped })
+}
+
+/// Leases whose bytes did not travel (yet).
+pub(super) async fn lease(
     keeper: &Arc<Handle>,
     session: &Session,
     hashes: &[SequenceHash],
@@ -102,16 +124,77 @@ pub(super) async fn acquire(
             checked: false,
         });
     }
-    match &session.way {
-        Way::Shm(_) => {}
-        Way::Tcp(links) => {
-            if let Some(status) = fetch_tcp(keeper, links, &mut leases).await? {
-                stopped = Some(status);
-            }
-        }
-        Way::Grpc => fetch(keeper, session, &mut leases).await?,
-    }
     Ok(Acquired { leases, stopped })
+}
+
+/// A part of each block, of a leading run of the leases: up to one that the store does not have (any more).
+pub(super) async fn read_parts<'a>(
+    keeper: &Handle,
+    session: &Session,
+    leases: &'a [PartLease],
+    range: Range<u64>,
+) -> Result<Vec<Cow<'a, [u8]>>, Error> {
+    let block_bytes = keeper.shared.spec.block_bytes;
+    if range.is_empty() || range.end > block_bytes {
+        let text = format!("bytes {} to {} do not lie in a block of {block_bytes}", range.start, range.end);
+        return Err(Refusal::new(Reason::InvalidArgument, text).into());
+    }
+    let range = range.start as usize..range.end as usize;
+    let mapped = leases.iter().map_while(|lease| match &lease.0.memory {
+        memory @ Memory::Mapped { .. } => Some(Cow::Borrowed(&memory.bytes()[range.clone()])),
+        Memory::Owned(_) => None,
+    });
+    let mut parts: Vec<Cow<[u8]>> = mapped.collect();
+    // A session that replaced one whose memory was mapped may have no other way than the network.
+    let of_session = |lease: &&PartLease| lease.0.name.session == session.id;
+    let rest: Vec<&PartLease> = leases[parts.len()..].iter().take_while(of_session).collect();
+    match &session.way {
+        _ if rest.is_empty() => {}
+        Way::Shm(_) => {}
+        Way::Tcp(links) => parts.extend(parts_tcp(keeper, links, &rest, &range).await?.map(Cow::Owned)),
+        Way::Grpc => {
+            parts.extend(parts_grpc(keeper, session, &rest, &range).await?.into_iter().map(Cow::Owned))
+        }
+    }
+    Ok(parts)
+}
+
+async fn parts_tcp(
+    keeper: &Handle,
+    links: &Arc<Links>,
+    leases: &[&PartLease],
+    range: &Range<usize>,
+) -> Result<impl Iterator<Item = Vec<u8>>, Error> {
+    let part = |lease: &&PartLease| Part {
+        lease: lease.0.name.id,
+        offset: range.start as u64,
+        bytes: Buffer::of(vec![0; range.len()]),
+    };
+    let parts = leases.iter().map(part).collect();
+    let moved = in_time(transfer_time(keeper, leases.len()), links.read(parts)).await?;
+    if moved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Damaged { .. })) {
+        return Err(Error::Protocol("bytes were damaged on their way: read them again".into()));
+    }
+    let there = moved.into_iter().take_while(|(_, outcome)| matches!(outcome, Outcome::Moved(_)));
+    Ok(there.map(|(part, _)| part.bytes.into_bytes()))
+}
+
+async fn parts_grpc(
+    keeper: &Handle,
+    session: &Session,
+    leases: &[&PartLease],
+    range: &Range<usize>,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let ids = leases.iter().map(|lease| lease.0.name.id).collect();
+    let mut frames = Frames::open(keeper, session, ids, Some(range.clone())).await?;
+    let mut parts = Vec::with_capacity(leases.len());
+    for lease in leases {
+        match frames.next(lease.0.name.id, range).await? {
+            Some(bytes) => parts.push(bytes),
+            None => break,
+        }
+    }
+    Ok(parts)
 }
 
 /// Time for a transfer of so many blocks: each gets that of a call.
@@ -162,35 +245,65 @@ async fn fetch(keeper: &Handle, session: &Session, leases: &mut [ReadLease]) -> 
     if leases.is_empty() {
         return Ok(());
     }
-    let client = &keeper.shared.client;
-    let lease_ids = leases.iter().map(|lease| lease.name.id).collect();
-    // A stream of many blocks may well outlast one call's time: each block gets it.
-    let time = client.options().call_timeout * leases.len() as u32;
-    let request = client.request(v1::ReadRequest { session_id: session.id, lease_ids }, time);
-    let mut frames = client.service().read(request).await?.into_inner();
-    let block_bytes = keeper.shared.spec.block_bytes as usize;
+    let ids = leases.iter().map(|lease| lease.name.id).collect();
+    let whole = 0..keeper.shared.spec.block_bytes as usize;
+    let mut frames = Frames::open(keeper, session, ids, None).await?;
     for lease in leases {
-        let mut bytes = Vec::with_capacity(block_bytes);
-        while bytes.len() < block_bytes {
-            // The call's own time ends with the head of its answer.
-            let next = tokio::time::timeout(client.options().call_timeout, frames.message()).await;
+        let bytes = frames.next(lease.name.id, &whole).await?;
+        let bytes = bytes.ok_or_else(|| Error::Protocol("a lease ended while it was read".into()))?;
+        lease.memory = Memory::Owned(Buffer::of(bytes));
+    }
+    Ok(())
+}
+
+/// The answer of a read.
+struct Frames {
+    frames: tonic::Streaming<v1::ReadResponse>,
+    /// Time for each: the call's own ends with the head of its answer.
+    time: Duration,
+}
+
+impl Frames {
+    async fn open(
+        keeper: &Handle,
+        session: &Session,
+        lease_ids: Vec<u64>,
+        range: Option<Range<usize>>,
+    ) -> Result<Self, Error> {
+        let client = &keeper.shared.client;
+        // A stream of many blocks may well outlast one call's time: each block gets it.
+        let time = transfer_time(keeper, lease_ids.len());
+        let range =
+            range.map(|range| v1::ByteRange { offset: range.start as u64, bytes: range.len() as u64 });
+        let message = v1::ReadRequest { session_id: session.id, lease_ids, range };
+        let frames = client.service().read(client.request(message, time)).await?.into_inner();
+        Ok(Self { frames, time: client.options().call_timeout })
+    }
+
+    /// Bytes of the next lease; `None` when the store does not have it.
+    async fn next(&mut self, lease_id: u64, range: &Range<usize>) -> Result<Option<Vec<u8>>, Error> {
+        let mut bytes = Vec::with_capacity(range.len());
+        while bytes.len() < range.len() {
+            let next = tokio::time::timeout(self.time, self.frames.message()).await;
             let stalled =
                 |_| Error::Refused(Refusal::new(Reason::Unavailable, "the store stalled in a read"));
             let ended = || Error::Protocol("a read ended early".into());
             let frame = next.map_err(stalled)??.ok_or_else(ended)?;
+            if frame.status() == BlockStatus::StaleLease && frame.lease_id == lease_id && bytes.is_empty() {
+                return Ok(None);
+            }
             let fits = frame.status() == BlockStatus::Leased
-                && frame.lease_id == lease.name.id
-                && frame.offset == bytes.len() as u64
+                && frame.lease_id == lease_id
+                && frame.offset == (range.start + bytes.len()) as u64
                 && !frame.data.is_empty()
-                && bytes.len() + frame.data.len() <= block_bytes;
+                && bytes.len() + frame.data.len() <= range.len();
             if !fits {
                 return Err(Error::Protocol(format!("a frame of lease {} out of place", frame.lease_id)));
             }
             bytes.extend_from_slice(&frame.data);
         }
-        lease.memory = Memory::Owned(Buffer::of(bytes));
+        Ok(Some(bytes))
     }
-    Ok(())
 }
 
 pub(super) async fn reserve(

@@ -56,7 +56,7 @@ impl Memory {
         Ok(Self::Mapped { attached, offset: location.offset, bytes: location.bytes as usize })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
             Self::Owned(bytes) => bytes,
             Self::Mapped { attached, offset, bytes } => {
@@ -135,6 +135,25 @@ impl Drop for ReadLease {
 impl fmt::Debug for ReadLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ReadLease({})", self.hash)
+    }
+}
+
+/// The right to read one block, of which only parts are read: see [`Namespace::read_parts`]. Dropping it gives it
+/// back.
+///
+/// [`Namespace::read_parts`]: super::Namespace::read_parts
+#[derive(Debug)]
+pub struct PartLease(pub(super) ReadLease);
+
+impl PartLease {
+    /// Which block.
+    pub fn hash(&self) -> SequenceHash {
+        self.0.hash
+    }
+
+    /// Where the block was when it was leased.
+    pub fn tier(&self) -> Tier {
+        self.0.tier
     }
 }
 

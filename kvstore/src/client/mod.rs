@@ -34,8 +34,8 @@ use tonic::{
 };
 
 pub use error::{ChecksumMismatch, Error};
-pub use lease::{ReadLease, WriteLease};
-pub use namespace::{Acquired, Keep, Match, Namespace, Reserved, Transport};
+pub use lease::{PartLease, ReadLease, WriteLease};
+pub use namespace::{Acquired, Keep, Leased, Match, Namespace, Reserved, Transport};
 pub use ranges::{prefix, prefix_up_to};
 
 const MESSAGE_BYTES_MAX: usize = 4 << 20;

@@ -1,6 +1,6 @@
 //! The verbs of the API for one model's blocks.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc, time::Duration};
 
 use kelvin_proto::{
     NamespaceSpec,
@@ -10,7 +10,7 @@ use kelvin_proto::{
 use super::{
     Client, Error, calls,
     keeper::{Handle, Session, Way},
-    lease::{ReadLease, WriteLease},
+    lease::{PartLease, ReadLease, WriteLease},
 };
 use crate::SequenceHash;
 
@@ -48,6 +48,15 @@ pub struct Acquired {
     /// Leases on a leading run of what was asked for.
     pub leases: Vec<ReadLease>,
     /// Why the run ended before the last hash: `Missing`, `Filling` (the wait is over) or `LeaseLimit`.
+    pub stopped: Option<BlockStatus>,
+}
+
+/// What a `lease` got.
+#[derive(Debug)]
+pub struct Leased {
+    /// Leases on a leading run of what was asked for.
+    pub leases: Vec<PartLease>,
+    /// Why the run ended before the last hash, as in [`Acquired`].
     pub stopped: Option<BlockStatus>,
 }
 
@@ -125,6 +134,27 @@ impl Namespace {
     pub async fn acquire(&self, hashes: &[SequenceHash], wait: Duration) -> Result<Acquired, Error> {
         let session = self.keeper.session();
         self.noting(&session, calls::acquire(&self.keeper, &session, hashes, wait).await)
+    }
+
+    /// The same without the bytes, of which [`read_parts`](Self::read_parts) gets as much as is wanted.
+    pub async fn lease(&self, hashes: &[SequenceHash], wait: Duration) -> Result<Leased, Error> {
+        let session = self.keeper.session();
+        let got = self.noting(&session, calls::lease(&self.keeper, &session, hashes, wait).await)?;
+        Ok(Leased { leases: got.leases.into_iter().map(PartLease).collect(), stopped: got.stopped })
+    }
+
+    /// Bytes `range` of each block: a few layers of all of them, say. In place where the store's memory is mapped.
+    /// Shorter than `leases` when the store does not have one of them (any more).
+    ///
+    /// What travels is checked on its way. A block's own checksum is over all of it, so that a part does not tell
+    /// whether the store has the block as it was committed; its scrubber does.
+    pub async fn read_parts<'a>(
+        &self,
+        leases: &'a [PartLease],
+        range: Range<u64>,
+    ) -> Result<Vec<Cow<'a, [u8]>>, Error> {
+        let session = self.keeper.session();
+        self.noting(&session, calls::read_parts(&self.keeper, &session, leases, range).await)
     }
 
     /// Reserves the blocks of a run that starts behind `parent`: one answer a hash, in order.

@@ -4,15 +4,16 @@
 //! tables place them by a product with two random numbers of this process: whoever does not know the numbers
 //! cannot choose hashes that meet in one place.
 
-use std::{hash::Hasher, sync::LazyLock};
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::LazyLock,
+};
 
 /// Drawn once a process.
 static KEYS: LazyLock<Keys> = LazyLock::new(|| {
-    let mut halves = [0; 2];
-    for half in &mut halves {
-        *half = u64::from_le_bytes(crate::random::bytes());
-    }
-    Keys(halves)
+    // The standard library's hasher is keyed by the kernel's random numbers.
+    let random = RandomState::new();
+    Keys([0_u64, 1].map(|which| random.hash_one(which)))
 });
 
 /// What hashes are multiplied with.

@@ -1,6 +1,6 @@
 //! Wire types to domain types, and back; what does not fit is refused here.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use bytes::Bytes;
 use kelvin_proto::{Reason, Refusal, kv::v1};
@@ -32,6 +32,21 @@ pub(super) fn hash(wire: &[u8]) -> Result<SequenceHash, Refusal> {
 pub(super) fn hashes(wire: &[Bytes]) -> Result<Vec<SequenceHash>, Refusal> {
     keys_within_limit(wire.len())?;
     wire.iter().map(|wire| hash(wire)).collect()
+}
+
+pub(super) fn wire(hashes: &[SequenceHash]) -> Vec<Bytes> {
+    hashes.iter().map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).collect()
+}
+
+/// The part of each block that is wanted.
+pub(super) fn range(wire: Option<v1::ByteRange>, block_bytes: u64) -> Result<Range<usize>, Refusal> {
+    let Some(v1::ByteRange { offset, bytes }) = wire else { return Ok(0..block_bytes as usize) };
+    match offset.checked_add(bytes) {
+        Some(end) if bytes > 0 && end <= block_bytes => Ok(offset as usize..end as usize),
+        _ => {
+            Err(Refusal::invalid(format!("{bytes} bytes at {offset} do not lie in a block of {block_bytes}")))
+        }
+    }
 }
 
 pub(super) fn parent(wire: &[u8]) -> Result<Option<SequenceHash>, Refusal> {

@@ -3,7 +3,7 @@
 //! Here, and only here, does the store copy payload: once, between a slot and the message, through the
 //! tier's [`Device`].
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
@@ -22,11 +22,12 @@ const FRAMES_AHEAD: usize = 2;
 /// A stream that makes no progress for so long is broken off: it keeps a block from being evicted.
 const STALL: Duration = Duration::from_secs(10);
 
-/// Frames of the leased blocks, in order. A block cannot go while it is being sent.
+/// Frames of that range of the leased blocks, in order. A block cannot go while it is being sent.
 pub(super) fn read(
     tenant: Arc<Tenant>,
     session: u64,
     leases: Vec<u64>,
+    range: Range<usize>,
 ) -> BoxStream<'static, Result<v1::ReadResponse, Status>> {
     let (frames, receiver) = tokio::sync::mpsc::channel(FRAMES_AHEAD);
     tokio::spawn(async move {
@@ -39,10 +40,9 @@ pub(super) fn read(
                 }
                 continue;
             };
-            let bytes = block.slot().len() as usize;
             let mut block = block;
-            for offset in (0..bytes).step_by(FRAME_BYTES) {
-                let data = vec![0; FRAME_BYTES.min(bytes - offset)];
+            for offset in range.clone().step_by(FRAME_BYTES) {
+                let data = vec![0; FRAME_BYTES.min(range.end - offset)];
                 let (back, data, result) = tenant.pool().read(block, offset as u64, data).await;
                 block = back;
                 let frame = match result {

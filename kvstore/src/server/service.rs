@@ -142,6 +142,7 @@ impl KvService for Service {
     ) -> Result<Response<v1::MatchResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
+        let named = message.return_hashes;
         let hashes = convert::prefix(message.prefix, &namespace)?;
         let found = tenant.match_prefix(&namespace, &hashes);
         let blocks = found.len();
@@ -149,6 +150,20 @@ impl KvService for Service {
         if let Some(first) = hashes.get(blocks + filling) {
             tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
         }
+        let leases = match message.lease_ttl_ms {
+            0 => Vec::new(),
+            ttl => {
+                let wait = Duration::from_millis(message.wait_ms);
+                // Nothing is waited for behind a block that is there.
+                let wanted = if blocks == 0 && !wait.is_zero() { filling } else { blocks };
+                let wanted = &hashes[..wanted.min(KEYS_MAX)];
+                let ttl = convert::ttl(ttl);
+                let leased = self.acquire_waiting(&tenant, message.session_id, wanted, wait, ttl).await?;
+                // Behind the first that is not leased nothing was looked at.
+                let looked_at = leased.into_iter().filter(|block| block.status != v1::BlockStatus::Skipped);
+                looked_at.map(convert::read_lease).collect()
+            }
+        };
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
@@ -157,6 +172,8 @@ impl KvService for Service {
             restorable_tokens: (1..=blocks as u64).map(|block| block * block_tokens).collect(),
             filling_blocks: filling as u32,
             loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
+            leases,
+            hashes: if named { convert::wire(&hashes) } else { Vec::new() },
         }))
     }
 
@@ -243,8 +260,9 @@ impl KvService for Service {
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let (tenant, message) = self.enter(request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
-        tenant.namespace_of(message.session_id)?;
-        Ok(Response::new(inline::read(tenant, message.session_id, message.lease_ids)))
+        let namespace = tenant.namespace_of(message.session_id)?;
+        let range = convert::range(message.range, namespace.spec.block_bytes)?;
+        Ok(Response::new(inline::read(tenant, message.session_id, message.lease_ids, range)))
     }
 
     async fn write(

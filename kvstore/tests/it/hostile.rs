@@ -28,9 +28,9 @@ async fn malformed_calls_are_refused_with_a_reason() {
     assert_eq!((error.code(), error.message()), (Code::InvalidArgument, "a hash has 16 bytes, not 15"));
     let error = service.acquire(acquire(vec![vec![1; 16]; 8193])).await.unwrap_err();
     assert_eq!(refusal_of(&error).reason, Reason::LimitExceeded);
-    let error = service.r#match(v1::MatchRequest { session_id, prefix: None }).await.unwrap_err();
+    let error = service.r#match(v1::MatchRequest { session_id, ..Default::default() }).await.unwrap_err();
     assert!(error.message().contains("give tokens or hashes"));
-    let error = service.r#match(v1::MatchRequest { session_id: 1, prefix: None }).await.unwrap_err();
+    let error = service.r#match(v1::MatchRequest { session_id: 1, ..Default::default() }).await.unwrap_err();
     assert_eq!(refusal_of(&error).reason, Reason::UnknownSession);
     let large = acquire(vec![vec![1; 16]; 400_000]);
     assert_eq!(service.acquire(large).await.unwrap_err().code(), Code::OutOfRange);
@@ -60,7 +60,11 @@ async fn tokens_match_by_ids_as_by_hashes() {
     for (extra, tokens_matched) in [("salt", 8), ("", 0)] {
         let ids = v1::TokenIds { ids: tokens.clone(), extra: extra.as_bytes().to_vec().into() };
         let prefix = Some(v1::match_request::Prefix::Tokens(ids));
-        let answer = service.r#match(v1::MatchRequest { session_id, prefix }).await.unwrap().into_inner();
+        let answer = service
+            .r#match(v1::MatchRequest { session_id, prefix, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(answer.tokens, tokens_matched);
         assert_eq!(answer.restorable_tokens.last().copied().unwrap_or(0), tokens_matched);
     }

@@ -5,6 +5,7 @@ mod harness;
 mod hostile;
 mod inline;
 mod keep;
+mod parts;
 mod ranges;
 mod restart;
 mod shared_memory;

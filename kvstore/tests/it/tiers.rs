@@ -116,7 +116,11 @@ async fn a_match_says_from_where_and_how_long() {
     let session_id = service.open_namespace(spec().to_wire("raw")).await.unwrap().into_inner().session_id;
     let wire = hashes.iter().map(|hash| hash.to_bytes().to_vec().into()).collect();
     let prefix = Some(v1::match_request::Prefix::Hashes(v1::Hashes { hashes: wire }));
-    let found = service.r#match(v1::MatchRequest { session_id, prefix }).await.unwrap().into_inner();
+    let found = service
+        .r#match(v1::MatchRequest { session_id, prefix, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(found.tiers().collect::<Vec<_>>(), [v1::Tier::Dram, v1::Tier::Nvme]);
     assert_eq!(
         found.loads.iter().map(|load| (load.tier(), load.blocks)).collect::<Vec<_>>(),

@@ -8,7 +8,8 @@
 //! by the buffer protocol and DLPack. Types and contracts for users are in `python/kelvin/_kelvin.pyi`.
 //!
 //! # Invariants
-//! Bytes are shown to Python only once they were found to be those committed. A lease goes back to the store
+//! A block's bytes are shown to Python only once they were found to be those committed; of parts of blocks
+//! ([`parts`]) that cannot be told. A lease goes back to the store
 //! only when nothing in this process looks at its bytes any more, however it was released.
 
 mod answers;
@@ -18,6 +19,7 @@ mod error;
 mod lease;
 mod memory;
 mod namespace;
+mod parts;
 mod runtime;
 mod watch;
 
@@ -32,6 +34,7 @@ mod _kelvin {
         client::{AsyncClient, Client, connect},
         lease::{Acquired, ReadLease, WriteLease},
         namespace::{AsyncNamespace, Namespace},
+        parts::Parts,
         watch::{AsyncWatch, Watch},
     };
 }

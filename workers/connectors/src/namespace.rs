@@ -12,6 +12,7 @@ use crate::{
     error::Failure,
     lease::{Acquired, ReadLease, WriteLease, hex},
     memory::{Held, Source},
+    parts::{self, Parts},
     runtime::Mode,
     watch::{Watch, subscribe},
 };
@@ -184,6 +185,24 @@ impl Namespace {
             let leases = leases.map(|(held, tier)| ReadLease::new(py, held, tier, bytes)).collect();
             Acquired::new(py, leases, run.stopped)
         })
+    }
+
+    /// The same without the bytes, of which parts are read.
+    #[pyo3(signature = (hashes, wait=0.0))]
+    fn lease<'py>(
+        &self,
+        py: Python<'py>,
+        hashes: &Bound<'py, PyAny>,
+        wait: f64,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let hashes = args::hashes(hashes)?;
+        let wait = args::duration("wait", wait)?;
+        let (namespace, mode) = (self.namespace.clone(), self.mode);
+        let verb = async move {
+            let leased = parts::lease(&namespace, &hashes, wait).await?;
+            Ok((namespace, leased))
+        };
+        self.mode.run(py, verb, move |_, (namespace, leased)| Ok(Parts::new(namespace, mode, leased)))
     }
 
     /// Reserves a run behind `parent`: a lease to fill or a status a block.

@@ -53,6 +53,18 @@ def test_written_blocks_are_found_and_read(namespace: kelvin.Namespace) -> None:
         assert namespace.read(value) == block(number)
 
 
+def test_parts_of_blocks_are_read(namespace: kelvin.Namespace) -> None:
+    hashes = store(namespace)
+    with namespace.lease([*hashes, bytes(16)]) as parts:
+        assert (len(parts), parts.hashes, parts.stopped) == (5, hashes, BlockStatus.MISSING)
+        assert parts.read(10, 7) == [block(number)[10:17] for number in range(5)]
+        assert parts.read(0, BLOCK_BYTES) == [block(number) for number in range(5)]
+        with pytest.raises(kelvin.InvalidArgument, match="do not lie in a block"):
+            parts.read(BLOCK_BYTES - 1, 2)
+    with pytest.raises(ValueError, match="released"):
+        parts.read(0, 1)
+
+
 def test_acquire_leases_a_leading_run(namespace: kelvin.Namespace) -> None:
     hashes = store(namespace)
     other = namespace.hashes(TOKENS[:8] + [7] * 8)

@@ -80,6 +80,7 @@ impl Hello {
         bytes
     }
 
+    #[cfg(any(feature = "server", test))]
     pub(crate) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, Malformed> {
         check(&bytes[..6])?;
         let mut token = [0; TOKEN_BYTES];
@@ -99,6 +100,7 @@ fn check(bytes: &[u8]) -> Result<(), Malformed> {
 }
 
 /// The server's answer to a [`Hello`]; whether it knows the token.
+#[cfg(any(feature = "server", test))]
 fn welcome(known: bool) -> [u8; WELCOME_BYTES] {
     let mut bytes = [0; WELCOME_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);

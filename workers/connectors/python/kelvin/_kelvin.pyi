@@ -168,6 +168,36 @@ class Acquired(Sequence[ReadLease]):
         trace: TracebackType | None,
     ) -> None: ...
 
+class Parts:
+    """Leases on a leading run of what was asked for, without the bytes. As a context manager it releases them."""
+
+    @property
+    def stopped(self) -> BlockStatus | None:
+        """Why the run ended before the last hash."""
+    @property
+    def hashes(self) -> list[bytes]: ...
+    def read(self, offset: int, nbytes: int) -> list[bytes]:
+        """So many bytes of each block from ``offset`` on: a few layers of all of them, say.
+
+        Shorter than the run when the store does not have one of them (any more). What travels is checked on its
+        way; a block's own checksum is over all of it, so that a part does not tell whether the store has the
+        block as it was committed.
+        """
+    def __len__(self) -> int: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+class _AsyncParts(Parts):
+    """The same with awaitables. It is a :class:`Parts` at run time."""
+
+    def read(self, offset: int, nbytes: int) -> Future[list[bytes]]: ...  # type: ignore[override]
+
 class Prefetched(TypedDict):
     """Blocks of a prefix: in memory, on their way, not queued (ask again), in no tier."""
 
@@ -292,6 +322,8 @@ class Namespace:
         checked now, and a damaged block ends the run; without, when they are first looked at. The store looks at
         a bounded number of hashes in a call (8,192): a run that ends there has not ``stopped``.
         """
+    def lease(self, hashes: Hashes, wait: float = 0.0) -> Parts:
+        """The same without the bytes: :meth:`Parts.read` gets as much of each block as is wanted."""
     def reserve(
         self,
         parent: bytes | None,
@@ -376,6 +408,7 @@ class AsyncNamespace:
     def hashes(self, tokens: Tokens, extra: bytes = b"") -> list[bytes]: ...
     def match(self, prefix: Prefix, extra: bytes = b"") -> Future[Match]: ...
     def acquire(self, hashes: Hashes, wait: float = 0.0, verify: bool = True) -> Future[Acquired]: ...
+    def lease(self, hashes: Hashes, wait: float = 0.0) -> Future[_AsyncParts]: ...
     def reserve(
         self,
         parent: bytes | None,
