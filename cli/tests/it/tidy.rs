@@ -10,13 +10,14 @@ use super::{metadata, root};
 
 /// A crate, and the crates of this workspace it may be built on. A new arrow is a change of design: it is
 /// drawn here first.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("proto", &[]),
     ("kernels", &[]),
     ("tiering", &["kernels"]),
     ("kvstore", &["tiering", "kernels", "proto"]),
     ("workers", &["kvstore", "proto"]),
     ("connectors", &["kvstore", "proto"]),
+    ("capi", &["kvstore", "proto"]),
     ("router", &["kvstore", "proto"]),
     ("planner", &["proto", "kvstore"]),
     ("cli", &["proto", "kernels", "tiering", "kvstore", "workers", "router", "planner"]),
