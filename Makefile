@@ -72,6 +72,7 @@ test-python: build ## the Python package kelvin, built and tested without engine
 
 .PHONY: python-tests
 python-tests:
+	cd proto && "$(PYTHON_ENV)/bin/buf" lint && "$(PYTHON_ENV)/bin/buf" breaking --against contract.binpb
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 

