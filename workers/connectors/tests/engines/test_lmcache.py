@@ -294,6 +294,15 @@ def test_a_store_too_many_is_dropped(shared_store: Store, model: str) -> None:
     engine.close()
 
 
+def test_what_is_late_is_a_miss(shared_store: Store, model: str, opened: Engine) -> None:
+    late = Engine(model, shared_store, load_timeout=0.0, store_timeout=0.0)
+    assert not late.stored(0, 2)
+    assert opened.stored(0, 2)
+    assert late.backend.batched_contains(late.keys(0, 2)) == 2
+    assert late.get(0, 2) == 0
+    late.close()
+
+
 def test_no_memory_is_a_miss(opened: Engine) -> None:
     assert opened.stored(0, 4)
     shapes, dtypes = opened.metadata.get_shapes(), opened.metadata.get_dtypes()

@@ -93,6 +93,7 @@ class Offloading:
         self.manager = manager
         (self.tier,) = manager.secondary_tiers
         assert isinstance(self.tier, KelvinTier)
+        _open.append(self)
         self._rows = np.asarray(manager.primary_tier.get_kv_memoryview()).view(np.uint8)
         assert self._rows.shape == (CHUNKS, CHUNK_BYTES)
 
@@ -163,8 +164,21 @@ class Offloading:
         self.idle()
 
     def close(self) -> None:
-        del self._rows
-        self.manager.shutdown()
+        if self in _open:
+            _open.remove(self)
+            del self._rows
+            self.manager.shutdown()
+
+
+_open: list[Offloading] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """The memory of an engine that a failed test left open would outlive the process."""
+    yield
+    while _open:
+        _open[-1].close()
 
 
 def payload(key: OffloadKey) -> np.ndarray:
@@ -309,6 +323,17 @@ def test_a_store_job_too_many_is_dropped(shared_store: Store, model: str) -> Non
     engine.manager.reset_cache()
     assert engine.ask(wanted) == 2
     engine.close()
+
+
+def test_jobs_that_are_late_fail(shared_store: Store, model: str, opened: Offloading) -> None:
+    late = Offloading(model, shared_store, job_timeout=0.0)
+    late.compute(keys(0, 3))
+    assert opened.ask(keys(0, 3)) == 0
+    opened.compute(keys(0, 3))
+    late.manager.reset_cache()
+    # Promised, not loaded, and not promised again.
+    assert late.ask(keys(0, 3)) == 0
+    late.close()
 
 
 def test_a_damaged_chunk_is_a_miss(make_store: Callable[..., Store], model: str) -> None:

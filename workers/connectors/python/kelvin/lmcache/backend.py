@@ -162,10 +162,10 @@ class KelvinBackend(StoragePluginInterface):
             # Without waiting for memory: the store's is held meanwhile, and a miss is no harm.
             target = memory.allocate(shapes, dtypes, form, busy_loop=False)
             if target is None:
-                raise _NoMemory
-            if target.get_size() != source.nbytes:
+                raise _NoPlace
+            if not self._fits(target):
                 target.ref_count_down()
-                raise _NoMemory
+                raise _NoPlace
             np.copyto(np.frombuffer(target.byte_array, np.uint8), source)
             loaded.append(target)
 
@@ -173,9 +173,9 @@ class KelvinBackend(StoragePluginInterface):
         self._parents.note(named)
         try:
             self._moved.load(named, take, time.monotonic() + self._settings.load_timeout)
-        except _NoMemory:
+        except _NoPlace:
             logger.warning(
-                "kelvin: LMCache has no memory for %d of %d chunks", len(keys) - len(loaded), len(keys)
+                "kelvin: LMCache has no place for %d of %d chunks", len(keys) - len(loaded), len(keys)
             )
         return loaded
 
@@ -229,7 +229,7 @@ class KelvinBackend(StoragePluginInterface):
         if not self._told_of_size:
             self._told_of_size = True
             logger.warning(
-                "kelvin: a chunk of %d bytes is not stored: full ones have %d",
+                "kelvin: a chunk of %d bytes is neither stored nor loaded: full ones have %d",
                 obj.get_size(),
                 self._chunk.nbytes,
             )
@@ -310,8 +310,8 @@ class KelvinBackend(StoragePluginInterface):
         self._moved.close()
 
 
-class _NoMemory(Exception):
-    """LMCache has no memory for a chunk, or for one of another size."""
+class _NoPlace(Exception):
+    """LMCache has no memory for a chunk, or wants one of another size."""
 
 
 class _Parents:

@@ -231,8 +231,8 @@ class KelvinTier(SecondaryTierManager):
 class Run:
     """Chunks of a job that follow one another in their request."""
 
-    def __init__(self, parent: OffloadKey | None) -> None:
-        self.parent = parent
+    def __init__(self) -> None:
+        self.parent: OffloadKey | None = None
         """The chunk before the first, where vLLM says which that is."""
         self.keys: list[OffloadKey] = []
         self.chunk_ids: list[int] = []
@@ -247,30 +247,43 @@ def chain(job: TransferJob, chunk_tokens: dict[int, int]) -> list[Run]:
     are runs of their own.
     """
     context = job.req_context
-    # Not public in vLLM 0.32, which only gives the position of a key and not the key at a position.
-    noted: dict[OffloadKey, int] = getattr(context, "_offload_key_positions", {})
-    at_position = {(get_offload_group_idx(key), position): key for key, position in noted.items()}
+    keys = list(job.keys)
+    positions = [context.get_offload_key_position(key) for key in keys]
     runs: list[Run] = []
     last: dict[int, tuple[int, Run]] = {}
-    keys = list(job.keys)
-    places = sorted(range(len(keys)), key=lambda place: noted.get(keys[place], -1))
-    for place in places:
-        key = keys[place]
+    firsts: dict[tuple[int, int], Run] = {}
+    for place in sorted(range(len(keys)), key=lambda place: positions[place] or 0):
+        key, position = keys[place], positions[place]
         group = get_offload_group_idx(key)
-        position = noted.get(key)
         before = None if position is None or group not in chunk_tokens else position - chunk_tokens[group]
-        run = None
-        if before is not None and group in last and last[group][0] == before:
-            run = last[group][1]
-        if run is None:
-            run = Run(None if before is None else at_position.get((group, before)))
+        known = last.get(group)
+        if before is not None and known is not None and known[0] == before:
+            run = known[1]
+        else:
+            run = Run()
             runs.append(run)
+            if before:
+                firsts[group, before] = run
         if position is not None:
             last[group] = (position, run)
         run.keys.append(key)
         run.chunk_ids.append(int(job.chunk_ids[place]))
         run.places.append(place)
+    _find_parents(context, firsts)
     return runs
+
+
+def _find_parents(context: ReqContext, firsts: dict[tuple[int, int], Run]) -> None:
+    """Gives runs the chunk that ends at a position of a group, where the request has one."""
+    # Not public in vLLM 0.32, which only gives the position of a key and not the key at a position. The chunks before
+    # those of a job were mostly noted right before them.
+    noted: dict[OffloadKey, int] = getattr(context, "_offload_key_positions", {})
+    for key, position in reversed(noted.items()):
+        if not firsts:
+            return
+        run = firsts.pop((get_offload_group_idx(key), position), None)
+        if run is not None:
+            run.parent = key
 
 
 class _Lookups(AsyncLookupManager):
