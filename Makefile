@@ -13,9 +13,11 @@ NEXTEST_PROFILE ?= default
 # More flags for `kelvin up`, e.g. make up UP='--decode 2 --dram 4GiB'
 UP ?=
 
-# Environments of the Python package's tests; the second has vLLM, transformers and SGLang's base classes.
+# Environments of the Python package's tests; the second has vLLM, transformers and SGLang's base classes, the third
+# LMCache, which wants other versions.
 PYTHON_ENV := $(KELVIN_CACHE)/python/env
 ENGINES_ENV := $(KELVIN_CACHE)/engines/vllm
+LMCACHE_ENV := $(KELVIN_CACHE)/engines/lmcache
 ENGINES_MODEL := $(KELVIN_CACHE)/engines/smollm2
 CONNECTORS := workers/connectors
 
@@ -60,6 +62,10 @@ doc-test: tools
 define install-wheel
 rm -rf "$(KELVIN_CACHE)/wheels"
 "$(1)/bin/maturin" build --quiet --release --interpreter "$(1)/bin/python" --manifest-path $(CONNECTORS)/Cargo.toml --out "$(KELVIN_CACHE)/wheels"
+$(call install-built-wheel,$(1))
+endef
+
+define install-built-wheel
 "$$(dirname "$(1)")/uv/bin/uv" pip install --quiet --no-deps --reinstall --python "$(1)/bin/python" "$(KELVIN_CACHE)"/wheels/kelvin-*.whl
 endef
 
@@ -76,13 +82,17 @@ python-tests:
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 
-test-engines: build model ## vLLM, transformers and a backend of SGLang over a real store, on the CPU; the first time installs 6 GB
+test-engines: build model ## vLLM, transformers, backends of SGLang and LMCache over a real store, on the CPU; the first time installs 12 GB
 	@cli/setup.sh engines "$(ENGINES_ENV)"
+	@cli/setup.sh lmcache "$(LMCACHE_ENV)"
 	$(call install-wheel,$(ENGINES_ENV))
+	$(call install-built-wheel,$(LMCACHE_ENV))
 	@test -e "$(ENGINES_MODEL)/model.safetensors" || { set -x; \
 	  "$(ENGINES_ENV)/bin/python" $(CONNECTORS)/tests/engines/convert_model.py "$(DEFAULT_MODEL)" "$(ENGINES_MODEL)"; }
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" KELVIN_HF_MODEL="$(ENGINES_MODEL)" OMP_NUM_THREADS=1 \
-	  "$(ENGINES_ENV)/bin/python" -m pytest -q tests/engines
+	  "$(ENGINES_ENV)/bin/python" -m pytest -q tests/engines --ignore tests/engines/test_lmcache.py
+	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" OMP_NUM_THREADS=1 \
+	  "$(LMCACHE_ENV)/bin/python" -m pytest -q tests/engines/test_lmcache.py
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"

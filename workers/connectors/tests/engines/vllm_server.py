@@ -53,16 +53,23 @@ class Server:
 
     def start(self, store: str | None, role: str = "kv_both", **settings: Any) -> Server:
         """Starts it, with the store at this URL, and waits until it serves."""
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
-        command += ["--served-model-name", "smol", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--max-num-seqs", "8", "--enforce-eager", "--enable-prompt-tokens-details", *self.flags]
-        if store is not None:
-            transfer = {
+        if store is None:
+            return self.start_with(None)
+        return self.start_with(
+            {
                 "kv_connector": "KelvinConnector",
                 "kv_connector_module_path": "kelvin.vllm",
                 "kv_role": role,
                 "kv_connector_extra_config": {"url": store, **settings},
             }
+        )
+
+    def start_with(self, transfer: dict[str, Any] | None) -> Server:
+        """Starts it with vLLM's `--kv-transfer-config`, and waits until it serves."""
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        command += ["--served-model-name", "smol", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--max-num-seqs", "8", "--enforce-eager", "--enable-prompt-tokens-details", *self.flags]
+        if transfer is not None:
             command += ["--kv-transfer-config", json.dumps(transfer)]
         with self.log.open("ab") as log:
             # A session of its own, so that its engine processes end with it.
@@ -115,9 +122,9 @@ class Server:
             raise RuntimeError(f"{path}: {response.status} {text[:500]!r}")
         return text
 
-    def forget(self) -> None:
-        """Drops vLLM's own prefix cache."""
-        self._request("POST", "/reset_prefix_cache")
+    def forget(self, connectors_too: bool = False) -> None:
+        """Drops vLLM's own prefix cache, and what its connector has in this process."""
+        self._request("POST", f"/reset_prefix_cache?reset_external={str(connectors_too).lower()}")
 
     def complete(self, prompt: list[int], tokens: int = 8) -> Answer:
         """Greedy completion of token ids, streamed."""
