@@ -27,8 +27,13 @@ use crate::{
 
 const FRAME_BYTES: usize = 1 << 20;
 
+/// Parts of one buffer: an allocation a hash would cost more than the rest of the request.
 fn wire(hashes: &[SequenceHash]) -> Vec<Bytes> {
-    hashes.iter().map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).collect()
+    let mut bytes = Vec::with_capacity(hashes.len() * SequenceHash::BYTES);
+    hashes.iter().for_each(|hash| bytes.extend_from_slice(&hash.to_bytes()));
+    let bytes = Bytes::from(bytes);
+    let starts = (0..bytes.len()).step_by(SequenceHash::BYTES);
+    starts.map(|start| bytes.slice(start..start + SequenceHash::BYTES)).collect()
 }
 
 fn expect_count(what: &str, found: usize, expected: usize) -> Result<(), Error> {
@@ -112,7 +117,6 @@ pub(super) async fn lease(
             Way::Shm(attached) => Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?,
             Way::Tcp(_) | Way::Grpc => Memory::Owned(Buffer::default()),
         };
-        keeper.hold(name);
         leases.push(ReadLease {
             name,
             hash,
@@ -124,6 +128,7 @@ pub(super) async fn lease(
             checked: false,
         });
     }
+    keeper.hold(leases.iter().map(|lease| lease.name));
     Ok(Acquired { leases, stopped })
 }
 
@@ -339,7 +344,7 @@ pub(super) async fn reserve(
                     Way::Tcp(links) => Memory::Owned(links.buffer(block_bytes as usize)),
                     Way::Grpc => Memory::Owned(Buffer::of(vec![0; block_bytes as usize])),
                 };
-                keeper.hold(name);
+                keeper.hold([name].into_iter());
                 let keeper = keeper.clone();
                 Reserved::Write(WriteLease { name, hash, memory, keeper, known: None, done: false })
             }

@@ -27,6 +27,8 @@ use crate::{
 
 /// Until a renewal that failed is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(300);
+/// Leases that are dropped within this time are given back together.
+const GATHER: Duration = Duration::from_millis(1);
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_MOST: Duration = Duration::from_secs(2);
 
@@ -124,18 +126,21 @@ impl Handle {
         }
     }
 
-    /// A lease came.
-    pub(super) fn hold(&self, name: LeaseName) {
-        self.shared.leases.lock().held.insert(name);
+    /// Leases came.
+    pub(super) fn hold(&self, names: impl Iterator<Item = LeaseName>) {
+        self.shared.leases.lock().held.extend(names);
     }
 
     /// A lease goes back to the store.
     pub(super) fn give_back(&self, name: LeaseName, how: Return) {
         let mut leases = self.shared.leases.lock();
         leases.held.remove(&name);
+        let first = leases.returns.is_empty();
         leases.returns.push((name, how));
         drop(leases);
-        self.shared.wake.notify_one();
+        if first {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// A lease is no more, by an answer of the store's.
@@ -238,6 +243,13 @@ async fn keep(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.stop.cancelled() => return end(&shared, &session).await,
             () = shared.wake.notified() => {
+                if shared.lost.load(Ordering::Acquire) != session.id {
+                    // A run is dropped lease by lease: one call for all of it.
+                    tokio::select! {
+                        () = shared.stop.cancelled() => {}
+                        () = tokio::time::sleep(GATHER) => {}
+                    }
+                }
                 give_back(&shared, &session).await;
                 if shared.lost.load(Ordering::Acquire) == session.id {
                     reopen(&shared).await;
