@@ -19,9 +19,7 @@ _VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "u
 def config_digest(config: Mapping[str, Any]) -> str:
     """Digest of a model's configuration, as far as it can change the KV (rope, norms, windows, ...). Lowercase hex."""
     fields = {
-        name: value
-        for name, value in config.items()
-        if not name.startswith("_") and name not in _VOLATILE
+        name: value for name, value in config.items() if not name.startswith("_") and name not in _VOLATILE
     }
     text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from kelvin import BlockStatus, ChecksumMismatch, KelvinError, Namespace, ReadLease, WriteLease
 from kelvin.link import Link
@@ -132,7 +133,7 @@ class Pages:
                     return
 
     def _flat(self, lease: ReadLease) -> torch.Tensor:
-        return torch.from_dlpack(lease).view(self.page.dtype)
+        return from_dlpack(lease).view(self.page.dtype)
 
     def save(
         self, keys: Sequence[str], give: Callable[[int], torch.Tensor], parent: str | None
@@ -184,7 +185,7 @@ class Pages:
 
     def _fill(self, lease: WriteLease, page: torch.Tensor) -> None:
         # In place and once, whatever the strides of the pool are.
-        target = torch.from_dlpack(lease)
+        target = from_dlpack(lease)
         target.view(page.dtype).view(page.shape).copy_(page)
 
     def clear(self) -> None:
