@@ -13,7 +13,7 @@ NEXTEST_PROFILE ?= default
 # More flags for `kelvin up`, e.g. make up UP='--decode 2 --dram 4GiB'
 UP ?=
 
-# Environments of the Python package's tests; the second has vLLM, transformers and SGLang's base classes.
+# Environments of the Python package's tests; the second has vLLM, transformers, SGLang's base classes and mypy.
 PYTHON_ENV := $(KELVIN_CACHE)/python/env
 ENGINES_ENV := $(KELVIN_CACHE)/engines/vllm
 ENGINES_MODEL := $(KELVIN_CACHE)/engines/smollm2
@@ -75,7 +75,7 @@ python-tests:
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 
-test-engines: build model ## vLLM, transformers and a backend of SGLang over a real store, on the CPU; the first time installs 6 GB
+test-engines: build model ## vLLM, transformers and connectors of SGLang and TensorRT-LLM over a real store, on the CPU; the first time installs 6 GB
 	@cli/setup.sh engines "$(ENGINES_ENV)"
 	$(call install-wheel,$(ENGINES_ENV))
 	@test -e "$(ENGINES_MODEL)/model.safetensors" || { set -x; \
