@@ -31,7 +31,7 @@ from tensorrt_llm._torch.pyexecutor.kv_cache_connector import KvCacheConnectorWo
 
 from kelvin import KelvinError
 from kelvin.link import Link
-from kelvin.paged import PENDING_SAVES_MAX, Load, Save, copy_in, load_blocks, reserve_and_fill
+from kelvin.paged import PENDING_SAVES_MAX, Load, copy_in, load_blocks, reserve_and_fill
 from kelvin.trtllm import bridge as bridges
 from kelvin.trtllm.bridge import Bridge
 from kelvin.trtllm.identity import NO_PAGE, Pool, check, connect, settings_of_environment
