@@ -13,8 +13,8 @@ NEXTEST_PROFILE ?= default
 # More flags for `kelvin up`, e.g. make up UP='--decode 2 --dram 4GiB'
 UP ?=
 
-# Environments of the Python package's tests; the second has vLLM, transformers and SGLang's base classes, the third
-# LMCache, which wants other versions.
+# Environments of the Python package's tests; the second has vLLM, transformers, SGLang's base classes and mypy, the
+# third LMCache, which wants other versions.
 PYTHON_ENV := $(KELVIN_CACHE)/python/env
 ENGINES_ENV := $(KELVIN_CACHE)/engines/vllm
 LMCACHE_ENV := $(KELVIN_CACHE)/engines/lmcache
@@ -82,7 +82,7 @@ python-tests:
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 
-test-engines: build model ## vLLM, transformers, backends of SGLang and LMCache over a real store, on the CPU; the first time installs 12 GB
+test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache and TensorRT-LLM over a real store, on the CPU; the first time installs 12 GB
 	@cli/setup.sh engines "$(ENGINES_ENV)"
 	@cli/setup.sh lmcache "$(LMCACHE_ENV)"
 	$(call install-wheel,$(ENGINES_ENV))

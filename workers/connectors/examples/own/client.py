@@ -1,118 +1,60 @@
-"""A connector's half of the KV API in Python, from the .proto alone: no `kelvin` package. See README.md.
-
-python client.py [HOST:PORT] stores and finds the blocks of a made-up prompt.
-"""
+"""A KV connector over gRPC from the .proto alone; run: python client.py [HOST:PORT]"""
 
 import sys
 import tempfile
 from pathlib import Path
 
 import grpc
-import xxhash
 from grpc_tools import protoc
+from xxhash import xxh3_64_intdigest as checksum
 
 PROTO = Path(__file__).resolve().parents[4] / "proto" / "proto"
-GENERATED = tempfile.TemporaryDirectory()  # a real connector generates once, when it is built
-FILES = [str(path) for path in sorted(PROTO.glob("kelvin/kv/v1/*.proto"))]
-if protoc.main(
-    ["", f"-I{PROTO}", f"--python_out={GENERATED.name}", f"--grpc_python_out={GENERATED.name}", *FILES]
-):
-    raise SystemExit("protoc failed")
-(Path(GENERATED.name) / "kelvin" / "__init__.py").touch()  # goes before an installed package of that name
-sys.path.insert(0, GENERATED.name)
-from kelvin.kv.v1 import kv_pb2 as kv
-from kelvin.kv.v1 import kv_pb2_grpc
-from kelvin.kv.v1 import ranges_pb2 as ranges
-from kelvin.kv.v1 import types_pb2 as types
+BLOCK_TOKENS, BLOCK_BYTES, TTL_MS = 16, 1 << 20, 10_000
 
-FRAME = 1 << 20
-TTL_MS = 10_000
+with tempfile.TemporaryDirectory() as generated:  # a real connector generates once, when it is built
+    out = [f"-I{PROTO}", f"--python_out={generated}", f"--grpc_python_out={generated}"]
+    protoc.main(["", *out, *map(str, PROTO.glob("kelvin/kv/v1/*.proto"))])
+    Path(generated, "kelvin", "__init__.py").touch()  # goes before an installed package of that name
+    sys.path.insert(0, generated)
+    from kelvin.kv.v1 import kv_pb2 as kv, kv_pb2_grpc, ranges_pb2, types_pb2
 
-
-class Client:
-    """One namespace over one connection; every call carries the session."""
-
-    def __init__(self, address: str, model: str, block_tokens: int, block_bytes: int) -> None:
-        self.store = kv_pb2_grpc.KvServiceStub(grpc.insecure_channel(address))
-        fingerprint = kv.Fingerprint(
-            model_digest="00", engine="own", engine_build="1", layout="flat", dtype="u8"
-        )
-        answer = self.store.OpenNamespace(
-            kv.OpenNamespaceRequest(
-                model=model,
-                fingerprint=fingerprint,
-                shard=kv.Shard(tensor_size=1, pipeline_size=1),
-                block_tokens=block_tokens,
-                block_bytes=block_bytes,
-                client_name="own",
-            ),
-            timeout=5,
-        )
-        self.session = answer.session_id  # renew it within answer.session_ttl_ms: Renew(session_id=...)
-
-    def match(self, tokens: list[int]) -> int:
-        """Blocks of the longest stored prefix; the store hashes the token ids."""
-        request = kv.MatchRequest(session_id=self.session, tokens=types.TokenIds(ids=tokens))
-        return self.store.Match(request, timeout=5).blocks
-
-    def hashes(self, tokens: list[int]) -> list[bytes]:
-        """One a whole block, made by the store: keyed, so nobody outside the namespace can guess them."""
-        request = ranges.ExplainRequest(session_id=self.session, tokens=types.TokenIds(ids=tokens))
-        return [block.hash for block in self.store.Explain(request, timeout=5).blocks]
-
-    def load(self, hashes: list[bytes]) -> list[bytes]:
-        """The leading stored run; each block is checked, and a damaged one ends the run."""
-        request = kv.AcquireRequest(session_id=self.session, hashes=hashes, lease_ttl_ms=TTL_MS)
-        leases = [lease for lease in self.store.Acquire(request, timeout=5).leases if lease.lease_id]
-        ids = [lease.lease_id for lease in leases]
-        bodies = {lease: bytearray() for lease in ids}
-        for frame in self.store.Read(kv.ReadRequest(session_id=self.session, lease_ids=ids), timeout=30):
-            bodies[frame.lease_id] += frame.data
-        whole = [xxhash.xxh3_64_intdigest(bodies[lease.lease_id]) == lease.checksum for lease in leases]
-        damaged = [lease for lease, good in zip(ids, whole) if not good]
-        good = [lease for lease in ids if lease not in damaged]
-        self.store.Release(
-            kv.ReleaseRequest(session_id=self.session, lease_ids=good, damaged_lease_ids=damaged), timeout=5
-        )
-        return [bytes(bodies[lease]) for lease in ids[: (whole + [False]).index(False)]]
-
-    def save(self, parent: bytes, hashes: list[bytes], blocks: list[bytes]) -> list[int]:
-        """Stores a run behind `parent` (empty: the start); a status a block."""
-        request = kv.ReserveRequest(
-            session_id=self.session, parent=parent, hashes=hashes, lease_ttl_ms=TTL_MS
-        )
-        leases = self.store.Reserve(request, timeout=5).leases
-        return [
-            self.store.Write(self._frames(lease.lease_id, block), timeout=30).status
-            if lease.lease_id
-            else lease.status
-            for lease, block in zip(leases, blocks)
-        ]
-
-    def _frames(self, lease: int, block: bytes):
-        for start in range(0, len(block), FRAME):
-            last = start + FRAME >= len(block)
-            yield kv.WriteRequest(
-                session_id=self.session,
-                lease_id=lease,
-                data=block[start : start + FRAME],
-                checksum=xxhash.xxh3_64_intdigest(block) if last else None,
-            )
+store = kv_pb2_grpc.KvServiceStub(grpc.insecure_channel(sys.argv[1] if sys.argv[1:] else "127.0.0.1:7440"))
+session = store.OpenNamespace(kv.OpenNamespaceRequest(
+    model="own-example", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES, client_name="own",
+    fingerprint=kv.Fingerprint(model_digest="00", engine="own", engine_build="1", layout="flat", dtype="u8"),
+    shard=kv.Shard(tensor_size=1, pipeline_size=1)), timeout=5).session_id
 
 
-def main() -> None:
-    client = Client(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:7440", "own-example", 16, 3 << 20)
-    tokens = list(range(70))  # four whole blocks of 16, and a rest that counts for nothing
-    hashes = client.hashes(tokens)
-    blocks = [bytes([number]) * (3 << 20) for number in range(len(hashes))]  # your engine's KV goes here
-    found = client.match(tokens)
-    print(f"stored before: {found} of {len(hashes)} blocks")
-    statuses = client.save(hashes[found - 1] if found else b"", hashes[found:], blocks[found:])
-    print("saved:", [kv.BlockStatus.Name(status) for status in statuses])
-    found = client.match(tokens)
-    loaded = client.load(hashes[:found])
-    print(f"matched {found}, loaded {len(loaded)}, equal: {loaded == blocks[:found]}")
+def load(hashes: list[bytes]) -> list[bytes]:
+    """Bytes of the leading run that is stored and whole."""
+    request = kv.AcquireRequest(session_id=session, hashes=hashes, lease_ttl_ms=TTL_MS)
+    leases = {lease.lease_id: lease for lease in store.Acquire(request, timeout=5).leases if lease.lease_id}
+    blocks = {lease: bytearray() for lease in leases}
+    for frame in store.Read(kv.ReadRequest(session_id=session, lease_ids=leases), timeout=30):
+        blocks[frame.lease_id] += frame.data
+    bad = [id for id, lease in leases.items() if checksum(blocks[id]) != lease.checksum]
+    good = [id for id in leases if id not in bad]
+    store.Release(kv.ReleaseRequest(session_id=session, lease_ids=good, damaged_lease_ids=bad), timeout=5)
+    return [bytes(block) for block in blocks.values()][: list(leases).index(bad[0]) if bad else None]
 
 
-if __name__ == "__main__":
-    main()
+def save(lease: int, block: bytes) -> int:
+    """Fills a reservation. Larger blocks take more frames; the last has the checksum and commits."""
+    frame = kv.WriteRequest(session_id=session, lease_id=lease, data=block, checksum=checksum(block))
+    return store.Write(iter([frame]), timeout=30).status
+
+
+tokens = types_pb2.TokenIds(ids=range(70))  # four whole blocks, and a rest that counts for nothing
+explained = store.Explain(ranges_pb2.ExplainRequest(session_id=session, tokens=tokens), timeout=5).blocks
+hashes = [block.hash for block in explained]  # or your own: 16 bytes that name a block and all before it
+blocks = [bytes([number]) * BLOCK_BYTES for number in range(len(hashes))]  # your engine's KV goes here
+match = kv.MatchRequest(session_id=session, tokens=tokens)
+found = store.Match(match, timeout=5).blocks
+print(f"stored before: {found} of {len(hashes)} blocks")
+parent, new = hashes[found - 1] if found else b"", hashes[found:]
+request = kv.ReserveRequest(session_id=session, parent=parent, hashes=new, lease_ttl_ms=TTL_MS)
+for lease, block in zip(store.Reserve(request, timeout=5).leases, blocks[found:]):
+    print(kv.BlockStatus.Name(save(lease.lease_id, block) if lease.lease_id else lease.status))
+found = store.Match(match, timeout=5).blocks
+loaded = load(hashes[:found])
+print(f"matched {found}, loaded {len(loaded)}, equal: {loaded == blocks[:found]}")

@@ -30,6 +30,8 @@ class Link:
         self._connect = connect
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._probe_now = threading.Event()
+        self._back = threading.Event()
         self._namespace: Namespace | None = None
         self._usable = False
         self._mending = False
@@ -45,6 +47,16 @@ class Link:
     def get(self) -> Namespace | None:
         """The namespace, or None as long as it is away."""
         return self._namespace if self._usable else None
+
+    def wait(self, seconds: float) -> Namespace | None:
+        """The namespace; where it is away, asks for it at once and waits so long that it is back."""
+        if not self._usable:
+            self._back.clear()
+            self._probe_now.set()
+            # It may have come back just before.
+            if not self._usable:
+                self._back.wait(seconds)
+        return self.get()
 
     def failed(self, action: str, error: KelvinError) -> None:
         """Takes note of a call that failed."""
@@ -62,7 +74,11 @@ class Link:
 
     def _mend(self) -> None:
         pause = PROBE_SECONDS_FIRST
-        while not self._stop.wait(pause):
+        while True:
+            self._probe_now.wait(pause)
+            self._probe_now.clear()
+            if self._stop.is_set():
+                return
             pause = min(2 * pause, PROBE_SECONDS_MOST)
             try:
                 if self._namespace is None:
@@ -77,12 +93,14 @@ class Link:
             with self._lock:
                 self._usable = True
                 self._mending = False
+            self._back.set()
             logger.warning("kelvin: the store answers again")
             return
 
     def close(self) -> None:
         """Ends the session, should there be one."""
         self._stop.set()
+        self._probe_now.set()
         usable, self._usable = self._usable, False
         if usable and self._namespace is not None:
             try:

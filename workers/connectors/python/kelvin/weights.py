@@ -1,13 +1,28 @@
-"""Which weights a model has, told from its files."""
+"""Which model it is, told from its files and its configuration."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SAMPLE_BYTES = 4096
 SAMPLES = 64
 """Samples a weight file, evenly spaced, besides its start; the last is its end."""
+
+_VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "name_or_path")
+"""What a configuration says that does not change the KV."""
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Digest of a model's configuration, as far as it can change the KV (rope, norms, windows, ...). Lowercase hex."""
+    fields = {
+        name: value for name, value in config.items() if not name.startswith("_") and name not in _VOLATILE
+    }
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def model_digest(model: str, revision: str | None = None) -> str:

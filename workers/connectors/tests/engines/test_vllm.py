@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,16 +57,21 @@ class Serving:
             answers.append(self.server.complete(prompt))
         return answers
 
-    def found_again(self, prompt: list[int], tokens: tuple[int, ...], seconds: float = 60.0) -> None:
+    def found_again(self, prompt: list[int], tokens: tuple[int, ...]) -> None:
         """Waits until a prompt comes out of the store; every answer until then is right."""
-        deadline = time.monotonic() + seconds
-        while True:
-            self.server.forget()
-            answer = self.server.complete(prompt)
-            assert answer.tokens == tokens
-            if answer.cached_tokens == SHARED:
-                return
-            assert time.monotonic() < deadline, "the store is not used again"
+        await_prefix(self.server, prompt, tokens)
+
+
+def await_prefix(server: Server, prompt: list[int], tokens: tuple[int, ...], seconds: float = 60.0) -> None:
+    """Waits until a server has a prompt's prefix from the store; every answer until then is right."""
+    deadline = time.monotonic() + seconds
+    while True:
+        server.forget()
+        answer = server.complete(prompt)
+        assert answer.tokens == tokens
+        if answer.cached_tokens == SHARED:
+            return
+        assert time.monotonic() < deadline, "the store is not used"
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +148,37 @@ def test_a_hung_store_holds_nobody_up(serving: Serving, expected: list[tuple[int
     serving.found_again(PROMPTS[0], expected[0])
 
 
+@contextmanager
+def stuttering(store: Store) -> Iterator[None]:
+    """The store stands still now and then, for shorter and longer than anybody waits for it."""
+    over = threading.Event()
+
+    def stutter() -> None:
+        for seconds in itertools.cycle((0.02, 0.1, 0.2, 0.4, 1.0)):
+            store.signal(signal.SIGSTOP)
+            over.wait(seconds)
+            store.signal(signal.SIGCONT)
+            if over.wait(seconds / 2):
+                return
+
+    thread = threading.Thread(target=stutter)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_store_that_answers_late_fails_no_request(
+    serving: Serving, expected: list[tuple[int, ...]]
+) -> None:
+    with stuttering(serving.store):
+        for _ in range(3):
+            assert [answer.tokens for answer in serving.answers()] == expected
+    serving.found_again(PROMPTS[0], expected[0])
+
+
 def test_a_damaged_block_is_recomputed(serving: Serving, expected: list[tuple[int, ...]]) -> None:
     serving.found_again(PROMPTS[0], expected[0])
     assert serving.store.process is not None
@@ -174,6 +212,36 @@ def test_another_type_is_refused_at_start(serving: Serving, model_directory: Pat
         log = (tmp_path / "log").read_text()
         assert "FINGERPRINT_MISMATCH" in log
         assert "float32" in log and "bfloat16" in log
+    finally:
+        other.stop()
+
+
+def test_two_servers_share_a_store(serving: Serving, model_directory: Path, tmp_path: Path) -> None:
+    other = Server(model_directory, tmp_path / "other")
+    try:
+        other.start(serving.store.url)
+        for prefills, loads, first in ((serving.server, other, 18), (other, serving.server, 19)):
+            prompt = [first, *PROMPTS[2][1:]]
+            made = prefills.complete(prompt)
+            assert made.cached_tokens == 0
+            await_prefix(loads, prompt, made.tokens)
+        # Both at once, on prompts that neither has seen; who is first stores them.
+        prompts = [[token, *PROMPTS[4][1:]] for token in (20, 21)]
+        answers: dict[tuple[int, int], Answer] = {}
+
+        def ask(number: int, server: Server) -> None:
+            for which, prompt in enumerate(prompts):
+                answers[number, which] = server.complete(prompt)
+
+        clients = [threading.Thread(target=ask, args=pair) for pair in enumerate((serving.server, other))]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        for which, prompt in enumerate(prompts):
+            assert answers[0, which].tokens == answers[1, which].tokens
+            for server in (serving.server, other):
+                await_prefix(server, prompt, answers[0, which].tokens)
     finally:
         other.stop()
 

@@ -16,10 +16,12 @@ import torch
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kelvin.link import Link
-from kelvin.vllm.identity import Blocks, Settings, model_digest
+from kelvin.paged import worthwhile
+from kelvin.vllm.identity import Blocks, Settings
 from kelvin.vllm.plan import Load, Plan, Save
 from kelvin.vllm.scheduler import SchedulerSide, extra_key
 from kelvin.vllm.worker import WorkerSide, pages
+from kelvin.weights import model_digest
 from stores import BLOCK_BYTES, BLOCK_TOKENS, Store, open_namespace
 from test_namespace import TOKENS, eventually, store
 
@@ -220,12 +222,13 @@ def test_settings_and_shapes_are_checked() -> None:
 
 
 def test_cold_blocks_are_loaded_when_that_is_faster() -> None:
-    side = scheduler(None, prefill_tokens_per_second=1000.0)  # type: ignore[arg-type]
     tiers = ["dram", "dram", "nvme", "nvme"]
     fast = SimpleNamespace(tiers=tiers, tokens=16, load_us_estimate=15_000)
     slow = SimpleNamespace(tiers=tiers, tokens=16, load_us_estimate=17_000)
-    assert side._worthwhile(fast) == tiers
-    assert side._worthwhile(slow) == tiers[:2]
+    assert worthwhile(fast, 2.0, 1000.0) == tiers
+    assert worthwhile(slow, 2.0, 1000.0) == tiers[:2]
+    assert worthwhile(slow, 2.0, 0.0) == tiers, "how fast vLLM computes is not known"
+    assert worthwhile(slow, 0.016, 0.0) == tiers[:2]
 
 
 def test_other_weights_have_another_digest(tmp_path: Any) -> None:

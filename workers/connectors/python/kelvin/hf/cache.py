@@ -136,7 +136,8 @@ class KelvinCache:
         if as_dict is None:
             as_dict = bool(getattr(settings, "return_dict_in_generate", False))
         past = self.fetch(input_ids)
-        answer = self.model.generate(
+        generate: Any = self.model.generate
+        answer = generate(
             input_ids, past_key_values=past, return_dict_in_generate=True, use_cache=True, **arguments
         )
         self.store(answer.past_key_values, answer.sequences)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
 from kelvin.identity import Fingerprint
+from kelvin.weights import config_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 256
 """Elements looked at of each weight. Training moves nearly all elements of a weight that it moves at all."""
-
-_VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "name_or_path")
-"""What a configuration says that does not change the KV."""
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -35,17 +32,6 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def config_digest(config: Any) -> str:
-    """Digest of the configuration, as far as it can change the KV (rope, norms, windows, ...). Lowercase hex."""
-    fields = {
-        name: value
-        for name, value in config.to_dict().items()
-        if not name.startswith("_") and name not in _VOLATILE
-    }
-    text = json.dumps(fields, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def fingerprint(model: PreTrainedModel, layout: Layout) -> Fingerprint:
     """The model's fingerprint with blocks of this layout."""
     return Fingerprint(
@@ -54,5 +40,5 @@ def fingerprint(model: PreTrainedModel, layout: Layout) -> Fingerprint:
         engine_build=transformers.__version__.split(".")[0],
         layout=layout.name,
         dtype=str(layout.dtype).removeprefix("torch."),
-        attributes={"config": config_digest(model.config)},
+        attributes={"config": config_digest(model.config.to_dict())},
     )

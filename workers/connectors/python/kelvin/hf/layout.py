@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.dlpack import from_dlpack
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -52,6 +53,16 @@ def check_cache(cache: Any) -> None:
             )
 
 
+def tensors(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer of a cache that was checked; refuses one that is empty."""
+    pairs = []
+    for layer in cache.layers:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            raise Unsupported("a cache with layers that hold nothing yet")
+        pairs.append((layer.keys, layer.values))
+    return pairs
+
+
 def check_rope(config: Any) -> None:
     """Refuses ropes under which a prefix's keys are not its own."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -81,10 +92,10 @@ class Layout:
             cache = model(input_ids=token, use_cache=True).past_key_values
         check_cache(cache)
         layers = []
-        for layer in cache.layers:
-            _, heads, _, key_dim = layer.keys.shape
-            layers.append(Layer(heads, key_dim, layer.values.shape[-1], layer.keys.device))
-        return cls(tuple(layers), cache.layers[0].keys.dtype, block_tokens)
+        for keys, values in tensors(cache):
+            _, heads, _, key_dim = keys.shape
+            layers.append(Layer(heads, key_dim, values.shape[-1], keys.device))
+        return cls(tuple(layers), keys.dtype, block_tokens)
 
     @property
     def name(self) -> str:
@@ -111,18 +122,19 @@ class Layout:
         ]
         if len(set(shapes)) == 1:
             return list(elements.view(len(shapes), *shapes[0]).unbind(0))
-        pieces = elements.split([heads * tokens * dim for heads, tokens, dim in shapes])
+        pieces = torch.split_with_sizes(elements, [heads * tokens * dim for heads, tokens, dim in shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def restore(self, leases: Sequence[ReadLease], cache: DynamicCache) -> None:
         """Fills an empty cache with the leased blocks, in order; one copy, out of the store's memory."""
-        blocks = [self.parts(torch.from_dlpack(lease)) for lease in leases]
+        blocks = [self.parts(from_dlpack(lease)) for lease in leases]
         for number, layer in enumerate(self.layers):
             keys, values = (
                 torch.cat([block[2 * number + half] for block in blocks], dim=1).unsqueeze(0).to(layer.device)
                 for half in (0, 1)
             )
             target = cache.layers[number]
+            assert isinstance(target, DynamicLayer), "made for this model"
             # `update` would copy once more, behind a tensor of no tokens.
             target.lazy_initialization(keys, values)
             target.keys, target.values = keys, values
@@ -132,24 +144,27 @@ class Layout:
         check_cache(cache)
         if len(cache.layers) != len(self.layers):
             raise Unsupported(f"a cache of {len(cache.layers)} layers for a model of {len(self.layers)}")
-        for found, layer in zip(cache.layers, self.layers, strict=True):
+        for (keys, _), layer in zip(tensors(cache), self.layers, strict=True):
             expected = (1, layer.heads, layer.key_dim)
-            batch, heads, _, dim = found.keys.shape
-            if (batch, heads, dim) != expected or found.keys.dtype != self.dtype:
+            batch, heads, _, dim = keys.shape
+            if (batch, heads, dim) != expected or keys.dtype != self.dtype:
                 raise Unsupported(
-                    f"keys of shape {tuple(found.keys.shape)}, {found.keys.dtype}: expected one sequence of "
+                    f"keys of shape {tuple(keys.shape)}, {keys.dtype}: expected one sequence of "
                     f"{layer.heads} heads of {layer.key_dim}, {self.dtype}"
                 )
 
     def split(self, cache: DynamicCache, blocks: int) -> list[list[torch.Tensor]]:
         """Views `[heads, T, dim]` of the first blocks of a cache: for each block keys, values, keys, ..."""
         tokens = blocks * self.block_tokens
-        halves = (half for layer in cache.layers for half in (layer.keys, layer.values))
-        columns = [half[0, :, :tokens].split(self.block_tokens, dim=1) for half in halves]
+        halves = (half for pair in tensors(cache) for half in pair)
+        columns = [
+            half[0, :, :tokens].view(half.shape[1], blocks, self.block_tokens, half.shape[3]).unbind(1)
+            for half in halves
+        ]
         return [list(parts) for parts in zip(*columns, strict=True)]
 
     def fill(self, lease: WriteLease, parts: Sequence[torch.Tensor]) -> None:
         """Copies one block's parts to where they are stored."""
-        targets = self.parts(torch.from_dlpack(lease))
+        targets = self.parts(from_dlpack(lease))
         for target, part in zip(targets, parts, strict=True):
             target.copy_(part)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from kelvin import Namespace, ReadLease, WriteLease
 from kelvin.link import Link
@@ -53,7 +54,7 @@ class Pages:
         """Gives the pages of the leading run that is stored to `take`, flat and for as long as that lasts."""
 
         def flat(at: int, lease: ReadLease) -> None:
-            take(at, torch.from_dlpack(lease).view(self.page.dtype))
+            take(at, from_dlpack(lease).view(self.page.dtype))
 
         return self._blocks.load(_encoded(keys), flat)
 
@@ -65,7 +66,7 @@ class Pages:
         def fill(at: int, lease: WriteLease) -> None:
             # In place and once, whatever the strides of the pool are.
             page = give(at)
-            torch.from_dlpack(lease).view(page.dtype).view(page.shape).copy_(page)
+            from_dlpack(lease).view(page.dtype).view(page.shape).copy_(page)
 
         return self._blocks.save(_encoded(keys), fill, None if parent is None else parent.encode())
 

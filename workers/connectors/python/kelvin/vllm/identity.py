@@ -5,23 +5,19 @@ Scheduler and workers must come to the same answer in different processes, so no
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import kelvin
+import kelvin.settings
 from kelvin.identity import Fingerprint, Shard
-from kelvin.weights import model_digest
+from kelvin.weights import config_digest, model_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
-
-_VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "name_or_path")
-
 
 class Unsupported(ValueError):
     """The model's KV cache can't be cut into blocks that stand for themselves."""
@@ -60,27 +56,18 @@ class Blocks:
         return cls(tuple(group.layer_names), spec.block_size, spec.page_size_bytes)
 
 
-def _config_digest(config: Any) -> str:
-    fields = {
-        name: value
-        for name, value in config.to_dict().items()
-        if not name.startswith("_") and name not in _VOLATILE
-    }
-    return hashlib.blake2b(
-        json.dumps(fields, sort_keys=True, default=str).encode(), digest_size=16
-    ).hexdigest()
-
-
 def fingerprint(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Fingerprint:
     """The fingerprint of a rank's KV; equal for every rank, which :func:`shard` tells apart."""
     import vllm
     from vllm.platforms import current_platform
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
 
     model = vllm_config.model_config
     (group,) = kv_cache_config.kv_cache_groups
     spec = group.kv_cache_spec
+    assert isinstance(spec, FullAttentionSpec), "refused by Blocks.of"
     attributes = {
-        "config": _config_digest(model.hf_config),
+        "config": config_digest(model.hf_config.to_dict()),
         "spec": f"{type(spec).__name__}:{spec.num_kv_heads}x{spec.head_size}+{spec.head_size_v}",
         "cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "quantization": str(model.quantization),
@@ -116,33 +103,13 @@ def shard(vllm_config: VllmConfig, rank: int) -> Shard:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`kv_connector_extra_config`."""
-
-    url: str = "http://127.0.0.1:7440"
-    token: str | None = None
-    model: str | None = None
-    """Public name of the model in the store; by default the served name."""
-    match_timeout: float = 0.25
-    """Seconds that the scheduler waits for an answer at most, once an outage."""
-    load_timeout: float = 2.0
-    """Seconds that a load or a save may take; after that, vLLM recomputes."""
-    prefill_tokens_per_second: float = 0.0
-    """How fast vLLM recomputes; a load expected to take longer is not made. 0: not known."""
-    priority: int = 0
-    """Of stored blocks, -128 to 127."""
-    block_ttl: float | None = None
-    """Seconds after which stored blocks are dropped."""
-    shared_memory: bool = True
+class Settings(kelvin.settings.Settings):
+    """`kv_connector_extra_config`: what :class:`kelvin.settings.Settings` has."""
 
     @classmethod
     def of(cls, extra_config: dict[str, Any]) -> Settings:
         """From vLLM's configuration; names what is not known."""
-        unknown = sorted(set(extra_config) - set(cls.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ValueError(f"kv_connector_extra_config: unknown {', '.join(unknown)}; known are {known}")
-        return cls(**extra_config)
+        return cls.parse(extra_config, "kv_connector_extra_config")
 
     def connect(
         self,
@@ -154,14 +121,7 @@ class Settings:
     ) -> kelvin.Namespace:
         """Opens the namespace of a rank's blocks."""
         blocks = Blocks.of(kv_cache_config)
-        client = kelvin.Client(
-            self.url,
-            self.token,
-            name=name,
-            call_timeout=timeout,
-            connect_timeout=min(timeout, 2.0),
-            shared_memory=self.shared_memory,
-        )
+        client = self.client(name, timeout)
         served = vllm_config.model_config.served_model_name
         served = served[0] if isinstance(served, list) else served
         return client.namespace(

@@ -14,6 +14,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kelvin.errors import KelvinError
 from kelvin.link import Link
+from kelvin.paged import worthwhile
 from kelvin.vllm.identity import Settings
 from kelvin.vllm.plan import Load, Plan, Save
 
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-    from kelvin import Match
+    from kelvin._kelvin import Tier
 
 _SOURCES = {"hbm": CacheHitSource.HOST, "dram": CacheHitSource.HOST, "nvme": CacheHitSource.DISK}
-_IN_MEMORY = ("hbm", "dram")
 
 
 def extra_key(request: Request) -> bytes:
@@ -46,7 +46,7 @@ class _Tracked:
 
     request: Request
     extra: bytes
-    found: list[str] = field(default_factory=list)
+    found: list[Tier] = field(default_factory=list)
     """Tier of each block that the store has of it, from the start, as far as it may be loaded."""
     local_tokens: int = 0
     """Tokens that vLLM had itself when it was matched."""
@@ -67,7 +67,7 @@ class SchedulerSide:
         self._may_load = loads
         self._may_save = saves
         self._tracked: dict[str, _Tracked] = {}
-        self._loads: list[Load] = []
+        self._loads: list[Load[str]] = []
 
     def matched_tokens(self, request: Request, local_tokens: int) -> int:
         """Tokens beyond `local_tokens` that are worth loading, in whole blocks; one token is left to compute."""
@@ -88,7 +88,7 @@ class SchedulerSide:
         tracked.local_tokens = local_tokens
         return max(0, len(tracked.found) * self._block_tokens - local_tokens)
 
-    def _match(self, tracked: _Tracked, blocks: int) -> list[str]:
+    def _match(self, tracked: _Tracked, blocks: int) -> list[Tier]:
         namespace = self._link.get()
         if namespace is None:
             return []
@@ -98,18 +98,8 @@ class SchedulerSide:
         except KelvinError as error:
             self._link.failed("match a prompt", error)
             return []
-        return self._worthwhile(found)
-
-    def _worthwhile(self, found: Match) -> list[str]:
-        """Tiers of the blocks to load: all, or those in memory where the rest would come too late."""
-        seconds = self._settings.load_timeout
-        if self._settings.prefill_tokens_per_second > 0:
-            seconds = min(seconds, found.tokens / self._settings.prefill_tokens_per_second)
-        tiers = found.tiers
-        if found.load_us_estimate / 1e6 <= seconds:
-            return tiers
-        cold = (number for number, tier in enumerate(tiers) if tier not in _IN_MEMORY)
-        return tiers[: next(cold, len(tiers))]
+        settings = self._settings
+        return worthwhile(found, settings.load_timeout, settings.prefill_tokens_per_second)
 
     def sources(self, request: Request, tokens: int) -> dict[CacheHitSource, int]:
         """Loaded tokens by where they come from."""

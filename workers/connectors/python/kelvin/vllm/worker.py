@@ -13,22 +13,16 @@ checksum and commit follow on a thread.
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kelvin import BlockStatus, ChecksumMismatch, KelvinError, Namespace, ReadLease, WriteLease
+from kelvin import KelvinError, Namespace, WriteLease
 from kelvin.link import Link
+from kelvin.paged import PENDING_SAVES_MAX, Load, Save, load_blocks, reserve_and_fill
 from kelvin.vllm.identity import Blocks, Settings
-from kelvin.vllm.plan import Load, Plan, Save
-
-logger = logging.getLogger(__name__)
-
-COMMITS_MAX = 8
-"""Saves that wait to be committed; more are not made, which only costs later hits."""
+from kelvin.vllm.plan import Plan
 
 
 def pages(tensor: torch.Tensor, page_bytes: int) -> torch.Tensor:
@@ -55,7 +49,7 @@ class WorkerSide:
         self._lock = threading.Lock()
         self._loaded: set[str] = set()
         self._failed_blocks: set[int] = set()
-        self._commits = threading.Semaphore(COMMITS_MAX)
+        self._commits = threading.Semaphore(PENDING_SAVES_MAX)
 
     def register(self, tensors: dict[str, torch.Tensor]) -> None:
         """vLLM's KV tensors, by layer."""
@@ -72,10 +66,12 @@ class WorkerSide:
             else:
                 self._loader.submit(self._load, load)
 
-    def _load(self, load: Load) -> None:
+    def _load(self, load: Load[str]) -> None:
         loaded = 0
+        namespace = self._link.get()
         try:
-            loaded = self._fill(load)
+            if namespace is not None:
+                loaded = load_blocks(namespace, load, self._copy_in)
         except KelvinError as error:
             self._link.failed("load blocks", error)
         finally:
@@ -83,31 +79,9 @@ class WorkerSide:
                 self._failed_blocks.update(load.block_ids[loaded:])
                 self._loaded.add(load.request)
 
-    def _fill(self, load: Load) -> int:
-        """Fills as many of the blocks as there are; how many that were."""
-        namespace = self._link.get()
-        if namespace is None:
-            return 0
-        hashes = namespace.hashes(load.tokens, load.extra)[load.first :]
-        loaded = 0
-        # The store takes and gives a bounded number of blocks in a call. A block is verified when it is first looked
-        # at, right before it is copied: then it is in the processor's cache.
-        while loaded < len(hashes):
-            with namespace.acquire(hashes[loaded:], verify=False) as leases:
-                for lease in leases:
-                    try:
-                        self._copy_in(lease, load.block_ids[loaded])
-                    except ChecksumMismatch as error:
-                        logger.warning("kelvin: recompute from a damaged block on: %s", error)
-                        return loaded
-                    loaded += 1
-                if leases.stopped is not None or not leases:
-                    break
-        return loaded
-
-    def _copy_in(self, lease: ReadLease, block: int) -> None:
-        source = torch.from_dlpack(lease).view(len(self._layers), -1)
-        for layer, page in zip(self._layers, source.unbind(0), strict=True):
+    def _copy_in(self, block: int, source: torch.Tensor) -> None:
+        parts = source.view(len(self._layers), -1)
+        for layer, page in zip(self._layers, parts.unbind(0), strict=True):
             layer[block].copy_(page)
 
     def save(self, plan: Plan) -> None:
@@ -124,7 +98,7 @@ class WorkerSide:
             return
         submitted = False
         try:
-            filled = self._reserve_and_fill(namespace, save)
+            filled = reserve_and_fill(namespace, save, self._copy_out, self._settings)
             if filled:
                 self._committer.submit(self._commit, namespace, filled)
                 submitted = True
@@ -132,31 +106,9 @@ class WorkerSide:
             if not submitted:
                 self._commits.release()
 
-    def _reserve_and_fill(self, namespace: Namespace, save: Save) -> list[WriteLease]:
-        hashes = namespace.hashes(save.tokens, save.extra)
-        first = save.first
-        reserved = self._reserve(namespace, hashes, first)
-        if first > 0 and reserved and reserved[0] == BlockStatus.NO_PARENT:
-            # What was stored is not any more, but vLLM still has it.
-            first = 0
-            reserved = self._reserve(namespace, hashes, first)
-        filled = []
-        for lease, block in zip(reserved, save.block_ids[first:], strict=True):
-            if isinstance(lease, WriteLease):
-                self._copy_out(block, lease)
-                filled.append(lease)
-        return filled
-
-    def _reserve(
-        self, namespace: Namespace, hashes: Sequence[bytes], first: int
-    ) -> list[WriteLease | BlockStatus]:
-        parent = hashes[first - 1] if first > 0 else None
-        settings = self._settings
-        return namespace.reserve(parent, hashes[first:], settings.priority, settings.block_ttl)
-
-    def _copy_out(self, block: int, lease: WriteLease) -> None:
-        target = torch.from_dlpack(lease).view(len(self._layers), -1)
-        for layer, page in zip(self._layers, target.unbind(0), strict=True):
+    def _copy_out(self, block: int, target: torch.Tensor) -> None:
+        parts = target.view(len(self._layers), -1)
+        for layer, page in zip(self._layers, parts.unbind(0), strict=True):
             page.copy_(layer[block])
 
     def _commit(self, namespace: Namespace, filled: list[WriteLease]) -> None:
