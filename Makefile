@@ -35,7 +35,7 @@ up: tools model build ## serve a model on http://127.0.0.1:8080 until Ctrl-C
 	@exec "$(BIN)/kelvin" up --model "$(MODEL)" $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)") $(UP)
 
 build: tools ## the binaries kelvin and kelvin-bench, release
-	$(CARGO) build $(FLAGS) -p kelvin-cli -p kelvin-bench
+	$(CARGO) build $(FLAGS) --workspace --bins
 
 test: tools model check unit doc-test test-python ## formatting, lints and every test but those of engines
 

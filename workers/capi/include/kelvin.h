@@ -191,7 +191,7 @@ enum KelvinStatus kelvin_read_bytes(const struct KelvinReadLease *lease,
                                     const uint8_t **bytes,
                                     size_t *length);
 
-// Gives leases back, and sets them to null. Nulls among them are skipped.
+// Gives leases back, in the background, and sets them to null. Nulls among them are skipped.
 //
 // # Safety
 // From `kelvin_acquire`, each once, and their bytes are not used any more.
@@ -228,7 +228,7 @@ enum KelvinStatus kelvin_commit(const struct KelvinNamespace *namespace_,
                                 size_t count,
                                 enum KelvinBlockStatus *statuses);
 
-// Gives reservations back unfilled, and sets them to null. Nulls among them are skipped.
+// Gives reservations back unfilled, in the background, and sets them to null. Nulls among them are skipped.
 //
 // # Safety
 // From `kelvin_reserve`, each once.

@@ -236,7 +236,7 @@ pub unsafe extern "C" fn kelvin_read_bytes(
     })
 }
 
-/// Gives leases back, and sets them to null. Nulls among them are skipped.
+/// Gives leases back, in the background, and sets them to null. Nulls among them are skipped.
 ///
 /// # Safety
 /// From `kelvin_acquire`, each once, and their bytes are not used any more.
@@ -349,7 +349,7 @@ pub unsafe extern "C" fn kelvin_commit(
     })
 }
 
-/// Gives reservations back unfilled, and sets them to null. Nulls among them are skipped.
+/// Gives reservations back unfilled, in the background, and sets them to null. Nulls among them are skipped.
 ///
 /// # Safety
 /// From `kelvin_reserve`, each once.

@@ -80,7 +80,9 @@ int main(int argc, char **argv) {
   enum KelvinBlockStatus stopped = KELVIN_BLOCK_STATUS_NONE;
   CHECK(kelvin_match(ns, hashes, BLOCKS, &found) == KELVIN_STATUS_OK && found == 2);
   CHECK(kelvin_acquire(ns, hashes, BLOCKS, 0, leases, &found, &stopped) == KELVIN_STATUS_OK);
-  CHECK(found == 2 && stopped == KELVIN_BLOCK_STATUS_MISSING);
+  // The third went back in the background.
+  CHECK(found == 2);
+  CHECK(stopped == KELVIN_BLOCK_STATUS_MISSING || stopped == KELVIN_BLOCK_STATUS_FILLING);
   for (size_t i = 0; i < found; i++) {
     const uint8_t *bytes = NULL;
     size_t length = 0;
