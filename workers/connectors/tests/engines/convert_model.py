@@ -22,7 +22,8 @@ def main(source: Path, target: Path) -> None:
         quantization_config=config(dequantize=True),
         dtype=torch.bfloat16,
     )
-    del model.config.quantization_config
+    # Some releases leave a note of what it was made from, which would make a loader look for quantised tensors.
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(target)
 
 
