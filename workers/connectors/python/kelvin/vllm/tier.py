@@ -209,7 +209,7 @@ class KelvinTier(SecondaryTierManager):
             return []
 
         def take(at: int, lease: ReadLease) -> None:
-            np.copyto(rows[job.chunk_ids[at]], np.frombuffer(lease, np.uint8))
+            np.copyto(rows[job.chunk_ids[at]], np.frombuffer(memoryview(lease), np.uint8))
 
         return self._moved.load(list(job.keys), take, until)
 
