@@ -34,6 +34,13 @@ pub fn fuzz_data_port(bytes: &[u8]) {
     transport::decode_any(bytes);
 }
 
+/// Decodes bytes as calls over a socket are decoded; for the fuzz target.
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub fn fuzz_calls(bytes: &[u8]) {
+    transport::decode_any_call(bytes);
+}
+
 #[cfg(feature = "client")]
 pub use client::{
     Acquired, Client, ClientOptions, Keep, Leased, Match, Namespace, PartLease, ReadLease, Reserved,

@@ -18,6 +18,11 @@ macro_rules! reasons {
             /// Stable, machine-readable name.
             pub fn name(self) -> &'static str { match self { $(Reason::$variant => $name,)* } }
 
+            /// The reason of that name.
+            pub fn of_name(name: &str) -> Option<Reason> {
+                match name { $($name => Some(Reason::$variant),)* _ => None }
+            }
+
             /// The gRPC code it travels under.
             pub fn code(self) -> Code { match self { $(Reason::$variant => Code::$code,)* } }
 
@@ -89,19 +94,15 @@ impl From<Refusal> for Status {
 /// The refusal inside a status, also when it came from a proxy or a library that sets no reason.
 pub fn refusal_of(status: &Status) -> Refusal {
     let named = status.metadata().get(REASON_METADATA).and_then(|value| value.to_str().ok());
-    let reason = named
-        .and_then(|name| Reason::ALL.iter().copied().find(|reason| reason.name() == name))
-        .unwrap_or(match status.code() {
-            Code::InvalidArgument => Reason::InvalidArgument,
-            Code::OutOfRange => Reason::LimitExceeded,
-            Code::Unauthenticated | Code::PermissionDenied => Reason::Unauthenticated,
-            Code::ResourceExhausted => Reason::Exhausted,
-            // Without a reason of ours it is the transport that gave up, mostly for want of time.
-            Code::Cancelled | Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => {
-                Reason::Unavailable
-            }
-            _ => Reason::Internal,
-        });
+    let reason = named.and_then(Reason::of_name).unwrap_or(match status.code() {
+        Code::InvalidArgument => Reason::InvalidArgument,
+        Code::OutOfRange => Reason::LimitExceeded,
+        Code::Unauthenticated | Code::PermissionDenied => Reason::Unauthenticated,
+        Code::ResourceExhausted => Reason::Exhausted,
+        // Without a reason of ours it is the transport that gave up, mostly for want of time.
+        Code::Cancelled | Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => Reason::Unavailable,
+        _ => Reason::Internal,
+    });
     Refusal::new(reason, status.message())
 }
 

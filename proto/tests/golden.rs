@@ -85,6 +85,7 @@ fn the_handshake() {
                 socket_path: "/run/kv.sock".into(),
                 token: hash(5),
                 region_bytes: 1 << 30,
+                takes_calls: false,
             }),
             limits: Some(v1::Limits {
                 keys_max: 8192,
@@ -96,6 +97,15 @@ fn the_handshake() {
             }),
             incarnation: u64::MAX,
             data_port: Some(v1::DataPort { address: ":7001".into(), token: hash(6) }),
+        },
+    );
+    check(
+        "shared_memory",
+        &v1::SharedMemory {
+            socket_path: "/run/kv.sock".into(),
+            token: hash(5),
+            region_bytes: 1 << 30,
+            takes_calls: true,
         },
     );
 }

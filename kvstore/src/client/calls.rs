@@ -52,8 +52,7 @@ pub(super) async fn match_prefix(
     let prefix = v1::match_request::Prefix::Hashes(v1::Hashes { hashes: wire(hashes) });
     let client = &keeper.shared.client;
     let message = v1::MatchRequest { session_id: session.id, prefix: Some(prefix), ..Default::default() };
-    let request = client.request(message, Duration::ZERO);
-    let answer = client.service().r#match(request).await?.into_inner();
+    let answer = session.call(client, message, Duration::ZERO).await?;
     if answer.blocks as usize > hashes.len() {
         return Err(Error::Protocol("more blocks matched than asked for".into()));
     }
@@ -101,7 +100,7 @@ pub(super) async fn lease(
         wait_ms: wait.as_millis() as u64,
         lease_ttl_ms: client.options().lease_ttl.as_millis() as u64,
     };
-    let answer = client.service().acquire(client.request(message, wait)).await?.into_inner();
+    let answer = session.call(client, message, wait).await?;
     expect_count("leases", answer.leases.len(), asked.len())?;
 
     let block_bytes = keeper.shared.spec.block_bytes;
@@ -328,7 +327,7 @@ pub(super) async fn reserve(
         priority: keep.priority.into(),
         block_ttl_ms: keep.ttl.map_or(0, |ttl| (ttl.as_millis() as u64).max(1)),
     };
-    let answer = client.service().reserve(client.request(message, Duration::ZERO)).await?.into_inner();
+    let answer = session.call(client, message, Duration::ZERO).await?;
     expect_count("reservations", answer.leases.len(), asked.len())?;
 
     let block_bytes = keeper.shared.spec.block_bytes;
@@ -402,7 +401,7 @@ async fn commit_batch(
     let message = v1::CommitRequest { session_id: session.id, blocks };
     // Should the answer not come, the leases abort when they are dropped, which does nothing to a block that
     // was committed.
-    let answer = client.service().commit(client.request(message, Duration::ZERO)).await?.into_inner();
+    let answer = session.call(client, message, Duration::ZERO).await?;
     expect_count("commits", answer.statuses.len(), batch.len())?;
     batch.iter_mut().for_each(WriteLease::finish);
     Ok(answer.statuses().collect())

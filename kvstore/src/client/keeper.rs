@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Client, Error, lease::LeaseName};
 use crate::{
     NamespaceKey,
-    transport::{self, Attached, Links},
+    transport::{self, Attached, Links, Verb},
 };
 
 /// Until a renewal that failed is tried again.
@@ -41,6 +41,24 @@ pub(super) struct Session {
     pub(super) way: Way,
     pub(super) keys_max: usize,
     ttl: Duration,
+}
+
+impl Session {
+    /// A call by the shortest way: over the socket where memory is mapped, else gRPC.
+    pub(super) async fn call<V: Verb>(
+        &self,
+        client: &Client,
+        message: V,
+        wait: Duration,
+    ) -> Result<V::Answer, Error> {
+        if let Way::Shm(attached) = &self.way
+            && let Some(calls) = attached.calls()
+        {
+            return Ok(calls.call(&message, client.options().call_timeout + wait).await?);
+        }
+        // Also when the socket was closed: the store that comes back says whether it knows the session.
+        client.call(message, wait).await
+    }
 }
 
 /// How payload moves.
@@ -175,7 +193,7 @@ async fn map_memory(client: &Client, session: &mut Session, offer: Option<v1::Sh
     let Some(offer) = offer.filter(|_| client.options().shared_memory) else { return Mapping::OutOfReach };
     let path = offer.socket_path.clone();
     let mapped = tokio::task::spawn_blocking(move || {
-        transport::attach(Path::new(&offer.socket_path), &offer.token, offer.region_bytes)
+        transport::attach(Path::new(&offer.socket_path), &offer.token, offer.region_bytes, offer.takes_calls)
     });
     match mapped.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
         Ok(Some(attached)) => {
@@ -218,8 +236,7 @@ struct Offers {
 }
 
 async fn handshake(client: &Client, spec: &NamespaceSpec) -> Result<(Session, Offers), Error> {
-    let request = client.request(spec.to_wire(&client.options().name), Duration::ZERO);
-    let answer = client.service().open_namespace(request).await?.into_inner();
+    let answer = client.call(spec.to_wire(&client.options().name), Duration::ZERO).await?;
     let key: [u8; 32] = answer.namespace_key[..]
         .try_into()
         .map_err(|_| Error::Protocol("a namespace key of another length".into()))?;
@@ -285,7 +302,7 @@ async fn renew(shared: &Shared, session: &Session) -> Result<(), Error> {
         // Without a lease the session alone is renewed.
         let lease_ids = batches.next().unwrap_or_default().to_vec();
         let message = v1::RenewRequest { session_id: session.id, lease_ids, lease_ttl_ms, all_leases: false };
-        shared.client.service().renew(shared.client.request(message, Duration::ZERO)).await?;
+        session.call(&shared.client, message, Duration::ZERO).await?;
         if batches.len() == 0 {
             return Ok(());
         }
@@ -322,9 +339,8 @@ async fn give_back(shared: &Shared, session: &Session) {
     let session_id = session.id;
     let release = async |lease_ids: Vec<u64>, damaged_lease_ids: Vec<u64>| {
         let message = v1::ReleaseRequest { session_id, lease_ids, end_session: false, damaged_lease_ids };
-        let request = shared.client.request(message, Duration::ZERO);
-        if let Err(status) = shared.client.service().release(request).await {
-            tracing::debug!(error = %Error::from(status), "give leases back");
+        if let Err(error) = session.call(&shared.client, message, Duration::ZERO).await {
+            tracing::debug!(%error, "give leases back");
         }
     };
     for lease_ids in of(Return::Release).chunks(session.keys_max) {
@@ -335,18 +351,16 @@ async fn give_back(shared: &Shared, session: &Session) {
     }
     for lease_ids in of(Return::Abort).chunks(session.keys_max) {
         let message = v1::AbortRequest { session_id, lease_ids: lease_ids.to_vec() };
-        let request = shared.client.request(message, Duration::ZERO);
-        if let Err(status) = shared.client.service().abort(request).await {
-            tracing::debug!(error = %Error::from(status), "give reservations back");
+        if let Err(error) = session.call(&shared.client, message, Duration::ZERO).await {
+            tracing::debug!(%error, "give reservations back");
         }
     }
 }
 
 async fn end(shared: &Shared, session: &Session) {
     let message = v1::ReleaseRequest { session_id: session.id, end_session: true, ..Default::default() };
-    let request = shared.client.request(message, Duration::ZERO);
     // The store may be gone already; then there is no session to end.
-    let _ = shared.client.service().release(request).await;
+    let _ = session.call(&shared.client, message, Duration::ZERO).await;
 }
 
 impl Shared {

@@ -7,8 +7,8 @@
 //! bytes for a while and give them back when dropped.
 //!
 //! # Transports
-//! On the store's host the memory file is mapped and blocks are read and filled in place
-//! ([`Transport::Shm`]). Otherwise, or when mapping fails, bytes come and go through the store's data port
+//! On the store's host the memory file is mapped, blocks are read and filled in place, and calls go over the socket
+//! that the file came from ([`Transport::Shm`]). Otherwise, or when mapping fails, bytes come and go through the store's data port
 //! ([`Transport::Tcp`]), and where it has none or it is out of reach, inside gRPC ([`Transport::Grpc`]).
 //!
 //! # Cancellation
@@ -37,6 +37,8 @@ pub use error::{ChecksumMismatch, Error};
 pub use lease::{PartLease, ReadLease, WriteLease};
 pub use namespace::{Acquired, Keep, Leased, Match, Namespace, Reserved, Transport};
 pub use ranges::{prefix, prefix_up_to};
+
+use crate::transport::Verb;
 
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -127,8 +129,7 @@ impl Client {
 
     /// What the store counts.
     pub async fn stats(&self) -> Result<v1::StatsResponse, Error> {
-        let request = self.request(v1::StatsRequest {}, Duration::ZERO);
-        Ok(self.service().stats(request).await?.into_inner())
+        self.call(v1::StatsRequest {}, Duration::ZERO).await
     }
 
     /// Events of a namespace (ids are in [`Client::stats`]), from a snapshot on or from a cursor.
@@ -142,6 +143,11 @@ impl Client {
             tonic::Request::new(v1::WatchRequest { session_id: 0, namespace_id, cursor, incarnation });
         self.authorize(&mut request);
         Ok(self.service().watch(request).await?.into_inner())
+    }
+
+    /// A call over gRPC.
+    async fn call<V: Verb>(&self, message: V, wait: Duration) -> Result<V::Answer, Error> {
+        Ok(V::over_grpc(self.request(message, wait), &mut self.service()).await?.into_inner())
     }
 
     fn options(&self) -> &ClientOptions {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use kelvin_proto::kv::v1;
 use tonic::Streaming;
 
-use super::{Client, Error, Namespace};
-use crate::SequenceHash;
+use super::{Client, Error, Namespace, keeper::Session};
+use crate::{SequenceHash, transport::Verb};
 
 /// A range can be many blocks; the store walks its index for it.
 const RANGE_TIME: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ macro_rules! calls {
         impl Client {
             $($(#[$doc])*
             pub async fn $name(&self, request: v1::$request) -> Result<v1::$response, Error> {
-                Ok(self.service().$name(self.request(request, $time)).await?.into_inner())
+                self.call(request, $time).await
             })*
         }
     };
@@ -69,10 +69,13 @@ impl Namespace {
     /// Begins to bring the blocks of a prefix into the store's memory, so that a later
     /// [`acquire`](Self::acquire) need not wait.
     pub async fn prefetch(&self, hashes: &[SequenceHash]) -> Result<v1::PrefetchResponse, Error> {
-        let (session, client) = self.at();
-        let request =
-            v1::PrefetchRequest { session_id: session, prefix: Some(prefix(hashes)), ..Default::default() };
-        client.prefetch(request).await
+        let session = self.keeper.session();
+        let request = v1::PrefetchRequest {
+            session_id: session.id,
+            prefix: Some(prefix(hashes)),
+            ..Default::default()
+        };
+        self.ask(&session, request, RANGE_TIME).await
     }
 
     /// Keeps the stored blocks of a prefix: for `ttl`, or without one until they are unpinned.
@@ -81,45 +84,49 @@ impl Namespace {
         hashes: &[SequenceHash],
         ttl: Option<Duration>,
     ) -> Result<v1::PinResponse, Error> {
-        let (session, client) = self.at();
+        let session = self.keeper.session();
         let request = v1::PinRequest {
-            session_id: session,
+            session_id: session.id,
             prefix: Some(prefix(hashes)),
             ttl_ms: ttl.map_or(0, |ttl| (ttl.as_millis() as u64).max(1)),
-            owner: client.options().name.clone(),
+            owner: self.keeper.shared.client.options().name.clone(),
             ..Default::default()
         };
-        client.pin(request).await
+        self.ask(&session, request, RANGE_TIME).await
     }
 
     /// Drops the last of `hashes` and everything stored behind it; without any, every block of the namespace.
     pub async fn evict(&self, hashes: &[SequenceHash]) -> Result<v1::EvictResponse, Error> {
-        let (session, client) = self.at();
+        let session = self.keeper.session();
         let range = match hashes {
             [] => v1::evict_request::Range::WholeNamespace(true),
             _ => v1::evict_request::Range::Prefix(prefix(hashes)),
         };
-        client.evict(v1::EvictRequest { session_id: session, range: Some(range), ..Default::default() }).await
+        let request = v1::EvictRequest { session_id: session.id, range: Some(range), ..Default::default() };
+        self.ask(&session, request, RANGE_TIME).await
     }
 
     /// Says that the conversation of these blocks is over: those that only it used go first.
     pub async fn end_session(&self, hashes: &[SequenceHash]) -> Result<v1::EndSessionResponse, Error> {
-        let (session, client) = self.at();
-        let request =
-            v1::EndSessionRequest { session_id: session, prefix: Some(prefix(hashes)), ..Default::default() };
-        client.end_session(request).await
+        let session = self.keeper.session();
+        let request = v1::EndSessionRequest {
+            session_id: session.id,
+            prefix: Some(prefix(hashes)),
+            ..Default::default()
+        };
+        self.ask(&session, request, RANGE_TIME).await
     }
 
     /// Why each of these blocks is not stored, or where it is.
     pub async fn explain(&self, hashes: &[SequenceHash]) -> Result<Vec<v1::BlockExplanation>, Error> {
-        let (session, client) = self.at();
+        let session = self.keeper.session();
         let hashes = hashes.iter().map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).collect();
         let blocks = Some(v1::explain_request::Blocks::Hashes(v1::Hashes { hashes }));
-        let request = v1::ExplainRequest { session_id: session, blocks, ..Default::default() };
-        Ok(client.explain(request).await?.blocks)
+        let request = v1::ExplainRequest { session_id: session.id, blocks, ..Default::default() };
+        Ok(self.ask(&session, request, Duration::ZERO).await?.blocks)
     }
 
-    fn at(&self) -> (u64, &Client) {
-        (self.keeper.session().id, &self.keeper.shared.client)
+    async fn ask<V: Verb>(&self, session: &Session, request: V, time: Duration) -> Result<V::Answer, Error> {
+        session.call(&self.keeper.shared.client, request, time).await
     }
 }

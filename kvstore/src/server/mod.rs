@@ -1,6 +1,7 @@
 //! The store as a process: gRPC service, shared-memory socket, admin page, reaper, graceful stop.
 
 mod admin;
+mod calls;
 mod config;
 mod convert;
 mod inline;
@@ -136,8 +137,9 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     // Streams end at the stop; the socket and the admin page stay until those are done.
     let stop = CancellationToken::new();
+    let service = Arc::new(service::Service::new(store.clone(), listening.clone(), shutdown.clone()));
     if let Some(socket) = socket {
-        tasks.spawn(transport::serve(socket, store.clone(), stop.clone()));
+        tasks.spawn(transport::serve(socket, store.clone(), service.clone(), stop.clone()));
     }
     if let Some(data) = data {
         tasks.spawn(transport::serve_tcp(data, store.clone(), stop.clone()));
@@ -145,11 +147,10 @@ pub async fn serve(
     if let Some(admin) = admin {
         tasks.spawn(admin::serve(admin, store.clone(), stop.clone()));
     }
-    tasks.spawn(reap(store.clone(), stop.clone()));
+    tasks.spawn(reap(store, stop.clone()));
     tasks.close();
 
-    let service = service::Service::new(store, listening.clone(), shutdown.clone());
-    let kv = KvServiceServer::new(service)
+    let kv = KvServiceServer::from_arc(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (health_reporter, health) = tonic_health::server::health_reporter();

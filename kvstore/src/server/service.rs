@@ -38,6 +38,7 @@ impl Service {
         Self { store, listening, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
     }
 
+    /// Of the token in a call over gRPC.
     fn tenant(&self, metadata: &MetadataMap) -> Result<Arc<Tenant>, Refusal> {
         let token = match metadata.get("authorization") {
             None => None,
@@ -53,7 +54,11 @@ impl Service {
 
     /// The tenant and the message of a call.
     fn enter<T>(&self, request: Request<T>) -> Result<(Arc<Tenant>, T), Refusal> {
-        let tenant = self.tenant(request.metadata())?;
+        let tenant = match request.extensions().get::<Arc<Tenant>>() {
+            // Over a socket that its session's token opened.
+            Some(tenant) => tenant.clone(),
+            None => self.tenant(request.metadata())?,
+        };
         Ok((tenant, request.into_inner()))
     }
 
@@ -112,6 +117,7 @@ impl KvService for Service {
             socket_path: path.display().to_string(),
             token: Bytes::copy_from_slice(&opened.token),
             region_bytes: tenant.pool().arena().bytes(),
+            takes_calls: true,
         });
         let data_port = self.listening.data.map(|address| v1::DataPort {
             address: address.to_string(),

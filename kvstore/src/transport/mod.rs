@@ -1,8 +1,12 @@
 //! How payload reaches a client without gRPC.
 
+mod calls;
 mod shm;
 mod tcp;
 
+pub(crate) use calls::Verb;
+#[cfg(feature = "server")]
+pub(crate) use calls::{Answers, answer_frame, decode_any as decode_any_call, for_each_verb};
 pub(crate) use shm::{Attached, attach};
 #[cfg(feature = "server")]
 pub(crate) use shm::{SocketError, SocketFile, serve};

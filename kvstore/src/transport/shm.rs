@@ -2,8 +2,8 @@
 //!
 //! # Protocol
 //! The client connects, sends the 16-byte token of its handshake, and receives one byte with the memory
-//! file's descriptor attached. From then on both sides only hold the socket open: when the client's end
-//! closes, however it died, the store ends its session and every lease of it at once.
+//! file's descriptor attached. From then on the socket carries calls ([`Calls`]), or both sides only hold it open.
+//! When the client's end closes, however it died, the store ends its session and every lease of it at once.
 //!
 //! # Who may
 //! The socket's file mode admits the store's own user only; the peer's credentials are checked as well; and
@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use super::calls::Calls;
 use kelvin_tiering::Arena;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -30,20 +31,47 @@ const HANDOVER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) arena: Arena,
-    /// Held, not used: closing it ends the session and lets the store use its slots again. So leases hold
-    /// this value, too.
-    _socket: UnixStream,
+    /// Closing it ends the session and lets the store use its slots again. So leases hold this value, too.
+    socket: Socket,
 }
 
-/// Client side; blocks. `None` when the socket is out of reach; an error once the token was shown: then the
+#[derive(Debug)]
+enum Socket {
+    /// Only held.
+    Idle {
+        _socket: UnixStream,
+    },
+    Calls(Calls),
+}
+
+impl Attached {
+    /// Calls over the socket, while it is open and if the store takes them there.
+    pub(crate) fn calls(&self) -> Option<&Calls> {
+        match &self.socket {
+            Socket::Calls(calls) if !calls.is_closed() => Some(calls),
+            _ => None,
+        }
+    }
+}
+
+/// Client side; blocks, within a runtime. `takes_calls` is what the handshake said. `None` when the socket is out of reach; an error once the token was shown: then the
 /// session is spent.
-pub(crate) fn attach(path: &Path, token: &[u8], region_bytes: u64) -> io::Result<Option<Attached>> {
+pub(crate) fn attach(
+    path: &Path,
+    token: &[u8],
+    region_bytes: u64,
+    takes_calls: bool,
+) -> io::Result<Option<Attached>> {
     let Ok(mut socket) = UnixStream::connect(path) else { return Ok(None) };
     socket.set_read_timeout(Some(HANDOVER))?;
     socket.write_all(token)?;
     let file = receive_file(socket.as_fd())?;
     let arena = Arena::map(file, region_bytes).map_err(io::Error::other)?;
-    Ok(Some(Attached { arena, _socket: socket }))
+    let socket = match takes_calls {
+        true => Socket::Calls(Calls::start(socket)?),
+        false => Socket::Idle { _socket: socket },
+    };
+    Ok(Some(Attached { arena, socket }))
 }
 
 fn receive_file(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -90,7 +118,10 @@ mod server {
     use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
     use super::*;
-    use crate::store::{Store, Tenant};
+    use crate::{
+        store::{Store, Tenant},
+        transport::calls::{Answers, answer_all},
+    };
 
     /// Why the socket could not be made.
     #[derive(Debug, thiserror::Error)]
@@ -136,8 +167,13 @@ mod server {
         }
     }
 
-    /// Hands out memory until told to stop.
-    pub(crate) async fn serve(socket: SocketFile, store: Arc<Store>, stop: CancellationToken) {
+    /// Hands out memory, and answers calls, until told to stop.
+    pub(crate) async fn serve(
+        socket: SocketFile,
+        store: Arc<Store>,
+        answers: Arc<impl Answers>,
+        stop: CancellationToken,
+    ) {
         let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -146,12 +182,12 @@ mod server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (store, stop) = (store.clone(), stop.clone());
+                    let (store, answers, stop) = (store.clone(), answers.clone(), stop.clone());
                     tasks.spawn(async move {
                         tokio::select! {
                             () = stop.cancelled() => {}
-                            result = attend(stream, &store) => if let Err(error) = result {
-                                tracing::warn!(%error, "shared-memory hand-over failed");
+                            result = attend(stream, &store, answers) => if let Err(error) = result {
+                                tracing::warn!(%error, "shared-memory client cut off");
                             },
                         }
                     });
@@ -168,7 +204,7 @@ mod server {
     }
 
     /// One client, from its token until its end closes.
-    async fn attend(mut stream: UnixStream, store: &Store) -> io::Result<()> {
+    async fn attend(mut stream: UnixStream, store: &Store, answers: Arc<impl Answers>) -> io::Result<()> {
         let peer = stream.peer_cred()?.uid();
         let own = rustix::process::geteuid().as_raw();
         if peer != own && peer != 0 {
@@ -183,10 +219,12 @@ mod server {
         };
         let _mapped = Mapped { tenant: tenant.clone(), session };
         send_file(&stream, tenant.pool().arena().file()).await?;
-        // Nothing more is said; any end of it ends the session.
-        let mut rest = [0; 16];
-        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
-        Ok(())
+        // Any end of it ends the session.
+        match answer_all(stream, tenant, answers).await {
+            // The usual end of a process that was killed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            ended => ended,
+        }
     }
 
     /// A session whose process may have mapped the pool; dropped when its socket is closed, or cannot be.

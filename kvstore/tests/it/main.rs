@@ -1,5 +1,6 @@
 //! The store over real sockets and real shared memory.
 
+mod calls;
 mod data_port;
 mod harness;
 mod hostile;
