@@ -1,11 +1,17 @@
 //! Workload `transport`: blocks between a client and a store, by every transport, in one process.
 //!
 //! The store runs its service on threads of its own, as `kelvin store` does; clients use the client library. Bytes
-//! are those of whole blocks, stored (reserve, send, commit) and read (acquire, receive, verify), in batches.
-//! Beside them stands a raw stream over loopback that moves the same bytes from one buffer into another, and in
-//! `copies` how often the bytes are moved: a stream moves them twice (into the kernel, out of it). CPU time is
-//! that of both sides.
+//! are those of whole blocks, stored (reserve, fill, send, commit) and read (acquire, receive, verify), in batches: as
+//! an engine does, the next one is filled while another is on its way (`--in-flight`). Beside them stands a raw stream
+//! over loopback that moves the same bytes from one buffer into another, and in `copies` how often the bytes are
+//! moved: a stream moves them twice (into the kernel, out of it), a store fills its blocks as well. CPU time is that
+//! of both sides.
+//!
+//! The raw stream is made three times. A read is compared to a plain one, a store to one whose sender fills its blocks
+//! first: the same number of copies. Both have the congestion control that the system gives; a third has `reno`, as
+//! Kelvin within a host, since that may matter more than everything else.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -18,6 +24,7 @@ use kelvin_kvstore::{Client, ClientOptions, Namespace, Reserved, SequenceHash, T
 use kelvin_proto::{Fingerprint, NamespaceSpec, Shard};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
+use rustix::net::sockopt::set_tcp_congestion;
 use rustix::time::{ClockId, clock_gettime};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +52,14 @@ pub(crate) struct Args {
     /// Blocks of a batch
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
     batch: u64,
+
+    /// Transports to measure [default: all]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = ["tcp", "grpc", "shm"])]
+    transport: Vec<String>,
+
+    /// Batches under way at a time; with 1, each waits for the one before it
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=16))]
+    in_flight: u64,
 }
 
 /// Moved in one turn, and memory that batches go through before it comes by again.
@@ -53,6 +68,8 @@ const MEMORY_BYTES: u64 = 512 << 20;
 /// The same in a smoke run.
 const SMOKE_BYTES: u64 = 128 << 20;
 const KIB: u64 = 1 << 10;
+/// Blocks that a raw stream fills in turn, as many as a batch has.
+const FILLED_BLOCKS: usize = 16;
 /// A prompt of so many blocks is matched and leased in the time of a call.
 const PROMPT_BLOCKS: usize = 128;
 /// At least so much of the raw stream, and at most so long for a prompt.
@@ -76,8 +93,8 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     let store = Running::start(folder.path().join("kv.sock"), args.memory_bytes()).await?;
     let turns = if args.smoke { 1 } else { 5 };
     report.line(format!(
-        "\n  batches of {}; GB/s and CPU-s/GB of both sides, median of {turns} turns\n  {:<24}{:>8}{:>10}{:>8}{:>10}{:>10}{:>8}",
-        args.batch, "", "store", "CPU", "read", "CPU", "of raw", "copies"
+        "\n  batches of {}, {} at a time; GB/s and CPU-s/GB of both sides, median of {turns} turns\n  {:<24}{:>8}{:>10}{:>8}{:>10}{:>10}{:>8}{:>8}",
+        args.batch, args.in_flight, "", "store", "CPU", "of raw", "read", "CPU", "of raw", "copies"
     ));
     for kib in sizes {
         compare(args, &store, kib * KIB, turns, &mut report)
@@ -168,9 +185,26 @@ impl Watch {
     }
 }
 
-fn median(mut rates: Vec<Rate>) -> Rate {
+/// Median of how much faster than the other in the same turn.
+fn ratio(rates: &[Rate], others: &[Rate]) -> f64 {
+    let mut ratios: Vec<f64> = rates.iter().zip(others).map(|(rate, other)| rate.gb_s / other.gb_s).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+fn median(rates: &[Rate]) -> Rate {
+    let mut rates = rates.to_vec();
     rates.sort_by(|one, other| one.gb_s.total_cmp(&other.gb_s));
     rates[rates.len() / 2]
+}
+
+/// One transport's client, and what it did in each turn.
+struct Runner {
+    name: String,
+    copies: &'static str,
+    bench: Bench,
+    stored: Vec<Rate>,
+    read: Vec<Rate>,
 }
 
 async fn compare(
@@ -181,95 +215,139 @@ async fn compare(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let turn_bytes = if args.smoke { SMOKE_BYTES / 2 } else { TURN_BYTES };
-    let mut raw = Vec::new();
-    for _ in 0..turns {
-        raw.push(tokio::task::block_in_place(|| stream(block_bytes, turn_bytes, args.memory_bytes()))?);
-    }
-    let raw = median(raw);
-    let size = if block_bytes < 1 << 20 {
-        format!("{} KiB", block_bytes / KIB)
-    } else {
-        format!("{} MiB", block_bytes >> 20)
-    };
-    report.line(format!(
-        "  {:<24}{:>8}{:>10}{:>8}{:>10}{:>10}{:>8}",
-        format!("{size} raw stream"),
-        number(raw.gb_s),
-        number(raw.cpu_s_gb),
-        "",
-        "",
-        "1.00",
-        2
-    ));
-    report.figure(format!("{}k.raw", block_bytes / KIB), raw.gb_s, "GB/s");
-    for (transport, copies) in [(Transport::Tcp, 2), (Transport::Grpc, 5), (Transport::Shm, 1)] {
+    let mut runners = Vec::new();
+    for (transport, copies) in [(Transport::Tcp, "3, 2"), (Transport::Grpc, "6, 5"), (Transport::Shm, "1, 0")]
+    {
+        let name = format!("{transport:?}").to_lowercase();
+        if !args.transport.is_empty() && !args.transport.contains(&name) {
+            continue;
+        }
         let namespace = store.open(transport, block_bytes).await?;
-        let mut bench = Bench::new(args, namespace, block_bytes);
-        let (mut stored, mut read) = (Vec::new(), Vec::new());
-        // Memory that was never touched costs more than what is copied into it.
-        bench.store(args.memory_bytes() * 3 / 2).await?;
-        bench.read(args.memory_bytes()).await?;
-        for _ in 0..turns {
+        let bench = Bench::new(args, namespace, block_bytes);
+        runners.push(Runner { name, copies, bench, stored: Vec::new(), read: Vec::new() });
+    }
+    let mut raw =
+        [Raw::default(), Raw { fills: true, ..Raw::default() }, Raw { reno: true, ..Raw::default() }];
+    for turn in 0..turns {
+        // All within moments of each other: what else the machine does changes every ratio.
+        for raw in &mut raw {
+            let rate =
+                tokio::task::block_in_place(|| raw.stream(block_bytes, turn_bytes, args.memory_bytes()))?;
+            raw.rates.push(rate);
+        }
+        for Runner { bench, stored, read, .. } in &mut runners {
+            if turn == 0 {
+                // Memory that was never touched costs more than what is copied into it.
+                bench.store(args.memory_bytes() * 3 / 2).await?;
+                bench.read(args.memory_bytes()).await?;
+            }
             let watch = Watch::start();
             stored.push(watch.rate(bench.store(turn_bytes).await?));
             let watch = Watch::start();
             read.push(watch.rate(bench.read(turn_bytes).await?));
+            bench.namespace.evict(&[]).await?;
         }
-        let (stored, read) = (median(stored), median(read));
+    }
+    let size = match block_bytes {
+        ..0x10_0000 => format!("{} KiB", block_bytes / KIB),
+        _ => format!("{} MiB", block_bytes >> 20),
+    };
+    let kib = block_bytes / KIB;
+    for kind in &raw {
+        let rate = median(&kind.rates);
         report.line(format!(
-            "  {:<24}{:>8}{:>10}{:>8}{:>10}{:>10}{:>8}",
-            format!("{size} {transport:?}").to_lowercase(),
+            "  {:<24}{:>8}{:>10}{:>8}{:>10}{:>8}{:>10}{:>8}",
+            format!("{size} {}", kind.name()),
+            number(rate.gb_s),
+            number(rate.cpu_s_gb),
+            number(ratio(&kind.rates, &raw[0].rates)),
+            "",
+            "",
+            "",
+            if kind.fills { 3 } else { 2 }
+        ));
+        report.figure(format!("{kib}k.{}", kind.name().replace(' ', "_")), rate.gb_s, "GB/s");
+    }
+    let [raw, filled, _] = raw.map(|raw| raw.rates);
+    for Runner { name, copies, bench, stored, read } in runners {
+        let (store_ratio, read_ratio) = (ratio(&stored, &filled), ratio(&read, &raw));
+        let (stored, read) = (median(&stored), median(&read));
+        report.line(format!(
+            "  {:<24}{:>8}{:>10}{:>8}{:>10}{:>10}{:>8}{:>8}",
+            format!("{size} {name}"),
             number(stored.gb_s),
             number(stored.cpu_s_gb),
+            number(store_ratio),
             number(read.gb_s),
             number(read.cpu_s_gb),
-            number(read.gb_s.min(stored.gb_s) / raw.gb_s),
+            number(read_ratio),
             copies
         ));
-        let name = format!("{}k.{}", block_bytes / KIB, format!("{transport:?}").to_lowercase());
-        report.compared(
-            format!("{name}.store"),
-            stored.gb_s,
-            "GB/s",
-            raw.gb_s * STREAM_GOAL,
-            stored.gb_s / raw.gb_s,
-        );
-        report.compared(
-            format!("{name}.read"),
-            read.gb_s,
-            "GB/s",
-            raw.gb_s * STREAM_GOAL,
-            read.gb_s / raw.gb_s,
-        );
-        report.figure(format!("{name}.store_cpu"), stored.cpu_s_gb, "CPU-s/GB");
-        report.figure(format!("{name}.read_cpu"), read.cpu_s_gb, "CPU-s/GB");
+        let goal = |raw: &[Rate]| median(raw).gb_s * STREAM_GOAL;
+        report.compared(format!("{kib}k.{name}.store"), stored.gb_s, "GB/s", goal(&filled), store_ratio);
+        report.compared(format!("{kib}k.{name}.read"), read.gb_s, "GB/s", goal(&raw), read_ratio);
+        report.figure(format!("{kib}k.{name}.store_cpu"), stored.cpu_s_gb, "CPU-s/GB");
+        report.figure(format!("{kib}k.{name}.read_cpu"), read.cpu_s_gb, "CPU-s/GB");
         bench.namespace.close().await;
     }
     Ok(())
 }
 
 /// One thread sends, another receives into a buffer of its own.
-fn stream(block_bytes: u64, bytes: u64, memory_bytes: u64) -> anyhow::Result<Rate> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let mut to = TcpStream::connect(listener.local_addr()?)?;
-    let (mut from, _) = listener.accept()?;
-    let blocks = bytes / block_bytes;
-    // One source, as a store's client here has, and as many targets as the store has slots.
-    let mut buffers = vec![vec![1u8; block_bytes as usize]; (memory_bytes / block_bytes) as usize];
-    let source = buffers[0].clone();
-    let watch = Watch::start();
-    std::thread::scope(|scope| -> anyhow::Result<()> {
-        let sender = scope
-            .spawn(move || -> std::io::Result<()> { (0..blocks).try_for_each(|_| to.write_all(&source)) });
-        let count = buffers.len();
-        for at in 0..blocks as usize {
-            from.read_exact(&mut buffers[at % count])?;
+#[derive(Default)]
+struct Raw {
+    /// Whether the sender copies each block from its source first, as a client fills what it stores.
+    fills: bool,
+    /// Instead of the system's congestion control.
+    reno: bool,
+    rates: Vec<Rate>,
+}
+
+impl Raw {
+    fn name(&self) -> &'static str {
+        match (self.fills, self.reno) {
+            (true, _) => "raw stream, filled",
+            (false, true) => "raw stream, reno",
+            (false, false) => "raw stream",
         }
-        sender.join().expect("no panic")?;
-        Ok(())
-    })?;
-    black_box(&buffers);
-    Ok(watch.rate(blocks * block_bytes))
+    }
+
+    fn stream(&self, block_bytes: u64, bytes: u64, memory_bytes: u64) -> anyhow::Result<Rate> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut to = TcpStream::connect(listener.local_addr()?)?;
+        if self.reno {
+            set_tcp_congestion(&to, "reno").context("set the congestion control")?;
+        }
+        let (mut from, _) = listener.accept()?;
+        let blocks = bytes / block_bytes;
+        // One source, as a store's client here has, and as many targets as the store has slots.
+        let mut buffers = vec![vec![1u8; block_bytes as usize]; (memory_bytes / block_bytes) as usize];
+        let source = buffers[0].clone();
+        let mut batch = vec![source.clone(); if self.fills { FILLED_BLOCKS } else { 0 }];
+        let watch = Watch::start();
+        std::thread::scope(|scope| -> anyhow::Result<()> {
+            let sender = scope.spawn(move || -> std::io::Result<()> {
+                for at in 0..blocks as usize {
+                    let mut block = &source;
+                    if self.fills {
+                        let filled = &mut batch[at % FILLED_BLOCKS];
+                        filled.copy_from_slice(&source);
+                        block = filled;
+                    }
+                    to.write_all(block)?;
+                }
+                Ok(())
+            });
+            let count = buffers.len();
+            for at in 0..blocks as usize {
+                from.read_exact(&mut buffers[at % count])?;
+            }
+            sender.join().expect("no panic")?;
+            Ok(())
+        })?;
+        black_box(&buffers);
+        Ok(watch.rate(blocks * block_bytes))
+    }
 }
 
 /// A client that stores sequences and reads them again.
@@ -277,6 +355,7 @@ struct Bench {
     namespace: Namespace,
     block_bytes: u64,
     batch: usize,
+    in_flight: usize,
     memory_bytes: u64,
     random: SmallRng,
     payload: Vec<u8>,
@@ -292,14 +371,15 @@ impl Bench {
         // A batch holds a small part of the store only.
         let memory_bytes = args.memory_bytes();
         let batch = args.batch.min(memory_bytes / 8 / block_bytes).max(1) as usize;
-        Self { namespace, block_bytes, batch, memory_bytes, random, payload, stored: Vec::new() }
+        let in_flight = args.in_flight as usize;
+        Self { namespace, block_bytes, batch, in_flight, memory_bytes, random, payload, stored: Vec::new() }
     }
 
     async fn store(&mut self, bytes: u64) -> anyhow::Result<u64> {
         // What was read would stay, and these would go before they are.
         self.namespace.evict(&[]).await?;
         self.stored.clear();
-        let mut moved = 0;
+        let (mut moved, mut under_way) = (0, VecDeque::new());
         let kept = (self.memory_bytes / 2 / self.block_bytes) as usize / self.batch;
         while moved < bytes {
             let hashes: Vec<_> =
@@ -311,12 +391,19 @@ impl Bench {
                 lease.fill(&self.payload);
                 filled.push(lease);
             }
-            self.namespace.commit(filled).await?;
+            let namespace = self.namespace.clone();
+            under_way.push_back(tokio::spawn(async move { namespace.commit(filled).await }));
+            if under_way.len() == self.in_flight {
+                under_way.pop_front().expect("it has some").await??;
+            }
             moved += hashes.len() as u64 * self.block_bytes;
             self.stored.push(hashes);
             if self.stored.len() > kept {
                 self.stored.remove(0);
             }
+        }
+        for commit in under_way {
+            commit.await??;
         }
         Ok(moved)
     }
@@ -330,20 +417,23 @@ impl Bench {
             }
         }
         ensure!(!here.is_empty(), "none of {} sequences is stored any more", self.stored.len());
-        let mut moved = 0;
-        for hashes in here.into_iter().cycle() {
-            let acquired = self.namespace.acquire(hashes, Duration::ZERO).await?;
-            let leased = acquired.leases.len();
-            ensure!(leased == hashes.len(), "{leased} of {} blocks", hashes.len());
+        let (mut moved, mut under_way) = (0, VecDeque::new());
+        let mut batches = here.into_iter().cycle();
+        loop {
+            while moved < bytes && under_way.len() < self.in_flight {
+                let hashes = batches.next().expect("a cycle has no end").clone();
+                moved += hashes.len() as u64 * self.block_bytes;
+                let namespace = self.namespace.clone();
+                under_way
+                    .push_back(tokio::spawn(async move { namespace.acquire(&hashes, Duration::ZERO).await }));
+            }
+            let Some(acquired) = under_way.pop_front() else { return Ok(moved) };
+            let acquired = acquired.await??;
+            ensure!(acquired.leases.len() == self.batch, "{} of {}", acquired.leases.len(), self.batch);
             for lease in &acquired.leases {
                 black_box(lease.verified()?);
             }
-            moved += hashes.len() as u64 * self.block_bytes;
-            if moved >= bytes {
-                break;
-            }
         }
-        Ok(moved)
     }
 }
 

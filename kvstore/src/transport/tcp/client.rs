@@ -122,7 +122,7 @@ impl Links {
     async fn connect(&self) -> io::Result<TcpStream> {
         let greet = async {
             let mut stream = TcpStream::connect(&self.address).await?;
-            stream.set_nodelay(true)?;
+            settle(&stream)?;
             stream.write_all(&self.hello.encode()).await?;
             let mut welcome = [0; WELCOME_BYTES];
             stream.read_exact(&mut welcome).await?;

@@ -27,9 +27,10 @@ mod client;
 #[cfg(feature = "server")]
 mod server;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use kelvin_kernels::Checksum;
+use tokio::net::TcpStream;
 
 pub(crate) use client::{Buffer, Links, Outcome, Part};
 #[cfg(feature = "server")]
@@ -49,6 +50,18 @@ const GREETING: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_secs(10);
 /// What is hashed at a time while it is in the caches.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// What both ends set on their socket.
+fn settle(stream: &TcpStream) -> io::Result<()> {
+    // A head must not wait for more.
+    stream.set_nodelay(true)?;
+    // Within a host there is no network to share, and pacing by timers, as BBR does, halves the rate at twice the
+    // CPU. Between hosts it is the operator's choice.
+    if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
+        let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
+    }
+    Ok(())
+}
 
 /// Bytes that make no sense as this protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -99,7 +99,7 @@ async fn attend(mut stream: TcpStream, peer: SocketAddr, store: &Store) {
 
 /// The tenant and session of the token that a client shows.
 async fn greet(stream: &mut TcpStream, store: &Store) -> Option<(Arc<Tenant>, u64)> {
-    stream.set_nodelay(true).ok()?;
+    settle(stream).ok()?;
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&*stream, SOCKET_BYTES);
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&*stream, SOCKET_BYTES);
     let mut hello = [0; HELLO_BYTES];
