@@ -9,7 +9,7 @@
 //!
 //! The raw stream is made three times. A read is compared to a plain one, a store to one whose sender fills its blocks
 //! first: the same number of copies. Both have the congestion control that the system gives; a third has `reno`, as
-//! Kelvin within a host, since that may matter more than everything else.
+//! Kelvin within a host, since that may matter more than everything else, and a fourth does the same by io_uring.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -26,6 +26,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rustix::net::sockopt::set_tcp_congestion;
 use rustix::time::{ClockId, clock_gettime};
+use tokio_uring::buf::BoundedBuf;
 use tokio_util::sync::CancellationToken;
 
 use crate::report::{Report, number};
@@ -226,8 +227,12 @@ async fn compare(
         let bench = Bench::new(args, namespace, block_bytes);
         runners.push(Runner { name, copies, bench, stored: Vec::new(), read: Vec::new() });
     }
-    let mut raw =
-        [Raw::default(), Raw { fills: true, ..Raw::default() }, Raw { reno: true, ..Raw::default() }];
+    let mut raw = [
+        Raw::default(),
+        Raw { fills: true, ..Raw::default() },
+        Raw { reno: true, ..Raw::default() },
+        Raw { reno: true, uring: true, ..Raw::default() },
+    ];
     for turn in 0..turns {
         // All within moments of each other: what else the machine does changes every ratio.
         for raw in &mut raw {
@@ -268,7 +273,7 @@ async fn compare(
         ));
         report.figure(format!("{kib}k.{}", kind.name().replace(' ', "_")), rate.gb_s, "GB/s");
     }
-    let [raw, filled, _] = raw.map(|raw| raw.rates);
+    let [raw, filled, ..] = raw.map(|raw| raw.rates);
     for Runner { name, copies, bench, stored, read } in runners {
         let (store_ratio, read_ratio) = (ratio(&stored, &filled), ratio(&read, &raw));
         let (stored, read) = (median(&stored), median(&read));
@@ -300,15 +305,18 @@ struct Raw {
     fills: bool,
     /// Instead of the system's congestion control.
     reno: bool,
+    /// By io_uring, a ring for each side, instead of blocking calls.
+    uring: bool,
     rates: Vec<Rate>,
 }
 
 impl Raw {
     fn name(&self) -> &'static str {
-        match (self.fills, self.reno) {
-            (true, _) => "raw stream, filled",
-            (false, true) => "raw stream, reno",
-            (false, false) => "raw stream",
+        match self {
+            Self { fills: true, .. } => "raw stream, filled",
+            Self { uring: true, .. } => "raw reno, io_uring",
+            Self { reno: true, .. } => "raw stream, reno",
+            _ => "raw stream",
         }
     }
 
@@ -323,6 +331,11 @@ impl Raw {
         // One source, as a store's client here has, and as many targets as the store has slots.
         let mut buffers = vec![vec![1u8; block_bytes as usize]; (memory_bytes / block_bytes) as usize];
         let source = buffers[0].clone();
+        if self.uring {
+            let watch = Watch::start();
+            uring_stream(to, from, source, &mut buffers, blocks as usize)?;
+            return Ok(watch.rate(blocks * block_bytes));
+        }
         let mut batch = vec![source.clone(); if self.fills { FILLED_BLOCKS } else { 0 }];
         let watch = Watch::start();
         std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -348,6 +361,52 @@ impl Raw {
         black_box(&buffers);
         Ok(watch.rate(blocks * block_bytes))
     }
+}
+
+/// The same by io_uring.
+fn uring_stream(
+    to: TcpStream,
+    from: TcpStream,
+    mut source: Vec<u8>,
+    buffers: &mut [Vec<u8>],
+    blocks: usize,
+) -> anyhow::Result<()> {
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let sender = scope.spawn(move || {
+            tokio_uring::start(async move {
+                let to = tokio_uring::net::TcpStream::from_std(to);
+                for _ in 0..blocks {
+                    let (sent, buffer) = to.write_all(source).await;
+                    sent?;
+                    source = buffer;
+                }
+                std::io::Result::Ok(())
+            })
+        });
+        // A ring of its own as well: this thread is the bench's.
+        let receiver = scope.spawn(move || {
+            tokio_uring::start(async move {
+                let from = tokio_uring::net::TcpStream::from_std(from);
+                let count = buffers.len();
+                for at in 0..blocks {
+                    let (mut buffer, mut got) = (std::mem::take(&mut buffers[at % count]), 0);
+                    while got < buffer.len() {
+                        let (read, slice) = from.read(buffer.slice(got..)).await;
+                        buffer = slice.into_inner();
+                        got += match read? {
+                            0 => anyhow::bail!("the stream ended early"),
+                            bytes => bytes,
+                        };
+                    }
+                    buffers[at % count] = buffer;
+                }
+                Ok(())
+            })
+        });
+        receiver.join().expect("no panic")?;
+        sender.join().expect("no panic")?;
+        Ok(())
+    })
 }
 
 /// A client that stores sequences and reads them again.

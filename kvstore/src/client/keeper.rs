@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashSet,
+    hash::BuildHasherDefault,
     path::Path,
     sync::{
         Arc,
@@ -21,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Client, Error, lease::LeaseName};
 use crate::{
-    NamespaceKey,
+    HashMixer, NamespaceKey,
     transport::{self, Attached, Links, Verb},
 };
 
@@ -89,7 +90,7 @@ pub(super) struct Shared {
 /// renewed, and ends at its TTL.
 #[derive(Debug, Default)]
 struct Leases {
-    held: HashSet<LeaseName>,
+    held: HashSet<LeaseName, BuildHasherDefault<HashMixer>>,
     returns: Vec<(LeaseName, Return)>,
 }
 
