@@ -99,6 +99,7 @@ bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" core --smoke
 	"$(BIN)/kelvin-bench" index --smoke
 	"$(BIN)/kelvin-bench" policies --smoke
+	"$(BIN)/kelvin-bench" replay --smoke
 	"$(BIN)/kelvin-bench" restart --smoke
 	"$(BIN)/kelvin-bench" tiers --smoke
 	"$(BIN)/kelvin-bench" transport --smoke

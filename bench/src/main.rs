@@ -13,6 +13,7 @@ mod machine;
 mod policies;
 mod prompts;
 mod recorder;
+mod replay;
 mod report;
 mod restart;
 mod reuse;
@@ -38,6 +39,7 @@ enum Workload {
     Core(core::Args),
     Index(index::Args),
     Policies(policies::Args),
+    Replay(replay::Args),
     Restart(restart::Args),
     Serve(serve::Args),
     Tiers(tiers::Args),
@@ -71,6 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
             Workload::Core(args) => core::run(&args).map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
             Workload::Policies(args) => policies::run(&args).map(Some),
+            Workload::Replay(args) => replay::run(&args).map(Some),
             Workload::Restart(args) => restart::run(&args).await.map(Some),
             Workload::Serve(args) => serve::run(args).await,
             Workload::Tiers(args) => tiers::run(args).await,

@@ -44,7 +44,7 @@ const SIZES: [usize; 5] = [2, 5, 10, 20, 40];
 /// Rates may differ by this from those of the simulator, and from the best of them.
 const TOLERANCE: f64 = 0.005;
 /// The conversation trace.
-const CONVERSATIONS: (usize, usize) = (12_031, 182_790);
+pub(crate) const CONVERSATIONS: (usize, usize) = (12_031, 182_790);
 /// What an independent simulator measured there.
 const SIMULATED: [(&str, [f64; 5]); 5] = [
     ("lru", [0.079, 0.204, 0.294, 0.367, 0.385]),

@@ -20,6 +20,8 @@ pub(crate) struct Request {
     /// Since the start of the trace.
     pub(crate) at: Duration,
     pub(crate) prompt_tokens: u64,
+    /// Tokens of the answer, at least one.
+    pub(crate) output_tokens: u64,
     /// Its blocks, each named by a hash of it and of all before it.
     pub(crate) blocks: Vec<u64>,
 }
@@ -44,6 +46,9 @@ struct Line {
     /// Milliseconds.
     timestamp: u64,
     input_length: u64,
+    /// Of a trace of prompts alone: none.
+    #[serde(default)]
+    output_length: u64,
     hash_ids: Vec<u64>,
 }
 
@@ -58,9 +63,11 @@ impl Trace {
             let line: Line = serde_json::from_str(&line.with_context(context)?).with_context(context)?;
             let fits = line.hash_ids.len() as u64 == line.input_length.div_ceil(BLOCK_TOKENS);
             ensure!(fits, "{}: {} tokens in {} blocks", context(), line.input_length, line.hash_ids.len());
+            ensure!(line.input_length > 0, "{}: an empty prompt", context());
             requests.push(Request {
                 at: Duration::from_millis(line.timestamp),
                 prompt_tokens: line.input_length,
+                output_tokens: line.output_length.max(1),
                 blocks: line.hash_ids.into_iter().map(spread).collect(),
             });
         }
@@ -87,7 +94,8 @@ impl Trace {
                 let mut blocks = whole.clone();
                 append(1, &mut blocks);
                 let prompt_tokens = whole.len() as u64 * BLOCK_TOKENS + rng.random_range(1..BLOCK_TOKENS);
-                requests.push(Request { at, prompt_tokens, blocks });
+                let output_tokens = 50 + spread(next_block) % 400;
+                requests.push(Request { at, prompt_tokens, output_tokens, blocks });
                 if !rng.random_bool(goes_on) {
                     break;
                 }
@@ -98,7 +106,7 @@ impl Trace {
         Self::new(requests)
     }
 
-    fn new(requests: Vec<Request>) -> Self {
+    pub(crate) fn new(requests: Vec<Request>) -> Self {
         let blocks = requests.iter().flat_map(|request| &request.blocks);
         let unique_blocks = blocks.collect::<HashSet<_>>().len();
         Self { requests, unique_blocks }
@@ -106,7 +114,7 @@ impl Trace {
 }
 
 /// A number that is spread over all bits, as hashes are (the last steps of SplitMix64).
-fn spread(id: u64) -> u64 {
+pub(crate) fn spread(id: u64) -> u64 {
     let id = id.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

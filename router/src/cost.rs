@@ -31,17 +31,17 @@
 use rand::Rng;
 
 /// Prompt tokens a second, before the first measurement: a small model on one core.
-const RATE_DEFAULT: f64 = 150.0;
+pub(crate) const RATE_DEFAULT: f64 = 150.0;
 /// Microseconds to import a block, before the first measurement.
 const IMPORT_US_DEFAULT: f64 = 100.0;
 /// Microseconds of a decode step, before the first measurement.
-const STEP_US_DEFAULT: f64 = 20_000.0;
+pub(crate) const STEP_US_DEFAULT: f64 = 20_000.0;
 /// What two more processes cost a request: a call, a reservation, and waking up for each block.
 const HAND_OFF_US: f64 = 3_000.0;
 /// Tokens a sequence is expected to have left when another waits for its slot.
 const SLOT_TOKENS: f64 = 64.0;
 /// Relative difference below which two costs are equal: measured rates waver more than that.
-const TIE: f64 = 0.02;
+pub(crate) const TIE: f64 = 0.02;
 
 /// What matters of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +231,7 @@ fn step_us(worker: &WorkerFacts) -> f64 {
 }
 
 /// What a worker says of itself may be anything: only a positive number counts.
-fn measured(value: Option<f64>, default: f64) -> f64 {
+pub(crate) fn measured(value: Option<f64>, default: f64) -> f64 {
     value.filter(|value| value.is_finite() && *value > 0.0).unwrap_or(default)
 }
 

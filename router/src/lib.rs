@@ -14,13 +14,14 @@
 //!
 //! # Invariants
 //! - No KV byte passes through here; token ids do, and text.
-//! - [`cost`] is a pure function: it does no I/O and reads no clock.
+//! - [`cost`] and [`expected`](mod@expected) are pure functions: they do no I/O and read no clock.
 //! - The store makes requests faster and is never needed to answer one.
 //! - A stream ends with `[DONE]` or with an error, never silently.
 #![forbid(unsafe_code)]
 
 mod config;
 mod cost;
+mod expected;
 mod fleet;
 mod metrics;
 mod openai;
@@ -31,5 +32,6 @@ mod text;
 
 pub use config::{Error, Listening, ModelSource, RouterConfig};
 pub use cost::PrefillPolicy;
+pub use expected::{Candidate, Choice, Expected, Held, choose, expected};
 pub use service::serve;
 pub use text::VocabularyError;

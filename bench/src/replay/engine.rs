@@ -1,0 +1,396 @@
+//! One engine: what is batched in a pass, and how long it takes.
+//!
+//! # Overview
+//! A scheduler as vLLM has it, with the limits that Dynamo's mocker sets by default. A pass has a budget of
+//! tokens. The running sequences take theirs first: one token each, or as much as is left of a prompt. Then
+//! waiting ones are admitted in their order, while the budget lasts and the whole sequence fits into memory;
+//! a prompt that exceeds the budget goes on in the next pass. What is in the prefix cache is not computed
+//! again. The pass takes the time of its new prompt tokens and that of a decode step, one after the other,
+//! and at its end each sequence whose prompt is done has one more token. If memory runs out under running
+//! sequences, the youngest one gives back its blocks and waits in front of all others.
+//!
+//! ```text
+//!             ┌──────── preempted ───────┐
+//!             ▼                          │
+//! arrive ► waiting ─────── admit ────► running ─── last token ──► done
+//!             │  ▲
+//!             ▼  │ loaded
+//!           loading (blocks that are found outside of the engine)
+//! ```
+
+use std::collections::VecDeque;
+
+use super::cache::{DeviceCache, Slot};
+use super::clock::{Nanos, nanos};
+use super::timing::{decode_ms, prefill_ms};
+use super::workload::ENGINE_BLOCK_TOKENS;
+
+/// Tokens of a pass.
+const PASS_TOKENS: u64 = 8_192;
+/// Sequences that run at once.
+const RUNNING_MAX: usize = 256;
+
+/// Where an engine finds blocks that it doesn't have.
+pub(crate) trait Outside {
+    /// How many blocks of `keys` behind the first `held` are worth loading, and when they are here if the
+    /// load begins now. `None`: compute them.
+    fn load(&mut self, worker: usize, keys: &[u64], held: usize, now: Nanos) -> Option<Load>;
+}
+
+/// See [`Outside::load`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) blocks: usize,
+    pub(crate) done_at: Nanos,
+}
+
+/// A request in an engine.
+#[derive(Debug)]
+struct Sequence {
+    job: u32,
+    /// Of the whole blocks of its prompt.
+    keys: Vec<u64>,
+    prompt_tokens: u64,
+    output_tokens: u64,
+    generated: u64,
+    /// Tokens whose KV is there.
+    computed: u64,
+    slots: Vec<Slot>,
+    /// Blocks whose key is known to the cache, or would be if it was not there before.
+    registered: usize,
+    /// Whether it is told which tokens were reused: the first admission counts.
+    is_admitted: bool,
+    /// Tokens that were loaded when it was.
+    loaded: u64,
+}
+
+impl Sequence {
+    fn tokens(&self) -> u64 {
+        self.prompt_tokens + self.generated
+    }
+}
+
+/// What became of a request in a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Its prompt is in work: so many of its tokens were in memory or loaded.
+    Admitted { job: u32, device_tokens: u64, loaded_tokens: u64 },
+    /// It has a first token.
+    FirstToken { job: u32 },
+    /// It has its last token.
+    Done { job: u32 },
+}
+
+/// Blocks that came into memory: a run behind `parent`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) parent: Option<u64>,
+    pub(crate) keys: Vec<u64>,
+    /// Whether they were computed here, not loaded.
+    pub(crate) is_new: bool,
+}
+
+/// A pass that began.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    pub(crate) ends_at: Nanos,
+    /// New prompt tokens, and the time they take.
+    pub(crate) prefill_tokens: u64,
+    pub(crate) prefill_time: Nanos,
+    /// Time of the decode step, if there was one.
+    pub(crate) decode_time: Option<Nanos>,
+    pub(crate) admitted: Vec<Outcome>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    worker: usize,
+    cache: DeviceCache,
+    waiting: VecDeque<Sequence>,
+    loading: Vec<(Nanos, Sequence)>,
+    running: Vec<Sequence>,
+    is_busy: bool,
+    stored: Vec<Stored>,
+    preemptions: u64,
+    /// Keys of blocks with generated tokens, which no prompt has.
+    next_generated: u64,
+}
+
+impl Engine {
+    pub(crate) fn new(worker: usize, capacity_blocks: usize) -> Self {
+        Self {
+            worker,
+            cache: DeviceCache::new(capacity_blocks),
+            waiting: VecDeque::new(),
+            loading: Vec::new(),
+            running: Vec::new(),
+            is_busy: false,
+            stored: Vec::new(),
+            preemptions: 0,
+            next_generated: 0,
+        }
+    }
+
+    /// Whether such a request can ever run here.
+    pub(crate) fn fits(&self, tokens: u64) -> bool {
+        tokens.div_ceil(ENGINE_BLOCK_TOKENS) <= self.cache.capacity() as u64
+    }
+
+    pub(crate) fn arrive(&mut self, job: u32, keys: Vec<u64>, prompt_tokens: u64, output_tokens: u64) {
+        self.waiting.push_back(Sequence {
+            job,
+            keys,
+            prompt_tokens,
+            output_tokens,
+            generated: 0,
+            computed: 0,
+            slots: Vec::new(),
+            registered: 0,
+            is_admitted: false,
+            loaded: 0,
+        });
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.is_busy
+    }
+
+    pub(crate) fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Blocks that came since the last call.
+    pub(crate) fn take_stored(&mut self) -> Vec<Stored> {
+        std::mem::take(&mut self.stored)
+    }
+
+    /// Keys of blocks that went since the last call.
+    pub(crate) fn take_evicted(&mut self) -> Vec<u64> {
+        self.cache.take_evicted()
+    }
+
+    /// When the next load is done.
+    pub(crate) fn next_load(&self) -> Option<Nanos> {
+        self.loading.iter().map(|(at, _)| *at).min()
+    }
+
+    /// Begins a pass, unless one is on or there is nothing to do.
+    pub(crate) fn start(&mut self, now: Nanos, outside: &mut dyn Outside) -> Option<Pass> {
+        if self.is_busy {
+            return None;
+        }
+        self.finish_loads(now);
+        let mut pass = Pass::default();
+        let mut budget = PASS_TOKENS;
+        let preempted = self.schedule_running(&mut budget, &mut pass);
+        if !preempted {
+            self.admit(now, &mut budget, &mut pass, outside);
+        }
+        let ready = self.running.iter().any(|sequence| sequence.computed == sequence.tokens());
+        let prefill = prefill_ms(pass.prefill_tokens);
+        let decode = ready.then(|| decode_ms(self.cache.active(), self.cache.capacity()));
+        if budget == PASS_TOKENS {
+            return None;
+        }
+        pass.prefill_time = nanos(prefill);
+        pass.decode_time = decode.map(nanos);
+        pass.ends_at = now + pass.prefill_time + pass.decode_time.unwrap_or(0);
+        self.is_busy = true;
+        Some(pass)
+    }
+
+    /// Ends the pass.
+    pub(crate) fn finish(&mut self, outcomes: &mut Vec<Outcome>) {
+        assert!(self.is_busy, "a pass ends that began");
+        self.is_busy = false;
+        for mut sequence in std::mem::take(&mut self.running) {
+            if sequence.computed == sequence.tokens() {
+                sequence.generated += 1;
+                if sequence.generated == 1 {
+                    outcomes.push(Outcome::FirstToken { job: sequence.job });
+                }
+                if sequence.generated >= sequence.output_tokens {
+                    outcomes.push(Outcome::Done { job: sequence.job });
+                    self.retire(&sequence);
+                    continue;
+                }
+            }
+            self.running.push(sequence);
+        }
+    }
+
+    /// Gives back the blocks of a sequence that is done. Those with generated tokens stay in the cache like
+    /// all others, though no prompt of the trace has them.
+    fn retire(&mut self, sequence: &Sequence) {
+        let whole = (sequence.computed / ENGINE_BLOCK_TOKENS) as usize;
+        for slot in &sequence.slots[sequence.registered.min(whole)..whole] {
+            self.next_generated += 1;
+            let key = !(self.next_generated << 12 | self.worker as u64);
+            self.cache.register(*slot, key);
+        }
+        self.cache.release(&sequence.slots);
+    }
+
+    /// The sequences whose blocks have come wait in front.
+    fn finish_loads(&mut self, now: Nanos) {
+        let (mut done, loading): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.loading).into_iter().partition(|(at, _)| *at <= now);
+        self.loading = loading;
+        done.sort_by_key(|(at, sequence)| (*at, sequence.job));
+        for (_, mut sequence) in done.into_iter().rev() {
+            self.register(&mut sequence, false);
+            self.waiting.push_front(sequence);
+        }
+    }
+
+    /// Whether one was preempted.
+    fn schedule_running(&mut self, budget: &mut u64, pass: &mut Pass) -> bool {
+        let mut preempted = false;
+        let mut number = 0;
+        while number < self.running.len() && *budget > 0 {
+            let mut sequence = std::mem::replace(&mut self.running[number], placeholder());
+            let granted = (sequence.tokens() - sequence.computed).min(*budget);
+            let mut is_gone = false;
+            while !allocate(&mut self.cache, &mut sequence, granted) {
+                preempted = true;
+                self.preemptions += 1;
+                let youngest = self.running.len() - 1;
+                if youngest == number {
+                    is_gone = true;
+                    break;
+                }
+                let victim = self.running.remove(youngest);
+                self.preempt(victim);
+            }
+            if is_gone {
+                self.running.remove(number);
+                self.preempt(sequence);
+                break;
+            }
+            self.compute(&mut sequence, granted, pass);
+            *budget -= granted;
+            self.running[number] = sequence;
+            number += 1;
+        }
+        preempted
+    }
+
+    fn preempt(&mut self, mut sequence: Sequence) {
+        self.cache.release(&sequence.slots);
+        sequence.slots.clear();
+        (sequence.computed, sequence.registered) = (0, 0);
+        self.waiting.push_front(sequence);
+    }
+
+    fn admit(&mut self, now: Nanos, budget: &mut u64, pass: &mut Pass, outside: &mut dyn Outside) {
+        while self.running.len() < RUNNING_MAX && *budget > 0 {
+            let Some(first) = self.waiting.front() else { break };
+            let mut held = 0;
+            if first.computed == 0 {
+                // The last token is computed in any case: what follows is sampled from it.
+                let useful = ((first.tokens() - 1) / ENGINE_BLOCK_TOKENS) as usize;
+                let keys = &first.keys[..useful.min(first.keys.len())];
+                let (matched, active) = self.cache.matched(keys);
+                let blocks = first.tokens().div_ceil(ENGINE_BLOCK_TOKENS) as usize;
+                if blocks - active > self.cache.available() {
+                    break;
+                }
+                held = matched;
+                let load = outside.load(self.worker, keys, held, now).filter(|load| load.blocks > 0);
+                if let Some(load) = load {
+                    let mut sequence = self.waiting.pop_front().expect("it is the first");
+                    self.take(&mut sequence, held);
+                    let tokens = load.blocks as u64 * ENGINE_BLOCK_TOKENS;
+                    // Room for all of it, so that no two loaded ones wait for each other's.
+                    let all = sequence.tokens() - sequence.computed;
+                    let is_there = allocate(&mut self.cache, &mut sequence, all);
+                    assert!(is_there, "the whole sequence fits");
+                    sequence.computed += tokens;
+                    sequence.loaded = tokens;
+                    self.loading.push((load.done_at, sequence));
+                    continue;
+                }
+            }
+            let mut sequence = self.waiting.pop_front().expect("it is the first");
+            if sequence.computed == 0 {
+                self.take(&mut sequence, held);
+            }
+            let granted = (sequence.tokens() - sequence.computed).min(*budget);
+            let is_there = allocate(&mut self.cache, &mut sequence, granted);
+            assert!(is_there, "the whole sequence fits");
+            if !sequence.is_admitted {
+                sequence.is_admitted = true;
+                pass.admitted.push(Outcome::Admitted {
+                    job: sequence.job,
+                    device_tokens: sequence.computed - sequence.loaded,
+                    loaded_tokens: sequence.loaded,
+                });
+            }
+            self.compute(&mut sequence, granted, pass);
+            *budget -= granted;
+            self.running.push(sequence);
+        }
+    }
+
+    /// Uses the first blocks, which are in the cache.
+    fn take(&mut self, sequence: &mut Sequence, blocks: usize) {
+        let keys = sequence.keys[..blocks].iter();
+        sequence.slots = keys.map(|key| self.cache.take(*key).expect("it was matched")).collect();
+        sequence.computed = blocks as u64 * ENGINE_BLOCK_TOKENS;
+        sequence.registered = blocks;
+    }
+
+    fn compute(&mut self, sequence: &mut Sequence, tokens: u64, pass: &mut Pass) {
+        let before = sequence.computed.min(sequence.prompt_tokens);
+        sequence.computed += tokens;
+        pass.prefill_tokens += sequence.computed.min(sequence.prompt_tokens) - before;
+        self.register(sequence, true);
+    }
+
+    /// Makes the whole blocks of the prompt that are computed known: the next one in the same pass finds
+    /// them.
+    fn register(&mut self, sequence: &mut Sequence, is_new: bool) {
+        let whole = ((sequence.computed / ENGINE_BLOCK_TOKENS) as usize).min(sequence.keys.len());
+        let first = sequence.registered;
+        if whole <= first {
+            return;
+        }
+        for (slot, key) in sequence.slots[first..whole].iter().zip(&sequence.keys[first..whole]) {
+            self.cache.register(*slot, *key);
+        }
+        sequence.registered = whole;
+        let parent = first.checked_sub(1).map(|parent| sequence.keys[parent]);
+        self.stored.push(Stored { parent, keys: sequence.keys[first..whole].to_vec(), is_new });
+    }
+}
+
+/// Stands where a sequence is taken out for a moment.
+fn placeholder() -> Sequence {
+    Sequence {
+        job: u32::MAX,
+        keys: Vec::new(),
+        prompt_tokens: 0,
+        output_tokens: 0,
+        generated: 0,
+        computed: 0,
+        slots: Vec::new(),
+        registered: 0,
+        is_admitted: true,
+        loaded: 0,
+    }
+}
+
+/// Blocks for so many more tokens; without room for all of them it stays as it was.
+fn allocate(cache: &mut DeviceCache, sequence: &mut Sequence, tokens: u64) -> bool {
+    let blocks = (sequence.computed + tokens).div_ceil(ENGINE_BLOCK_TOKENS) as usize;
+    let missing = blocks.saturating_sub(sequence.slots.len());
+    if missing > cache.available() {
+        return false;
+    }
+    sequence.slots.extend((0..missing).map(|_| cache.allocate().expect("there is room")));
+    true
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! A replay: requests arrive, a router places them, engines serve them, and the clock jumps from one event to
+//! the next.
+
+use anyhow::ensure;
+use std::collections::VecDeque;
+
+use super::clock::{EventQueue, Nanos};
+use super::engine::{Engine, Outcome, Stored};
+use super::routers::{Router, RouterKind, View};
+use super::store::Source;
+use super::workload::{ENGINE_BLOCK_TOKENS, Workload};
+use super::world::{Cluster, World};
+
+/// What happens.
+#[derive(Debug)]
+enum Event {
+    Arrival(u32),
+    PassEnd {
+        worker: usize,
+        prefill_tokens: u64,
+        prefill_time: Nanos,
+        decode_time: Option<Nanos>,
+    },
+    /// A load is done.
+    Loaded(usize),
+    /// Blocks of a worker are in the store.
+    Saved(usize),
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Served {
+    pub(crate) arrived_at: Nanos,
+    pub(crate) first_token_at: Option<Nanos>,
+    pub(crate) done_at: Option<Nanos>,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) output_tokens: u64,
+    pub(crate) device_tokens: u64,
+    pub(crate) loaded_tokens: u64,
+}
+
+/// Everything of a replay.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    pub(crate) served: Vec<Served>,
+    pub(crate) preemptions: u64,
+    /// From each of [`Source::ALL`].
+    pub(crate) loaded_tokens: [u64; Source::ALL.len()],
+}
+
+/// What the router noted of a request in flight.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flight {
+    worker: u32,
+    compute_tokens: u64,
+    blocks: u64,
+}
+
+/// Replays a workload on a cluster.
+///
+/// # Errors
+/// If a request is larger than the memory of an engine.
+pub(crate) fn replay(
+    workload: &Workload<'_>,
+    cluster: &Cluster,
+    router: RouterKind,
+    seed: u64,
+) -> anyhow::Result<Replayed> {
+    Simulation::new(workload, cluster, router, seed).run()
+}
+
+struct Simulation<'a> {
+    workload: &'a Workload<'a>,
+    queue: EventQueue<Event>,
+    router: Router,
+    world: World,
+    engines: Vec<Engine>,
+    views: Vec<View>,
+    /// Blocks on their way into the store, of each worker.
+    saving: Vec<VecDeque<Vec<Stored>>>,
+    /// The load that each worker is woken up for.
+    woken_at: Vec<Option<Nanos>>,
+    flights: Vec<Flight>,
+    served: Vec<Served>,
+    /// Whether somebody asks who has which blocks.
+    wants_index: bool,
+}
+
+impl<'a> Simulation<'a> {
+    fn new(workload: &'a Workload<'a>, cluster: &Cluster, router: RouterKind, seed: u64) -> Self {
+        let router = Router::new(router, seed);
+        let jobs = workload.jobs().len();
+        Self {
+            workload,
+            queue: EventQueue::new(),
+            wants_index: router.wants_index() || cluster.shares_device,
+            router,
+            world: World::new(cluster),
+            engines: (0..cluster.workers).map(|worker| Engine::new(worker, cluster.device_blocks)).collect(),
+            views: vec![View::default(); cluster.workers],
+            saving: vec![VecDeque::new(); cluster.workers],
+            woken_at: vec![None; cluster.workers],
+            flights: vec![Flight::default(); jobs],
+            served: vec![Served::default(); jobs],
+        }
+    }
+
+    fn run(mut self) -> anyhow::Result<Replayed> {
+        if let Some(first) = self.workload.jobs().first() {
+            self.queue.push(first.at, Event::Arrival(0));
+        }
+        while let Some((now, event)) = self.queue.pop() {
+            match event {
+                Event::Arrival(job) => self.arrive(job, now)?,
+                Event::PassEnd { worker, prefill_tokens, prefill_time, decode_time } => {
+                    self.views[worker].note_prefill(prefill_tokens, prefill_time as f64 / 1e9);
+                    if let Some(time) = decode_time {
+                        self.views[worker].note_step(time as f64 / 1e9);
+                    }
+                    self.end_pass(worker, now);
+                }
+                Event::Loaded(worker) => {
+                    self.woken_at[worker] = None;
+                    self.start_pass(worker, now);
+                }
+                Event::Saved(worker) => self.save(worker, now),
+            }
+        }
+        let unfinished = self.served.iter().filter(|served| served.done_at.is_none()).count();
+        assert_eq!(unfinished, 0, "every request is served");
+        Ok(Replayed {
+            served: self.served,
+            preemptions: self.engines.iter().map(Engine::preemptions).sum(),
+            loaded_tokens: self.world.loaded_tokens(),
+        })
+    }
+
+    fn arrive(&mut self, job: u32, now: Nanos) -> anyhow::Result<()> {
+        // The next one only now: the queue stays small.
+        if let Some(next) = self.workload.jobs().get(job as usize + 1) {
+            self.queue.push(next.at, Event::Arrival(job + 1));
+        }
+        let request = self.workload.request(job);
+        let (prompt_tokens, output_tokens) = (request.prompt_tokens, request.output_tokens);
+        ensure!(
+            self.engines[0].fits(prompt_tokens + output_tokens),
+            "request {job} has {prompt_tokens} + {output_tokens} tokens, more than the memory of an engine"
+        );
+        let keys = self.workload.keys(job);
+        let pick = self.router.pick(prompt_tokens, &keys, &self.views, &self.world);
+        let flight = Flight {
+            worker: pick.worker as u32,
+            compute_tokens: pick.compute_tokens,
+            blocks: prompt_tokens.div_ceil(ENGINE_BLOCK_TOKENS),
+        };
+        let view = &mut self.views[pick.worker];
+        view.queued_tokens += flight.compute_tokens;
+        view.blocks += flight.blocks;
+        view.streams += 1;
+        self.flights[job as usize] = flight;
+        self.served[job as usize] =
+            Served { arrived_at: now, prompt_tokens, output_tokens, ..Served::default() };
+        self.engines[pick.worker].arrive(job, keys, prompt_tokens, output_tokens);
+        self.start_pass(pick.worker, now);
+        Ok(())
+    }
+
+    fn start_pass(&mut self, worker: usize, now: Nanos) {
+        let pass = self.engines[worker].start(now, &mut self.world);
+        let stored = self.engines[worker].take_stored();
+        let evicted = self.engines[worker].take_evicted();
+        if self.wants_index {
+            evicted.into_iter().for_each(|key| self.world.fleet.evicted(worker, key));
+            for run in &stored {
+                self.world.fleet.stored(worker, run.parent, &run.keys, now);
+            }
+        }
+        if let Some(pass) = pass {
+            for outcome in pass.admitted {
+                self.note(outcome, now);
+            }
+            let (prefill_tokens, prefill_time, decode_time) =
+                (pass.prefill_tokens, pass.prefill_time, pass.decode_time);
+            let event = Event::PassEnd { worker, prefill_tokens, prefill_time, decode_time };
+            self.queue.push(pass.ends_at, event);
+            let new: Vec<_> = stored.into_iter().filter(|run| run.is_new).collect();
+            if self.world.has_store() && !new.is_empty() {
+                let blocks: usize = new.iter().map(|run| run.keys.len()).sum();
+                let tokens = blocks as u64 * ENGINE_BLOCK_TOKENS;
+                let saved_at = self.world.links.save(worker, tokens, pass.ends_at);
+                self.saving[worker].push_back(new);
+                self.queue.push(saved_at, Event::Saved(worker));
+            }
+        }
+        // A pass that is on looks for loaded blocks when it ends.
+        let next = self.engines[worker].next_load().filter(|_| !self.engines[worker].is_busy());
+        if let Some(at) = next.filter(|at| self.woken_at[worker].is_none_or(|woken_at| woken_at > *at)) {
+            self.woken_at[worker] = Some(at);
+            self.queue.push(at, Event::Loaded(worker));
+        }
+    }
+
+    fn end_pass(&mut self, worker: usize, now: Nanos) {
+        let mut outcomes = Vec::new();
+        self.engines[worker].finish(&mut outcomes);
+        for outcome in outcomes {
+            self.note(outcome, now);
+        }
+        self.start_pass(worker, now);
+    }
+
+    fn note(&mut self, outcome: Outcome, now: Nanos) {
+        match outcome {
+            Outcome::Admitted { job, device_tokens, loaded_tokens } => {
+                let served = &mut self.served[job as usize];
+                (served.device_tokens, served.loaded_tokens) = (device_tokens, loaded_tokens);
+            }
+            Outcome::FirstToken { job } => {
+                self.served[job as usize].first_token_at = Some(now);
+                let flight = self.flights[job as usize];
+                self.views[flight.worker as usize].queued_tokens -= flight.compute_tokens;
+            }
+            Outcome::Done { job } => {
+                self.served[job as usize].done_at = Some(now);
+                let flight = self.flights[job as usize];
+                let view = &mut self.views[flight.worker as usize];
+                view.blocks -= flight.blocks;
+                view.streams -= 1;
+            }
+        }
+    }
+
+    fn save(&mut self, worker: usize, now: Nanos) {
+        let runs = self.saving[worker].pop_front().expect("what is saved was on its way");
+        let node = self.world.links.node(worker);
+        for run in runs {
+            self.world.store.put(node, run.parent, &run.keys, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Where a prompt's first token can be expected soonest: a pure function over plain numbers.
+//!
+//! # Overview
+//! [`choose`] prices each worker in microseconds of expected time to first token and takes the cheapest.
+//! With `u` the prompt's tokens that have to be computed there:
+//!
+//! ```text
+//! cost = wait + compute + load + crowding
+//!
+//! wait      queued / rate                prompt tokens that were sent there and have no first token yet
+//! compute   u / rate
+//! load      sum over places (latency + tokens * us_per_token)
+//! crowding  streams * step               each stream makes the batch, and so its steps, longer
+//! ```
+//! What the worker has in its own memory costs nothing. Behind that the prompt's next tokens may be in other
+//! places (DRAM, NVMe, another node, S3), in the order of the prompt; as many of those places are used as
+//! make `compute + load` least, so that a slow place is left alone where computing is faster.
+//!
+//! `rate` and `step` are measured at each worker; `us_per_token` and `latency` of each place too. A worker
+//! that was not measured yet counts as the fastest of those that were: were it taken for slow, it would get
+//! no prompt, and never be measured.
+//!
+//! Costs within [`TIE`] of the cheapest are equal: then the worker with the fewest streams is taken, and of
+//! those chance takes one. So a prefix that many ask for at once spreads: the queue in front of the worker
+//! that has it becomes dearer than to load or compute it elsewhere, and from then on there are two.
+
+use rand::Rng;
+
+use crate::cost::{RATE_DEFAULT, STEP_US_DEFAULT, TIE, measured};
+
+/// Tokens that are in some place outside of a worker's own memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Held {
+    /// How many, behind those of the places before.
+    pub tokens: u64,
+    /// Microseconds to bring one of them into the worker's memory.
+    pub us_per_token: f64,
+    /// Microseconds until the first comes.
+    pub latency_us: f64,
+}
+
+/// A worker that could take a prompt. Measurements are `None` before the first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate<'a> {
+    /// Whatever the caller knows it by.
+    pub worker: usize,
+    /// Prompt tokens to compute that were sent there and have no first token yet.
+    pub queued_tokens: u64,
+    /// Sequences it has, running or waiting.
+    pub streams: u32,
+    /// Leading tokens of the prompt in its own memory.
+    pub own_tokens: u64,
+    /// Where the tokens behind those are, in the order of the prompt.
+    pub held: &'a [Held],
+    /// Prompt tokens it computes a second.
+    pub tokens_per_second: Option<f64>,
+    /// Microseconds of its decode steps.
+    pub step_us: Option<f64>,
+}
+
+/// The parts of a cost, microseconds; see the module.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Expected {
+    /// Until the prompts sent before are done.
+    pub wait_us: f64,
+    /// To compute what is not loaded.
+    pub compute_us: f64,
+    /// To load the rest.
+    pub load_us: f64,
+    /// What the worker's streams add.
+    pub crowding_us: f64,
+    /// Tokens that are loaded.
+    pub load_tokens: u64,
+    /// Tokens that are computed.
+    pub compute_tokens: u64,
+}
+
+impl Expected {
+    /// What candidates are compared by.
+    pub fn cost_us(&self) -> f64 {
+        self.wait_us + self.compute_us + self.load_us + self.crowding_us
+    }
+}
+
+/// A worker, and what is expected there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// Of the candidate.
+    pub worker: usize,
+    /// Why.
+    pub expected: Expected,
+}
+
+/// What a prompt of so many tokens costs at a worker.
+pub fn expected(prompt_tokens: u64, candidate: &Candidate<'_>) -> Expected {
+    let rate = measured(candidate.tokens_per_second, RATE_DEFAULT);
+    let compute_us = |tokens: u64| tokens as f64 * 1e6 / rate;
+    // The last token is computed in any case: its successor is sampled from it.
+    let mut rest = prompt_tokens.saturating_sub(candidate.own_tokens).max(1);
+    let mut best = Expected { compute_us: compute_us(rest), compute_tokens: rest, ..Expected::default() };
+    let (mut load_us, mut load_tokens) = (0.0, 0);
+    for held in candidate.held {
+        let tokens = held.tokens.min(rest - 1);
+        load_us += positive(held.latency_us) + tokens as f64 * positive(held.us_per_token);
+        load_tokens += tokens;
+        rest -= tokens;
+        if compute_us(rest) + load_us < best.compute_us + best.load_us {
+            best = Expected {
+                compute_us: compute_us(rest),
+                compute_tokens: rest,
+                load_us,
+                load_tokens,
+                ..Expected::default()
+            };
+        }
+    }
+    Expected {
+        wait_us: compute_us(candidate.queued_tokens),
+        crowding_us: f64::from(candidate.streams) * measured(candidate.step_us, STEP_US_DEFAULT),
+        ..best
+    }
+}
+
+/// The worker where the first token can be expected soonest; `None` without candidates. `rng` decides
+/// between equals.
+pub fn choose<'a>(
+    prompt_tokens: u64,
+    candidates: impl IntoIterator<Item = Candidate<'a>>,
+    rng: &mut impl Rng,
+) -> Option<Choice> {
+    let candidates: Vec<_> = candidates.into_iter().collect();
+    let known = |value: Option<f64>| value.filter(|value| value.is_finite() && *value > 0.0);
+    let rates = candidates.iter().filter_map(|candidate| known(candidate.tokens_per_second));
+    let steps = candidates.iter().filter_map(|candidate| known(candidate.step_us));
+    let (fastest, shortest) = (rates.reduce(f64::max), steps.reduce(f64::min));
+    let priced: Vec<_> = candidates
+        .iter()
+        .map(|candidate| {
+            let candidate = Candidate {
+                tokens_per_second: known(candidate.tokens_per_second).or(fastest),
+                step_us: known(candidate.step_us).or(shortest),
+                ..*candidate
+            };
+            let expected = expected(prompt_tokens, &candidate);
+            (expected.cost_us(), candidate.streams, Choice { worker: candidate.worker, expected })
+        })
+        .collect();
+    let least_us = priced.iter().map(|(cost_us, ..)| *cost_us).fold(f64::INFINITY, f64::min);
+    let limit_us = least_us * (1.0 + TIE);
+    let cheap = || priced.iter().filter(|(cost_us, ..)| *cost_us <= limit_us);
+    let fewest = cheap().map(|(_, streams, _)| *streams).min()?;
+    let equal = || cheap().filter(|(_, streams, _)| *streams == fewest);
+    equal().nth(rng.random_range(0..equal().count())).map(|(.., choice)| *choice)
+}
+
+/// A time that makes no sense counts as none that can be waited for.
+fn positive(us: f64) -> f64 {
+    if us.is_finite() && us >= 0.0 { us } else { f64::MAX.sqrt() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! A table: a prompt, workers, and where it must go.
+
+use rand::{SeedableRng, rngs::SmallRng};
+
+use super::*;
+
+/// 10,000 tokens a second: 100 us each.
+fn idle(worker: usize) -> Candidate<'static> {
+    Candidate {
+        worker,
+        queued_tokens: 0,
+        streams: 0,
+        own_tokens: 0,
+        held: &[],
+        tokens_per_second: Some(10_000.0),
+        step_us: Some(10_000.0),
+    }
+}
+
+const DRAM: Held = Held { tokens: 900, us_per_token: 2.0, latency_us: 0.0 };
+const S3: Held = Held { tokens: 100, us_per_token: 60.0, latency_us: 30_000.0 };
+
+/// The same whatever chance says.
+#[track_caller]
+fn check(prompt_tokens: u64, candidates: &[Candidate<'_>], worker: usize) {
+    for seed in 0..16 {
+        let choice =
+            choose(prompt_tokens, candidates.iter().copied(), &mut SmallRng::seed_from_u64(seed)).unwrap();
+        assert_eq!(choice.worker, worker, "seed {seed}: {choice:?}");
+    }
+}
+
+#[test]
+fn the_parts_are_as_the_formula_says() {
+    let candidate = Candidate { queued_tokens: 500, streams: 3, own_tokens: 50, held: &[DRAM], ..idle(0) };
+    let got = expected(1_000, &candidate);
+    let by_hand = Expected {
+        wait_us: 50_000.0,
+        compute_us: 5_000.0,
+        load_us: 1_800.0,
+        crowding_us: 30_000.0,
+        load_tokens: 900,
+        compute_tokens: 50,
+    };
+    assert_eq!(got, by_hand);
+    assert_eq!(got.cost_us(), 86_800.0);
+}
+
+#[test]
+fn who_has_the_prefix_gets_the_prompt_until_its_queue_is_longer() {
+    let holder = Candidate { own_tokens: 800, ..idle(0) };
+    check(1_000, &[holder, idle(1)], 0);
+    check(1_000, &[Candidate { queued_tokens: 700, ..holder }, idle(1)], 0);
+    check(1_000, &[Candidate { queued_tokens: 900, ..holder }, idle(1)], 1);
+}
+
+#[test]
+fn what_the_store_has_frees_the_prompt_from_its_worker() {
+    let holder = Candidate { own_tokens: 900, queued_tokens: 100, ..idle(0) };
+    check(1_000, &[holder, idle(1)], 0);
+    check(1_000, &[holder, Candidate { held: &[DRAM], ..idle(1) }], 1);
+}
+
+#[test]
+fn a_slow_place_is_left_alone_where_computing_is_faster() {
+    let both = expected(1_100, &Candidate { held: &[DRAM, S3], ..idle(0) });
+    assert_eq!((both.load_tokens, both.compute_tokens), (900, 200));
+    let more = Held { tokens: 10_000, ..S3 };
+    let both = expected(11_000, &Candidate { held: &[DRAM, more], ..idle(0) });
+    assert_eq!((both.load_tokens, both.compute_tokens), (10_900, 100));
+    // Behind the slow place there is so much in a fast one that it pays to pass through.
+    let far = Held { tokens: 5_000, ..DRAM };
+    let all = expected(6_000, &Candidate { held: &[S3, far], ..idle(0) });
+    assert_eq!((all.load_tokens, all.compute_tokens), (5_100, 900));
+}
+
+#[test]
+fn the_last_token_is_computed_in_any_case() {
+    let whole = Held { tokens: 5_000, ..DRAM };
+    let got = expected(1_000, &Candidate { held: &[whole], ..idle(0) });
+    assert_eq!((got.load_tokens, got.compute_tokens), (999, 1));
+    let got = expected(1_000, &Candidate { own_tokens: 1_000, held: &[whole], ..idle(0) });
+    assert_eq!((got.load_tokens, got.compute_tokens), (0, 1));
+}
+
+#[test]
+fn streams_crowd_and_equals_share() {
+    check(1_000, &[Candidate { streams: 2, ..idle(0) }, idle(1)], 1);
+    let nearly = Candidate { tokens_per_second: Some(10_050.0), ..idle(2) };
+    let workers = [idle(0), idle(1), nearly];
+    let mut chosen = [0; 3];
+    let mut rng = SmallRng::seed_from_u64(1);
+    for _ in 0..300 {
+        chosen[choose(1_000, workers, &mut rng).unwrap().worker] += 1;
+    }
+    assert!(chosen.iter().all(|count| *count > 60), "{chosen:?}");
+}
+
+#[test]
+fn a_worker_that_was_never_measured_is_tried() {
+    let new = Candidate { tokens_per_second: None, step_us: None, ..idle(1) };
+    let odd = Candidate { tokens_per_second: Some(f64::NAN), step_us: Some(-1.0), ..idle(1) };
+    for new in [new, odd] {
+        check(1_000, &[Candidate { streams: 1, ..idle(0) }, new], 1);
+        check(1_000, &[Candidate { queued_tokens: 100, ..idle(0) }, new], 1);
+        check(1_000, &[idle(0), Candidate { queued_tokens: 100, ..new }], 0);
+    }
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_only_dear() {
+    let odd = Held { tokens: u64::MAX, us_per_token: f64::NAN, latency_us: -1.0 };
+    let worker = Candidate {
+        queued_tokens: u64::MAX,
+        streams: u32::MAX,
+        own_tokens: u64::MAX,
+        held: &[odd, odd],
+        tokens_per_second: Some(0.0),
+        step_us: Some(f64::NAN),
+        ..idle(0)
+    };
+    check(u64::MAX, &[worker, idle(1)], 1);
+    check(10, &[worker, idle(1)], 1);
+    let got = expected(1_000, &Candidate { held: &[odd], ..idle(0) });
+    assert_eq!((got.load_tokens, got.compute_tokens), (0, 1_000));
+    assert!(choose(0, [worker], &mut SmallRng::seed_from_u64(1)).unwrap().expected.cost_us().is_finite());
+    assert_eq!(choose(10, [], &mut SmallRng::seed_from_u64(1)), None);
+}
