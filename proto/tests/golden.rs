@@ -97,6 +97,7 @@ fn the_handshake() {
             }),
             incarnation: u64::MAX,
             data_port: Some(v1::DataPort { address: ":7001".into(), token: hash(6) }),
+            packs_leases: false,
         },
     );
     check(
@@ -107,6 +108,10 @@ fn the_handshake() {
             region_bytes: 1 << 30,
             takes_calls: true,
         },
+    );
+    check(
+        "open_namespace_response_packs",
+        &v1::OpenNamespaceResponse { packs_leases: true, ..Default::default() },
     );
 }
 
@@ -146,9 +151,31 @@ fn finding_and_reading() {
     );
     check(
         "acquire_request",
-        &v1::AcquireRequest { session_id: 2, hashes: vec![hash(1)], wait_ms: 3, lease_ttl_ms: 4 },
+        &v1::AcquireRequest {
+            session_id: 2,
+            hashes: vec![hash(1)],
+            wait_ms: 3,
+            lease_ttl_ms: 4,
+            packed_hashes: bytes::Bytes::new(),
+        },
     );
-    check("acquire_response", &v1::AcquireResponse { leases: vec![read_lease()] });
+    check("acquire_response", &v1::AcquireResponse { leases: vec![read_lease()], packed: None });
+    check(
+        "acquire_request_packed",
+        &v1::AcquireRequest {
+            session_id: 2,
+            packed_hashes: [hash(1), hash(2)].concat().into(),
+            ..Default::default()
+        },
+    );
+    let packed = v1::PackedLeases {
+        first_lease_id: 7,
+        checksums: vec![1, u64::MAX],
+        offsets: vec![0, 8192],
+        tier: Tier::Dram.into(),
+        stopped: BlockStatus::Missing.into(),
+    };
+    check("acquire_response_packed", &v1::AcquireResponse { leases: Vec::new(), packed: Some(packed) });
     check(
         "read_request",
         &v1::ReadRequest {

@@ -27,7 +27,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
 /// Crates from outside that only some crates may use directly.
 const RESERVED: [(&str, &[&str]); 8] = [
     ("cudarc", &["kernels"]),
-    ("tokio-uring", &["tiering"]),
+    ("tokio-uring", &["tiering", "bench"]),
     ("io-uring", &["tiering"]),
     // The bench compares packs with a plain client.
     ("object_store", &["tiering", "bench"]),

@@ -27,11 +27,16 @@ use crate::{
 
 const FRAME_BYTES: usize = 1 << 20;
 
-/// Parts of one buffer: an allocation a hash would cost more than the rest of the request.
-fn wire(hashes: &[SequenceHash]) -> Vec<Bytes> {
+/// Hashes one behind the other.
+fn pack(hashes: &[SequenceHash]) -> Bytes {
     let mut bytes = Vec::with_capacity(hashes.len() * SequenceHash::BYTES);
     hashes.iter().for_each(|hash| bytes.extend_from_slice(&hash.to_bytes()));
-    let bytes = Bytes::from(bytes);
+    Bytes::from(bytes)
+}
+
+/// Parts of one buffer: an allocation a hash would cost more than the rest of the request.
+fn wire(hashes: &[SequenceHash]) -> Vec<Bytes> {
+    let bytes = pack(hashes);
     let starts = (0..bytes.len()).step_by(SequenceHash::BYTES);
     starts.map(|start| bytes.slice(start..start + SequenceHash::BYTES)).collect()
 }
@@ -94,38 +99,62 @@ pub(super) async fn lease(
 ) -> Result<Acquired, Error> {
     let asked = &hashes[..hashes.len().min(session.keys_max)];
     let client = &keeper.shared.client;
+    // Without a hash there is nothing to pack.
+    let packs = session.packs && !asked.is_empty();
     let message = v1::AcquireRequest {
         session_id: session.id,
-        hashes: wire(asked),
+        hashes: if packs { Vec::new() } else { wire(asked) },
         wait_ms: wait.as_millis() as u64,
         lease_ttl_ms: client.options().lease_ttl.as_millis() as u64,
+        packed_hashes: if packs { pack(asked) } else { Bytes::new() },
     };
     let answer = session.call(client, message, wait).await?;
-    expect_count("leases", answer.leases.len(), asked.len())?;
 
     let block_bytes = keeper.shared.spec.block_bytes;
     let mut leases = Vec::with_capacity(asked.len());
-    let mut stopped = None;
-    for (lease, &hash) in answer.leases.into_iter().zip(asked) {
-        if lease.status() != BlockStatus::Leased {
-            stopped = Some(lease.status());
-            break;
-        }
-        let name = LeaseName { session: session.id, id: lease.lease_id };
+    let mut lease = |hash, id, location, checksum, tier| -> Result<(), Error> {
         let memory = match &session.way {
-            Way::Shm(attached) => Memory::mapped(attached, lease.location.unwrap_or_default(), block_bytes)?,
+            Way::Shm(attached) => Memory::mapped(attached, location, block_bytes)?,
             Way::Tcp(_) | Way::Grpc => Memory::Owned(Buffer::default()),
         };
         leases.push(ReadLease {
-            name,
+            name: LeaseName { session: session.id, id },
             hash,
-            tier: lease.tier(),
-            expected: Checksum(lease.checksum),
+            tier,
+            expected: Checksum(checksum),
             memory,
             keeper: keeper.clone(),
             damaged: AtomicBool::new(false),
             checked: false,
         });
+        Ok(())
+    };
+    let mut stopped = None;
+    if packs {
+        let packed = answer.packed.ok_or_else(|| Error::Protocol("an answer that is not packed".into()))?;
+        let leased = packed.checksums.len();
+        expect_count("offsets", packed.offsets.len(), leased)?;
+        // All of them, or why not.
+        let all = packed.stopped() == BlockStatus::Unspecified;
+        if leased > asked.len() || all != (leased == asked.len()) {
+            return Err(Error::Protocol(format!("{leased} packed leases for {} blocks", asked.len())));
+        }
+        stopped = (!all).then(|| packed.stopped());
+        let places = packed.offsets.iter().map(|&offset| v1::Location { offset, bytes: block_bytes });
+        for (at, (location, &checksum)) in places.zip(&packed.checksums).enumerate() {
+            let id = packed.first_lease_id.wrapping_add(at as u64);
+            lease(asked[at], id, location, checksum, packed.tier())?;
+        }
+    } else {
+        expect_count("leases", answer.leases.len(), asked.len())?;
+        for (found, &hash) in answer.leases.into_iter().zip(asked) {
+            if found.status() != BlockStatus::Leased {
+                stopped = Some(found.status());
+                break;
+            }
+            let location = found.location.unwrap_or_default();
+            lease(hash, found.lease_id, location, found.checksum, found.tier())?;
+        }
     }
     keeper.hold(leases.iter().map(|lease| lease.name));
     Ok(Acquired { leases, stopped })

@@ -41,6 +41,8 @@ pub(super) struct Session {
     pub(super) key: NamespaceKey,
     pub(super) way: Way,
     pub(super) keys_max: usize,
+    /// Whether the store takes hashes and gives leases packed.
+    pub(super) packs: bool,
     ttl: Duration,
 }
 
@@ -248,6 +250,7 @@ async fn handshake(client: &Client, spec: &NamespaceSpec) -> Result<(Session, Of
         key: NamespaceKey::from_bytes(key),
         way: Way::Grpc,
         keys_max: limits.keys_max.max(1) as usize,
+        packs: answer.packs_leases,
         ttl: Duration::from_millis(answer.session_ttl_ms.max(100)),
     };
     Ok((session, Offers { memory: answer.shared_memory, data: answer.data_port }))

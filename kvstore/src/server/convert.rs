@@ -34,6 +34,21 @@ pub(super) fn hashes(wire: &[Bytes]) -> Result<Vec<SequenceHash>, Refusal> {
     wire.iter().map(|wire| hash(wire)).collect()
 }
 
+/// Hashes that come one behind the other.
+pub(super) fn packed_hashes(packed: &[u8], others: &[Bytes]) -> Result<Vec<SequenceHash>, Refusal> {
+    if !others.is_empty() {
+        return Err(Refusal::invalid("give hashes or packed_hashes, not both"));
+    }
+    let (hashes, rest) = packed.as_chunks::<{ SequenceHash::BYTES }>();
+    if !rest.is_empty() {
+        let text =
+            format!("packed_hashes have {} bytes each, not {} in all", SequenceHash::BYTES, packed.len());
+        return Err(Refusal::invalid(text));
+    }
+    keys_within_limit(hashes.len())?;
+    Ok(hashes.iter().map(|hash| SequenceHash::from_bytes(*hash)).collect())
+}
+
 pub(super) fn wire(hashes: &[SequenceHash]) -> Vec<Bytes> {
     hashes.iter().map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).collect()
 }
@@ -155,6 +170,21 @@ pub(super) fn read_lease(block: AcquiredBlock) -> v1::ReadLease {
         location: leased.then_some(v1::Location { offset: block.offset, bytes: block.bytes }),
         checksum: block.checksum,
         tier: if leased { v1::Tier::Dram.into() } else { v1::Tier::Unspecified.into() },
+    }
+}
+
+/// The leading run that is leased.
+pub(super) fn packed_leases(blocks: &[AcquiredBlock]) -> v1::PackedLeases {
+    let leased = blocks.iter().take_while(|block| block.status == v1::BlockStatus::Leased).count();
+    let (run, rest) = blocks.split_at(leased);
+    let first_lease_id = run.first().map_or(0, |block| block.lease);
+    debug_assert!(run.iter().zip(first_lease_id..).all(|(block, id)| block.lease == id), "one grant");
+    v1::PackedLeases {
+        first_lease_id,
+        checksums: run.iter().map(|block| block.checksum).collect(),
+        offsets: run.iter().map(|block| block.offset).collect(),
+        tier: v1::Tier::Dram.into(),
+        stopped: rest.first().map_or(0, |block| block.status.into()),
     }
 }
 

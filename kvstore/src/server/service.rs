@@ -139,6 +139,7 @@ impl KvService for Service {
                 pins_max: crate::store::PINS_MAX,
             }),
             incarnation: self.store.incarnation(),
+            packs_leases: true,
         }))
     }
 
@@ -188,12 +189,24 @@ impl KvService for Service {
         request: Request<v1::AcquireRequest>,
     ) -> Result<Response<v1::AcquireResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
-        let hashes = convert::hashes(&message.hashes)?;
+        let packed = !message.packed_hashes.is_empty();
+        let hashes = match packed {
+            true => convert::packed_hashes(&message.packed_hashes, &message.hashes)?,
+            false => convert::hashes(&message.hashes)?,
+        };
         let wait = Duration::from_millis(message.wait_ms);
         let ttl = convert::ttl(message.lease_ttl_ms);
         let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
-        let leases = blocks.into_iter().map(convert::read_lease).collect();
-        Ok(Response::new(v1::AcquireResponse { leases }))
+        Ok(Response::new(match packed {
+            true => {
+                let packed = Some(convert::packed_leases(&blocks));
+                v1::AcquireResponse { packed, ..Default::default() }
+            }
+            false => {
+                let leases = blocks.into_iter().map(convert::read_lease).collect();
+                v1::AcquireResponse { leases, ..Default::default() }
+            }
+        }))
     }
 
     async fn reserve(

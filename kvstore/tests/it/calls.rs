@@ -60,7 +60,8 @@ impl Foreign {
 
     fn acquire(&self, hash: u8, wait_ms: u64) -> Vec<u8> {
         let hashes = vec![vec![hash; 16].into()];
-        v1::AcquireRequest { session_id: self.session_id, hashes, wait_ms, lease_ttl_ms: 1000 }
+        let session_id = self.session_id;
+        v1::AcquireRequest { session_id, hashes, wait_ms, lease_ttl_ms: 1000, ..Default::default() }
             .encode_to_vec()
     }
 }

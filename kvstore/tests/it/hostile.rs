@@ -28,6 +28,19 @@ async fn malformed_calls_are_refused_with_a_reason() {
     assert_eq!((error.code(), error.message()), (Code::InvalidArgument, "a hash has 16 bytes, not 15"));
     let error = service.acquire(acquire(vec![vec![1; 16]; 8193])).await.unwrap_err();
     assert_eq!(refusal_of(&error).reason, Reason::LimitExceeded);
+    let packed = |bytes: usize, hashes: Vec<Vec<u8>>| v1::AcquireRequest {
+        packed_hashes: vec![1; bytes].into(),
+        ..acquire(hashes)
+    };
+    for (request, expected) in [
+        (packed(17, vec![]), "packed_hashes have 16 bytes each, not 17 in all"),
+        (packed(16, vec![vec![1; 16]]), "give hashes or packed_hashes, not both"),
+    ] {
+        let error = service.acquire(request).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), (Code::InvalidArgument, expected));
+    }
+    let error = service.acquire(packed(16 * 8193, vec![])).await.unwrap_err();
+    assert_eq!(refusal_of(&error).reason, Reason::LimitExceeded);
     let error = service.r#match(v1::MatchRequest { session_id, ..Default::default() }).await.unwrap_err();
     assert!(error.message().contains("give tokens or hashes"));
     let error = service.r#match(v1::MatchRequest { session_id: 1, ..Default::default() }).await.unwrap_err();
