@@ -34,12 +34,23 @@ const COLORS: [RGBColor; 6] = [
 
 /// Draws the panels side by side into an SVG file.
 pub(crate) fn draw(path: &Path, title: &str, panels: &[Panel]) -> anyhow::Result<()> {
+    // A name has one color in all panels.
+    let mut names: Vec<&str> = Vec::new();
+    for panel in panels {
+        let all =
+            panel.curves.iter().map(|(name, _)| name).chain(panel.levels.iter().map(|level| &level.name));
+        for name in all {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+    }
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     let result = (|| {
         root.fill(&WHITE)?;
         let area = root.titled(title, ("sans-serif", 18))?;
         for (part, panel) in area.split_evenly((1, panels.len())).into_iter().zip(panels) {
-            draw_panel(&part, panel)?;
+            draw_panel(&part, panel, &names)?;
         }
         root.present()
     })();
@@ -51,6 +62,7 @@ type DrawResult<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as Drawing
 fn draw_panel<'a>(
     area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>,
     panel: &Panel,
+    names: &[&str],
 ) -> DrawResult<'a> {
     let points = || panel.curves.iter().flat_map(|(_, points)| points.iter().copied());
     let right = points().map(|(x, _)| x).fold(1.0, f64::max);
@@ -68,16 +80,19 @@ fn draw_panel<'a>(
         .y_desc(panel.unit)
         .light_line_style(WHITE)
         .draw()?;
-    let mut colors = COLORS.iter().cycle().copied();
+    let color = |name: &str| {
+        let number = names.iter().position(|other| *other == name).expect("all names are listed");
+        COLORS[number % COLORS.len()]
+    };
     for (name, points) in &panel.curves {
-        let color = colors.next().expect("it is a cycle");
+        let color = color(name);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(3))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
     for level in &panel.levels {
-        let color = colors.next().expect("it is a cycle");
+        let color = color(&level.name);
         chart
             .draw_series(DashedLineSeries::new(
                 [(0.0, level.value), (right, level.value)],
