@@ -11,6 +11,8 @@ use std::{
     io::{self, Seek, SeekFrom},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -24,6 +26,9 @@ use super::{
     header::{Header, HeaderFault, LEAD_BYTES, PAGE_BYTES},
 };
 
+/// How long a lock is waited for, and between two tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The file that is made in a directory.
 const FILE_NAME: &str = "kelvin.blocks";
 const EXTENT_BYTES_MIN: u64 = 16 << 20;
@@ -105,18 +110,28 @@ impl Found {
         Ok(())
     }
 
+    /// Takes the lock. A process that was killed has it for a moment longer: until the kernel is done with what
+    /// its ring had under way.
+    fn lock(&self) -> Result<(), Errno> {
+        let begun = Instant::now();
+        loop {
+            match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
+                locked => return locked,
+            }
+        }
+    }
+
     /// Locks, sizes and labels the file.
     pub(super) fn open(mut self, extent_bytes: u64, direct: bool) -> Result<BlockFile, NvmeError> {
-        rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).map_err(
-            |error| match error {
-                Errno::WOULDBLOCK => {
-                    // Whoever holds it may have made it a moment ago.
-                    self.fresh = false;
-                    NvmeError::InUse { path: self.path.clone() }
-                }
-                _ => io_error(&self.path, "lock")(error.into()),
-            },
-        )?;
+        self.lock().map_err(|error| match error {
+            Errno::WOULDBLOCK => {
+                // Whoever holds it may have made it a moment ago.
+                self.fresh = false;
+                NvmeError::InUse { path: self.path.clone() }
+            }
+            _ => io_error(&self.path, "lock")(error.into()),
+        })?;
         let old = self.read_header()?;
         let header = self.plan(old, extent_bytes)?;
         self.reserve(LEAD_BYTES + header.room_bytes)?;
