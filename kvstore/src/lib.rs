@@ -48,6 +48,6 @@ pub use client::{
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{
-    Entry, HashMixer, HolderSet, InsertError, Inserted, Loaded, RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet,
-    WorkerSet,
+    Entry, FleetSet, HashMixer, HolderSet, InsertError, Inserted, Loaded, RUN_BLOCKS_MAX, RadixIndex,
+    Subtree, TierSet, WorkerSet,
 };

@@ -6,7 +6,7 @@
 //! block is one step away whatever its depth, and a walk along a prefix looks up the map once a run, not
 //! once a block. Per block: the set of its holders. Per run: its last use and the number of its uses. What a
 //! holder is belongs to the caller: a tier in the store ([`TierSet`]), a worker in the router
-//! ([`WorkerSet`]).
+//! ([`WorkerSet`], [`FleetSet`]).
 //!
 //! A block takes 16 bytes of hash in its run and 7 in the map; its holders take nothing where they are those
 //! of the block before it ([`shares`]). A run takes 64 bytes in the [`arena`] and 32 around its hashes. The
@@ -79,7 +79,7 @@ mod table;
 mod tests;
 mod walk;
 
-pub use holders::{HolderSet, TierSet, WorkerSet};
+pub use holders::{FleetSet, HolderSet, TierSet, WorkerSet};
 pub use load::Loaded;
 pub use mix::HashMixer;
 pub use radix::{InsertError, Inserted, RUN_BLOCKS_MAX, RadixIndex};

@@ -186,8 +186,13 @@ mod server {
                     tasks.spawn(async move {
                         tokio::select! {
                             () = stop.cancelled() => {}
-                            result = attend(stream, &store, answers) => if let Err(error) = result {
-                                tracing::warn!(%error, "shared-memory client cut off");
+                            result = attend(stream, &store, answers) => match result {
+                                Ok(()) => {}
+                                // It left while an answer was on its way to it.
+                                Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                                    tracing::debug!(%error, "a shared-memory client is gone");
+                                }
+                                Err(error) => tracing::warn!(%error, "shared-memory client cut off"),
                             },
                         }
                     });
