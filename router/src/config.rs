@@ -1,9 +1,21 @@
 //! What an operator decides about a router.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use crate::text::ModelSource;
-use crate::{cost::PrefillPolicy, text::VocabularyError};
+use crate::{backend::BackendSpec, cost::PrefillPolicy, text::VocabularyError};
+
+/// What a prompt for another engine is compared by, to know who has a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyKind {
+    /// Tokens, once a backend tells by KV events what it has, and a vocabulary is there; else text.
+    #[default]
+    Auto,
+    /// Text always.
+    Text,
+    /// Tokens always.
+    Tokens,
+}
 
 /// A router's settings; `RouterConfig { listen, .. RouterConfig::default() }` sets a few.
 #[derive(Debug, Clone)]
@@ -16,8 +28,19 @@ pub struct RouterConfig {
     pub token: Option<String>,
     /// Workers, e.g. `http://127.0.0.1:7450`; what each of them is, it says itself.
     pub workers: Vec<String>,
-    /// Vocabulary and chat template; must be those of the workers' model.
-    pub model: ModelSource,
+    /// Other engines' servers; a worker or a backend there must be, or a place where they are found.
+    pub backends: Vec<BackendSpec>,
+    /// A file that names backends; read again when it changes.
+    pub backends_file: Option<PathBuf>,
+    /// What prompts for backends are compared by.
+    pub keys: KeyKind,
+    /// Most bytes for knowing what is in whose memory.
+    pub directory_bytes: usize,
+    /// Time between two looks at a backend.
+    pub probe_interval: Duration,
+    /// Vocabulary and chat template; must be those of the workers' model. Without it there are no workers, and
+    /// prompts for backends are compared by their text.
+    pub model: Option<ModelSource>,
     /// Most tokens of a completion whose request does not say.
     pub tokens_max_default: u32,
     /// Requests in work at once; one more is answered 429.
@@ -55,7 +78,12 @@ impl Default for RouterConfig {
             store: None,
             token: None,
             workers: Vec::new(),
-            model: ModelSource::Toy,
+            backends: Vec::new(),
+            backends_file: None,
+            keys: KeyKind::Auto,
+            directory_bytes: 256 << 20,
+            probe_interval: Duration::from_secs(1),
+            model: None,
             tokens_max_default: 1024,
             requests_max: 256,
             connections_max: 1024,
@@ -103,9 +131,28 @@ pub enum Error {
         /// As configured.
         endpoint: String,
     },
-    /// No workers are configured.
-    #[error("no worker is configured: name at least one decode worker")]
+    /// Nobody could ever answer.
+    #[error("no worker and no backend is configured: name at least one decode worker or backend")]
     NoWorkers,
+    /// Workers speak tokens, and nothing says what they mean.
+    #[error("workers are configured, but no model: name the GGUF file that they serve")]
+    NoModel,
+    /// A backend's description.
+    #[error("backend {url}")]
+    Backend {
+        /// As configured.
+        url: String,
+        /// What is wrong with it.
+        source: crate::backend::BackendSpecError,
+    },
+    /// The file of backends.
+    #[error("read backends from {}: {message}", path.display())]
+    BackendsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The vocabulary cannot be read.
     #[error(transparent)]
     Vocabulary(#[from] VocabularyError),

@@ -8,8 +8,9 @@
 //!
 //! ```text
 //! openai ──► scheduler ──► cost
-//!   │            ├───────► fleet    ──► workers
-//!   └──► text    └───────► prefix   ──► store
+//!   │  │         ├───────► fleet    ──► workers
+//!   │  └──► text └───────► prefix   ──► store
+//!   └─────► backend ──► expected    ──► other engines
 //! ```
 //!
 //! # Invariants
@@ -19,9 +20,12 @@
 //! - A stream ends with `[DONE]` or with an error, never silently.
 #![forbid(unsafe_code)]
 
+mod backend;
 mod config;
 mod cost;
+mod directory;
 mod expected;
+mod feeds;
 mod fleet;
 mod metrics;
 mod openai;
@@ -30,7 +34,8 @@ mod scheduler;
 mod service;
 mod text;
 
-pub use config::{Error, Listening, ModelSource, RouterConfig};
+pub use backend::{BackendRole, BackendSpec, BackendSpecError};
+pub use config::{Error, KeyKind, Listening, ModelSource, RouterConfig};
 pub use cost::PrefillPolicy;
 pub use expected::{Candidate, Choice, Expected, Held, choose, expected};
 pub use service::serve;

@@ -30,7 +30,15 @@ pub(crate) struct Metrics {
     first_token: Family<PlaceLabels, Histogram, Buckets>,
     decisions: Family<PlaceLabels, Counter>,
     errors: Family<ErrorLabels, Counter>,
+    hints: Family<HintLabels, Counter>,
     workers: Family<WorkerLabels, Gauge>,
+    backend_first_token: Histogram,
+    backends: Family<BackendLabels, Gauge>,
+    feeds: Family<FeedLabels, Gauge>,
+    feed_events: Family<ErrorLabels, Counter>,
+    directory_blocks: Gauge,
+    directory_bytes: Gauge,
+    directory_refused: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,9 +63,25 @@ struct ErrorLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HintLabels {
+    hint: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkerLabels {
     role: &'static str,
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabels {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeedLabels {
+    mode: &'static str,
 }
 
 /// From 1 ms to 65 s, twice as much each.
@@ -86,7 +110,15 @@ impl Metrics {
             first_token: Family::new_with_constructor(Buckets),
             decisions: Family::default(),
             errors: Family::default(),
+            hints: Family::default(),
             workers: Family::default(),
+            backend_first_token: Buckets.new_metric(),
+            backends: Family::default(),
+            feeds: Family::default(),
+            feed_events: Family::default(),
+            directory_blocks: Gauge::default(),
+            directory_bytes: Gauge::default(),
+            directory_refused: Gauge::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -125,13 +157,39 @@ impl Metrics {
         );
         r.register("retries", "Requests handed to a second decode worker", metrics.retries.clone());
         r.register("errors", "Failures by kind", metrics.errors.clone());
+        r.register("hints", "Hints to the store by what became of them", metrics.hints.clone());
         r.register("workers", "Workers by role and state", metrics.workers.clone());
+        r.register_with_unit(
+            "backend_first_token",
+            "From handing a request to a backend to the first piece of its stream",
+            Unit::Seconds,
+            metrics.backend_first_token.clone(),
+        );
+        r.register("backends", "Backends by state", metrics.backends.clone());
+        r.register("feeds", "Backends by what is known of their caches", metrics.feeds.clone());
+        r.register("feed_events", "KV events of backends by kind", metrics.feed_events.clone());
+        r.register(
+            "directory_blocks",
+            "Blocks known to be in backends' memories",
+            metrics.directory_blocks.clone(),
+        );
+        r.register_with_unit(
+            "directory_memory",
+            "Of that knowledge",
+            Unit::Bytes,
+            metrics.directory_bytes.clone(),
+        );
+        r.register("directory_refused", "Runs that found no place there", metrics.directory_refused.clone());
         Self { registry, ..metrics }
     }
 
     pub(crate) fn request(&self, route: &str, code: u16, took: Duration) {
         self.requests.get_or_create(&RequestLabels { route: route.to_owned(), code: code.into() }).inc();
         self.durations.get_or_create(&RouteLabels { route: route.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn hint(&self, hint: &'static str, result: &'static str) {
+        self.hints.get_or_create(&HintLabels { hint, result }).inc();
     }
 
     pub(crate) fn first_token(&self, place: Place, took: Duration) {
@@ -153,6 +211,39 @@ impl Metrics {
         for ((role, state), count) in counts {
             self.workers.get_or_create(&WorkerLabels { role, state }).set(count);
         }
+    }
+
+    pub(crate) fn backend_first_token(&self, took: Duration) {
+        self.backend_first_token.observe(took.as_secs_f64());
+    }
+
+    /// Replaces the numbers of backends.
+    pub(crate) fn backends(&self, counts: impl IntoIterator<Item = (&'static str, i64)>) {
+        for (state, count) in counts {
+            self.backends.get_or_create(&BackendLabels { state }).set(count);
+        }
+    }
+
+    /// Counts KV events.
+    pub(crate) fn feed(&self, kind: &'static str, count: u64) {
+        if count > 0 {
+            self.feed_events.get_or_create(&ErrorLabels { kind }).inc_by(count);
+        }
+    }
+
+    /// Replaces the numbers of feeds by mode.
+    pub(crate) fn feeds(&self, counts: impl IntoIterator<Item = (&'static str, i64)>) {
+        for (mode, count) in counts {
+            self.feeds.get_or_create(&FeedLabels { mode }).set(count);
+        }
+    }
+
+    /// Replaces what the directory says of itself.
+    pub(crate) fn directory(&self, blocks: usize, bytes: usize, refused: u64) {
+        let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.directory_blocks.set(number(blocks));
+        self.directory_bytes.set(number(bytes));
+        self.directory_refused.set(i64::try_from(refused).unwrap_or(i64::MAX));
     }
 
     /// The text that a scraper reads.

@@ -17,12 +17,16 @@ use std::{
 
 use kelvin_kvstore::{Client, ClientOptions, Namespace, client::Error};
 use parking_lot::RwLock;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     fleet::{Definition, Fleet},
     metrics::Metrics,
+    openai::Hints,
 };
 
 /// Between two tries to reach the store, and between two looks whether it is there.
@@ -30,6 +34,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(2);
 /// Most time to end the session at the end: the store ends it by itself else.
 const CLOSE: Duration = Duration::from_secs(1);
+/// Hints to the store under way at once.
+const HINTS_MAX: usize = 64;
 
 /// What is there of a prompt, in tokens of whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +55,8 @@ pub(crate) struct Prefixes {
     namespace: RwLock<Option<Namespace>>,
     /// Whether the last call got an answer.
     answers: AtomicBool,
+    /// Places for hints under way.
+    hints: Semaphore,
 }
 
 impl Prefixes {
@@ -66,6 +74,7 @@ impl Prefixes {
             metrics,
             namespace: RwLock::new(None),
             answers: AtomicBool::new(false),
+            hints: Semaphore::new(HINTS_MAX),
         }
     }
 
@@ -80,7 +89,7 @@ impl Prefixes {
 
     /// What the store has of a prompt. At least one token is always left to evaluate, so the last block
     /// of a prompt that ends with a whole one is not asked for.
-    pub(crate) async fn find(&self, tokens: &[u32]) -> Found {
+    pub(crate) async fn find(&self, tokens: &[u32], extra: &[u8]) -> Found {
         if !self.configured {
             return Found::default();
         }
@@ -88,7 +97,7 @@ impl Prefixes {
         let Some(namespace) = namespace else { return self.degraded("the store was not reached yet") };
         let block_tokens = u64::from(namespace.spec().block_tokens);
         let askable = &tokens[..tokens.len().saturating_sub(1)];
-        let hashes = namespace.hash_blocks(askable, &[]);
+        let hashes = namespace.hash_blocks(askable, extra);
         if hashes.is_empty() {
             return Found::default();
         }
@@ -105,6 +114,39 @@ impl Prefixes {
                 self.degraded("the store failed")
             }
             Err(_) => self.degraded("the store did not answer in time"),
+        }
+    }
+
+    /// Does what a request's hints ask for once its answer is whole; `tokens` are the prompt's and the answer's.
+    /// What fails is counted and logged: no answer depends on it. With [`HINTS_MAX`] under way more are passed
+    /// over.
+    pub(crate) async fn after(&self, tokens: &[u32], hints: &Hints) {
+        let namespace = self.namespace.read().clone();
+        let (Some(namespace), Ok(_place)) = (namespace, self.hints.try_acquire()) else {
+            self.metrics.hint("any", "passed_over");
+            return;
+        };
+        let hashes = namespace.hash_blocks(tokens, &hints.extra());
+        if hashes.is_empty() {
+            return;
+        }
+        let note = |hint: &'static str, failure: Option<String>| match failure {
+            Some(error) => {
+                self.metrics.hint(hint, "failed");
+                tracing::warn!(hint, error, "a hint was not followed");
+            }
+            None => self.metrics.hint(hint, "done"),
+        };
+        if let Some(ttl_s) = hints.ttl_s {
+            let pinned = namespace.pin(&hashes, Some(Duration::from_secs(ttl_s))).await;
+            note("ttl", pinned.err().map(|error| error.to_string()));
+        }
+        if hints.session_end {
+            let ended = namespace.end_session(&hashes).await;
+            note("session_end", ended.err().map(|error| error.to_string()));
+        } else if hints.prefetch_next_turn {
+            let fetched = namespace.prefetch(&hashes).await;
+            note("prefetch", fetched.err().map(|error| error.to_string()));
         }
     }
 

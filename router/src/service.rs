@@ -10,7 +10,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use hyper_util::{
@@ -29,15 +29,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use crate::{
+    backend::{self, Forwarder, Patience, Roster, Source},
+    config::KeyKind,
     config::{Error, Listening, RouterConfig},
+    directory::Directory,
+    feeds::{self, Feed},
     fleet::Fleet,
     metrics::Metrics,
     openai::{App, Limits},
     prefix::Prefixes,
     scheduler::{Scheduler, Timeouts},
-    text::{ChatTemplate, Vocabulary},
+    text::{ChatTemplate, ModelSource, Vocabulary},
 };
 
+/// Between two looks at what the directory believes for too long.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// Time for a client to read its last event.
 const END_GRACE: Duration = Duration::from_secs(2);
 /// A client of HTTP/2 that does not answer a ping within this time, sent as often, is gone.
@@ -58,6 +64,7 @@ pub async fn serve(
     if !config.listen.ip().is_loopback() {
         return Err(Error::NotLoopback(config.listen));
     }
+    check(&config)?;
     let vocabulary = load(&config).await?;
     let fleet = Arc::new(Fleet::new(&config.workers, vocabulary.len())?);
     let failed = |source| Error::Listen { listen: config.listen, source };
@@ -76,6 +83,7 @@ pub async fn serve(
         config.store_timeout,
         metrics.clone(),
     ));
+    let forwarder = backends(&config, &metrics, &background, &ending, &stop);
     let scheduler = Arc::new(Scheduler {
         fleet: fleet.clone(),
         prefixes: prefixes.clone(),
@@ -105,10 +113,11 @@ pub async fn serve(
         client_timeout: config.client_timeout,
         requests_max: config.requests_max,
         tokens_max_default: config.tokens_max_default,
+        keys: if config.model.is_some() { config.keys } else { KeyKind::Text },
     };
     let template = template(&vocabulary);
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let app = App::new(scheduler, vocabulary, template, limits, entropy(), now_s);
+    let app = App::new(scheduler, forwarder, vocabulary, template, limits, entropy(), now_s);
     let connections = TaskTracker::new();
     ready(Listening { http });
     accept(&config, listener, app.router(), &connections, &shutdown, &gone).await;
@@ -128,10 +137,98 @@ pub async fn serve(
     Ok(())
 }
 
+/// Whether somebody could ever answer.
+fn check(config: &RouterConfig) -> Result<(), Error> {
+    if config.workers.is_empty() && config.backends.is_empty() && config.backends_file.is_none() {
+        return Err(Error::NoWorkers);
+    }
+    if config.model.is_none() && !config.workers.is_empty() {
+        return Err(Error::NoModel);
+    }
+    for spec in &config.backends {
+        let checked = spec.clone().checked();
+        checked.map_err(|source| Error::Backend { url: spec.url.clone(), source })?;
+    }
+    if let Some(path) = &config.backends_file {
+        let failed = |message| Error::BackendsFile { path: path.clone(), message };
+        backend::discover::file::read(path).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The way to other engines, with everything that looks after them in the background.
+fn backends(
+    config: &RouterConfig,
+    metrics: &Arc<Metrics>,
+    background: &TaskTracker,
+    ending: &CancellationToken,
+    stop: &CancellationToken,
+) -> Option<Arc<Forwarder>> {
+    if config.backends.is_empty() && config.backends_file.is_none() {
+        return None;
+    }
+    let (roster, mut joined) = Roster::new();
+    let roster = Arc::new(roster);
+    let client = backend::client();
+    let mut secret = [0; 32];
+    secret.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&entropy().to_le_bytes()));
+    let directory = Arc::new(Directory::new(&secret, config.directory_bytes));
+    let started = Instant::now();
+    background.spawn({
+        let (directory, stop) = (directory.clone(), stop.clone());
+        async move {
+            while stop.run_until_cancelled(sleep(EXPIRE_EVERY)).await.is_some() {
+                directory.expire(started.elapsed());
+            }
+        }
+    });
+    background.spawn({
+        let (roster, client, stop) = (roster.clone(), client.clone(), stop.clone());
+        let (every, tracker, directory) = (config.probe_interval, background.clone(), directory.clone());
+        let metrics = metrics.clone();
+        async move {
+            while let Some(Some((backend, alive))) = stop.run_until_cancelled(joined.recv()).await {
+                let looks = backend::look_after(
+                    backend.clone(),
+                    client.clone(),
+                    roster.clone(),
+                    directory.clone(),
+                    every,
+                    alive.clone(),
+                    stop.clone(),
+                );
+                tracker.spawn(looks);
+                let feed = Feed { backend, directory: directory.clone(), metrics: metrics.clone() };
+                let (alive, stop) = (alive, stop.clone());
+                tracker.spawn(async move {
+                    let _ = stop.run_until_cancelled(feeds::follow(feed, alive)).await;
+                });
+            }
+            roster.close();
+        }
+    });
+    roster.name(Source::Flags, config.backends.clone());
+    if let Some(path) = config.backends_file.clone() {
+        background.spawn(backend::discover::file::follow(path, roster.clone(), stop.clone()));
+    }
+    Some(Arc::new(Forwarder {
+        roster,
+        directory,
+        started,
+        client,
+        metrics: metrics.clone(),
+        patience: Patience { first_token: config.first_token_timeout, token: config.token_timeout },
+        rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
+        ending: ending.clone(),
+    }))
+}
+
 async fn load(config: &RouterConfig) -> Result<Arc<Vocabulary>, Error> {
-    let source = config.model.clone();
+    // Without workers nobody asks it anything.
+    let model = config.model.clone().unwrap_or(ModelSource::Toy);
+    let source = model.clone();
     let loaded = tokio::task::spawn_blocking(move || Vocabulary::load(&source)).await;
-    let loaded = loaded.map_err(|source| Error::VocabularyLost { model: config.model.clone(), source })?;
+    let loaded = loaded.map_err(|source| Error::VocabularyLost { model, source })?;
     Ok(Arc::new(loaded?))
 }
 

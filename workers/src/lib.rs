@@ -14,6 +14,7 @@ mod config;
 mod decode;
 mod engine;
 mod error;
+mod grammar;
 mod load;
 mod prefill;
 mod sampling;

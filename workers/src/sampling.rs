@@ -2,7 +2,7 @@
 //!
 //! Greedy without penalties or biases is an own argmax (the lowest id wins a tie). Everything else is a chain of
 //! llama.cpp's samplers over the logits row: penalties, biases, top-k, min-p, top-p, temperature, and a draw
-//! from a seeded generator. Penalties count generated tokens only. Log probabilities are a log-softmax of the raw
+//! from a seeded generator. Under a grammar only the tokens that it allows go in. Penalties count generated tokens only. Log probabilities are a log-softmax of the raw
 //! logits, before any of that.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -12,6 +12,7 @@ use llama_cpp_2::{
     sampling::LlamaSampler,
     token::{LlamaToken, data::LlamaTokenData, data_array::LlamaTokenDataArray, logit_bias::LlamaLogitBias},
 };
+use llguidance::toktrie::SimpleVob;
 
 /// Most alternatives a token can be asked for.
 pub(crate) const LOGPROBS_MAX: u32 = 20;
@@ -144,16 +145,27 @@ pub(crate) struct Sampler {
 
 impl Sampler {
     /// Chooses a token; `None` when the logits are no numbers.
+    #[cfg(test)]
     pub(crate) fn sample(&mut self, logits: &[f32]) -> Option<v1::GeneratedToken> {
-        let best = argmax(logits)?;
+        self.sample_among(logits, None)
+    }
+
+    /// Chooses one of the tokens in `allowed`, or of all; `None` when their logits are no numbers.
+    pub(crate) fn sample_among(
+        &mut self,
+        logits: &[f32],
+        allowed: Option<&SimpleVob>,
+    ) -> Option<v1::GeneratedToken> {
+        let is_allowed =
+            |id: usize| allowed.is_none_or(|allowed| id < allowed.len() && allowed.is_allowed(id as u32));
+        let best = argmax_among(logits, is_allowed)?;
         let token = match &mut self.chain {
             None => best,
             Some(chain) => {
                 let mut candidates = std::mem::take(&mut self.candidates);
                 candidates.clear();
-                candidates.extend(
-                    (0..).zip(logits).map(|(id, &logit)| LlamaTokenData::new(LlamaToken(id), logit, 0.0)),
-                );
+                let ids = (0..logits.len()).filter(|&id| is_allowed(id));
+                candidates.extend(ids.map(|id| LlamaTokenData::new(LlamaToken(id as i32), logits[id], 0.0)));
                 let mut array = LlamaTokenDataArray::new(candidates, false);
                 array.apply_sampler(chain);
                 let chosen = array.selected_token()?;
@@ -171,10 +183,14 @@ impl Sampler {
 
 /// Id of the largest logit, the lowest one of equals; `None` when the largest is not a finite number.
 pub(crate) fn argmax(logits: &[f32]) -> Option<u32> {
+    argmax_among(logits, |_| true)
+}
+
+fn argmax_among(logits: &[f32], is_allowed: impl Fn(usize) -> bool) -> Option<u32> {
     let mut best = 0;
     let mut largest = f32::NEG_INFINITY;
     for (id, &logit) in logits.iter().enumerate() {
-        if logit > largest {
+        if logit > largest && is_allowed(id) {
             (best, largest) = (id, logit);
         }
     }

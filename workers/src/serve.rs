@@ -55,7 +55,7 @@ pub async fn serve(
     };
     let starting = owner::spawn(&config.name, config.model.clone(), options, body);
     let Some(started) = until(&shutdown, starting).await else { return Ok(()) };
-    let Started { mut spec, prefill_tokens_per_second, mut exited } = started?;
+    let Started { mut spec, texts, prefill_tokens_per_second, mut exited } = started?;
     if let Some(name) = &config.model_name {
         spec.model_name = name.clone();
     }
@@ -85,7 +85,7 @@ pub async fn serve(
         }
     };
     let incarnation = RandomState::new().build_hasher().finish();
-    let service = Service::new(side, spec, config.name.clone(), chunk_tokens, incarnation, load);
+    let service = Service::new(side, spec, texts, config.name.clone(), chunk_tokens, incarnation, load);
 
     let closing = CancellationToken::new();
     let mut server = tokio::spawn(run_server(listener, service.clone(), closing.clone()));

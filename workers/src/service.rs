@@ -22,7 +22,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     Role,
     decode::{DecodeWorker, GenerateJob},
-    engine::EngineSpec,
+    engine::{EngineSpec, TokenTexts},
+    grammar::Grammars,
     load::LoadMeter,
     prefill::{PrefillJob, PrefillWorker},
     sampling::SamplingPlan,
@@ -54,6 +55,7 @@ pub(crate) struct Service(Arc<Inner>);
 struct Inner {
     side: Side,
     spec: EngineSpec,
+    grammars: Arc<Grammars>,
     name: String,
     chunk_tokens: u32,
     incarnation: u64,
@@ -68,6 +70,7 @@ impl Service {
     pub(crate) fn new(
         side: Side,
         spec: EngineSpec,
+        texts: TokenTexts,
         name: String,
         chunk_tokens: u32,
         incarnation: u64,
@@ -75,7 +78,18 @@ impl Service {
     ) -> Self {
         let streams = TaskTracker::new();
         let draining = AtomicBool::new(false);
-        Self(Arc::new(Inner { side, spec, name, chunk_tokens, incarnation, load, draining, streams }))
+        let grammars = Arc::new(Grammars::new(texts));
+        Self(Arc::new(Inner {
+            side,
+            spec,
+            grammars,
+            name,
+            chunk_tokens,
+            incarnation,
+            load,
+            draining,
+            streams,
+        }))
     }
 
     /// Refuses new requests from now on.
@@ -154,6 +168,7 @@ impl Service {
             tokens_max,
             stop_tokens: wire.stop_tokens,
             plan,
+            constraint: None,
             wait_blocks: wire.wait_blocks as usize,
             wait: Duration::from_millis(wire.wait_ms).min(WAIT_MAX),
         })
@@ -214,7 +229,12 @@ impl WorkerService for Service {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let Side::Decode(worker) = &self.0.side else { return Err(self.wrong_role("decode").into()) };
-        let job = self.check_generate(request.into_inner())?;
+        let mut wire = request.into_inner();
+        let grammar = std::mem::take(&mut wire.grammar);
+        let mut job = self.check_generate(wire)?;
+        if !grammar.is_empty() {
+            job.constraint = Some(self.0.grammars.clone().compile(grammar).await?);
+        }
         let messages = worker.generate(job).await?;
         let last = |message: &v1::GenerateResponse| message.usage.is_some();
         Ok(Response::new(whole(messages, self.0.streams.token(), last)))

@@ -14,6 +14,7 @@ use crate::shutdown::Shutdown;
 use crate::values::{self, Size};
 
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     /// Address of the gRPC KV API; port 0 takes a free one
     #[arg(long, env = "KELVIN_STORE_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:7440", value_parser = values::loopback)]

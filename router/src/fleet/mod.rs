@@ -66,9 +66,6 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// A fleet of `endpoints`, none of them asked yet. `vocab_tokens` is what the router itself can read.
     pub(crate) fn new(endpoints: &[String], vocab_tokens: u32) -> Result<Self, Error> {
-        if endpoints.is_empty() {
-            return Err(Error::NoWorkers);
-        }
         let workers = endpoints
             .iter()
             .enumerate()

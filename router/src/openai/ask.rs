@@ -6,8 +6,12 @@ use kelvin_proto::worker::v1::Sampling;
 use serde_json::Value;
 
 use super::{
+    conversation::messages,
     error::ApiError,
-    request::{Content, Logprobs, Message, Prompt, RequestBody, Stop},
+    format::Form,
+    hints::Hints,
+    request::{Logprobs, Prompt, RequestBody, Stop},
+    tools::Tools,
 };
 use crate::text::ChatMessage;
 
@@ -18,6 +22,8 @@ const TOP_LOGPROBS_MAX: u32 = 20;
 const STOP_BYTES_MAX: usize = 1024;
 /// As many as a worker takes.
 const LOGIT_BIASES_MAX: usize = 1024;
+/// Completions of one request.
+const CHOICES_MAX: u32 = 8;
 
 /// Which of the two routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +64,15 @@ pub(super) struct Ask {
     pub(super) ignore_eos: bool,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    /// Completions to make.
+    pub(super) choices: u32,
+    /// The prompt comes first in the answer.
+    pub(super) echo: bool,
+    /// What the answer must be.
+    pub(super) form: Option<Form>,
+    /// What may be called.
+    pub(super) tools: Option<Tools>,
+    pub(super) hints: Hints,
 }
 
 impl Ask {
@@ -74,6 +89,17 @@ impl Ask {
         if body.stream_options.is_some() && !stream {
             return Err(ApiError::param("stream_options", "`stream_options` goes with `stream: true` only."));
         }
+        let hints = Hints::new(&body)?;
+        let (choices, echo) = (choices(&body)?, echo(kind, &body, logprobs.is_some())?);
+        let form = Form::new(body.response_format)?;
+        let tools = match kind {
+            Kind::Chat => Tools::new(body.tools, body.tool_choice, body.parallel_tool_calls)?,
+            Kind::Text => None,
+        };
+        if form.is_some() && tools.as_ref().is_some_and(|tools| !tools.is_auto()) {
+            let message = "`response_format` goes with a `tool_choice` of \"auto\" or \"none\" only: the answer is a call else.";
+            return Err(ApiError::param("response_format", message));
+        }
         let input = match kind {
             Kind::Chat => Input::Messages(messages(body.messages)?),
             Kind::Text => prompt(body.prompt, vocab_tokens)?,
@@ -89,7 +115,26 @@ impl Ask {
             ignore_eos: body.ignore_eos.unwrap_or(false),
             stream,
             include_usage: body.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            choices,
+            echo,
+            form,
+            tools,
+            hints,
         })
+    }
+
+    /// The grammar of the answer; empty for any text.
+    pub(super) fn grammar(&self) -> String {
+        match (&self.tools, &self.form) {
+            (Some(tools), form) => tools.grammar(form.as_ref()).unwrap_or_default(),
+            (None, Some(form)) => form.grammar(),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// The parameter that the grammar comes from.
+    pub(super) fn grammar_param(&self) -> &'static str {
+        if self.form.is_some() { "response_format" } else { "tools" }
     }
 }
 
@@ -101,25 +146,39 @@ fn refuse_unserved(body: &RequestBody) -> Result<(), ApiError> {
     };
     let none = |choice: &Option<Value>| choice.as_ref().and_then(Value::as_str) == Some("none");
     let given = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    refuse(body.n.is_some_and(|n| n != 1), "n", "`n` other than 1 is")?;
-    refuse(body.best_of.is_some_and(|n| n != 1), "best_of", "`best_of` other than 1 is")?;
-    refuse(body.echo == Some(true), "echo", "`echo` is")?;
-    refuse(body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()), "suffix", "`suffix` is")?;
     refuse(
-        given(&body.tools) && !none(&body.tool_choice),
-        "tools",
-        "`tools` with a `tool_choice` other than \"none\" are",
+        body.best_of.is_some_and(|best| best != body.n.unwrap_or(1)),
+        "best_of",
+        "`best_of` other than `n` is",
     )?;
+    refuse(body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()), "suffix", "`suffix` is")?;
     refuse(
         given(&body.functions) && !none(&body.function_call),
         "functions",
         "`functions` with a `function_call` other than \"none\" are",
     )?;
-    let format = body.response_format.as_ref().map_or("text", |format| format.r#type.as_str());
-    refuse(format != "text", "response_format", &format!("the response format `{format}` is"))?;
     let text_only = body.modalities.as_ref().is_none_or(|list| list.iter().all(|one| one == "text"));
     refuse(!text_only, "modalities", "modalities other than \"text\" are")?;
     refuse(body.audio.is_some(), "audio", "`audio` is")
+}
+
+fn choices(body: &RequestBody) -> Result<u32, ApiError> {
+    match body.n.unwrap_or(1) {
+        n @ 1..=CHOICES_MAX => Ok(n),
+        n => Err(ApiError::param("n", format!("`n` is {n}, but must be 1 to {CHOICES_MAX}."))),
+    }
+}
+
+/// `echo`, which is of text completions alone.
+fn echo(kind: Kind, body: &RequestBody, logprobs: bool) -> Result<bool, ApiError> {
+    let echo = kind == Kind::Text && body.echo == Some(true);
+    match echo && logprobs {
+        true => Err(ApiError::unsupported(
+            "echo",
+            "`echo` with `logprobs` is not supported by this version, which has none of the prompt's tokens.",
+        )),
+        false => Ok(echo),
+    }
 }
 
 fn sampling(body: &RequestBody, vocab_tokens: u32) -> Result<Sampling, ApiError> {
@@ -253,59 +312,6 @@ fn stops(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
         ));
     }
     Ok(stops)
-}
-
-fn messages(messages: Option<Vec<Message>>) -> Result<Vec<ChatMessage>, ApiError> {
-    let messages =
-        messages.ok_or_else(|| ApiError::param("messages", "The parameter `messages` is missing."))?;
-    if messages.is_empty() {
-        return Err(ApiError::param("messages", "`messages` must have at least one message."));
-    }
-    messages.into_iter().enumerate().map(|(index, message)| chat_message(index, message)).collect()
-}
-
-fn chat_message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
-    let role = match message.role.as_str() {
-        "system" | "user" | "assistant" => message.role,
-        // What templates know it by.
-        "developer" => "system".to_owned(),
-        "tool" | "function" => {
-            let param = format!("messages[{index}].role");
-            return Err(ApiError::unsupported(param, "Tool messages are not supported by this version."));
-        }
-        other => {
-            let message = format!("`{other}` is no role; use system, developer, user or assistant.");
-            return Err(ApiError::param(format!("messages[{index}].role"), message));
-        }
-    };
-    if message.tool_calls.is_some_and(|calls| !calls.is_empty()) || message.function_call.is_some() {
-        let param = format!("messages[{index}].tool_calls");
-        return Err(ApiError::unsupported(param, "Tool calls are not supported by this version."));
-    }
-    let content = match message.content {
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => {
-            let texts = parts.into_iter().enumerate().map(|(part_index, part)| {
-                let param = format!("messages[{index}].content[{part_index}]");
-                match (part.r#type.as_str(), part.text) {
-                    ("text", Some(text)) => Ok(text),
-                    ("text", None) => {
-                        Err(ApiError::param(param, "A part of type `text` must have a `text`."))
-                    }
-                    (other, _) => Err(ApiError::unsupported(
-                        param,
-                        format!("Parts of type `{other}` are not supported by this version."),
-                    )),
-                }
-            });
-            texts.collect::<Result<Vec<_>, _>>()?.join("\n")
-        }
-        None => {
-            let param = format!("messages[{index}].content");
-            return Err(ApiError::param(param, "A message must have a `content`."));
-        }
-    };
-    Ok(ChatMessage { role, content })
 }
 
 fn prompt(prompt: Option<Prompt>, vocab_tokens: u32) -> Result<Input, ApiError> {

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, header::CONTENT_TYPE},
 };
 use futures::StreamExt;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use serde_json::error::Category;
 use tokio::time::timeout;
 
@@ -50,7 +50,7 @@ pub(super) fn expect_json(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// Parses JSON; an error of type names the parameter.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
     // An array would be read as the fields in order.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(ApiError::bad_request("The body must be a JSON object."));

@@ -17,17 +17,23 @@ use super::{
     App,
     ask::{Ask, Input, Kind},
     body,
-    completion::{Admitted, Completion, Piece},
+    calls::CallDelta,
+    choices::{Choices, Event, after},
+    completion::{Admitted, Completion, Delta, Ending, Wants},
+    conversation,
     error::ApiError,
-    reply::Reply,
+    logprobs::TokenLog,
+    pass::{Route, pass},
+    reply::{Reply, Whole},
     request::RequestBody,
     sse,
+    tools::Tools,
     trace::RequestId,
 };
 use crate::{
     fleet::Model,
     scheduler::Job,
-    text::{ChatMessage, ChatTemplate, Defused, TokenizeError, Vocabulary, defuse},
+    text::{Defused, TokenizeError},
 };
 
 /// `POST /v1/chat/completions`.
@@ -55,16 +61,37 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
     // The semaphore is never closed.
     let place = app.bodies.acquire().await;
     let bytes = body::read(body, app.limits.body_bytes_max, app.limits.read_timeout).await?;
+    let route = if kind == Kind::Chat { Route::Chat } else { Route::Text };
+    let bytes = match pass(app, route, &head.headers, bytes, &id).await? {
+        Ok(answer) => return Ok(answer),
+        Err(bytes) => bytes,
+    };
     let ask = Ask::new(kind, body::parse::<RequestBody>(&bytes)?, app.vocabulary.len())?;
     drop((bytes, place));
-    let model = app.scheduler.fleet.model().ok_or(crate::scheduler::Failure::NoWorker)?;
+    let model = app.scheduler.fleet.model();
+    if model.is_none() && app.scheduler.fleet.workers().is_empty() {
+        return Err(ApiError::unknown_model(&ask.model));
+    }
+    let model = model.ok_or(crate::scheduler::Failure::NoWorker)?;
     if ask.model != model.name {
         return Err(ApiError::unknown_model(&ask.model));
     }
-    let admitted = app.admit()?;
-    let (tokens, admitted) = prompt(app, kind, ask.input, model.context_tokens_max, admitted).await?;
+    let admitted = app.admit(ask.choices)?;
+    let (grammar, grammar_param) = (ask.grammar(), ask.grammar_param());
+    let calls = ask.tools.as_ref().map(|tools| (tools.names(), tools.is_single()));
+    let prompt =
+        prompt(app, kind, ask.input, ask.tools, model.context_tokens_max, ask.echo, admitted).await?;
+    let Prompt { tokens, echo, admitted } = prompt;
     let tokens_max = budget(app, kind, &model, tokens.len(), ask.tokens_max)?;
     let end_tokens = app.vocabulary.end_tokens();
+    let after = after(&app.scheduler, &ask.hints, &tokens);
+    let wants = Wants {
+        stops: ask.stops,
+        logprobs: ask.logprobs.is_some(),
+        calls,
+        echo,
+        keep_tokens: after.is_some(),
+    };
     let job = Job {
         request_id: id.unique.clone(),
         model: model.name.clone(),
@@ -74,8 +101,14 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
         stop_tokens: if ask.ignore_eos { Vec::new() } else { end_tokens.to_vec() },
         logprobs: ask.logprobs,
         arrived,
+        grammar,
+        extra: ask.hints.extra(),
+        priority: ask.hints.priority,
+        session_id: ask.hints.session_id,
     };
-    let generation = app.scheduler.start(job).await?;
+    let complete = |generation| Completion::new(generation, app.vocabulary.clone(), wants.clone());
+    let choices = Choices::begin(&app.scheduler, job, ask.choices, admitted, complete, after).await;
+    let choices = choices.map_err(|failure| ApiError::of_job(failure, grammar_param))?;
     let reply = Reply {
         kind,
         id: format!("{}-{}", if kind == Kind::Chat { "chatcmpl" } else { "cmpl" }, id.unique),
@@ -83,51 +116,81 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
         model: model.name,
         include_usage: ask.include_usage,
     };
-    let completion =
-        Completion::new(generation, app.vocabulary.clone(), ask.stops, ask.logprobs.is_some(), admitted);
     if ask.stream {
-        Ok(sse::stream(reply, completion, app.limits.client_timeout))
+        Ok(sse::stream(reply, choices, app.limits.client_timeout))
     } else {
-        whole(reply, completion).await
+        whole(reply, choices).await
     }
 }
 
-async fn whole(reply: Reply, mut completion: Completion) -> Result<Response, ApiError> {
-    let mut text = String::new();
-    let mut all_logs = None;
-    let mut keep = |logs: Option<Vec<_>>| {
-        if let Some(logs) = logs {
-            all_logs.get_or_insert_with(Vec::new).extend(logs);
-        }
-    };
-    let (finish, counts) = loop {
-        match completion.next().await? {
-            Piece::Delta(delta) => {
-                text.push_str(&delta.text);
-                keep(delta.logs);
-            }
-            Piece::End(delta, finish, counts) => {
-                text.push_str(&delta.text);
-                keep(delta.logs);
-                break (finish, counts);
+/// A choice of a whole answer as it comes to be.
+#[derive(Default)]
+struct Gathered {
+    text: String,
+    calls: Vec<CallDelta>,
+    logs: Option<Vec<TokenLog>>,
+    ending: Option<Ending>,
+}
+
+impl Gathered {
+    fn take(&mut self, delta: Delta) {
+        self.text.push_str(&delta.text);
+        for call in delta.calls {
+            match self.calls.last_mut().filter(|last| last.index == call.index) {
+                Some(last) => last.arguments.push_str(&call.arguments),
+                None => self.calls.push(call),
             }
         }
+        if let Some(logs) = delta.logs {
+            self.logs.get_or_insert_with(Vec::new).extend(logs);
+        }
+    }
+}
+
+async fn whole(reply: Reply, mut choices: Choices) -> Result<Response, ApiError> {
+    let mut gathered: Vec<Gathered> = (0..choices.count()).map(|_| Gathered::default()).collect();
+    let counts = loop {
+        match choices.next().await? {
+            Event::Delta(index, delta) => gathered[index as usize].take(delta),
+            Event::End(index, delta, ending) => {
+                let choice = &mut gathered[index as usize];
+                choice.take(delta);
+                choice.ending = Some(ending);
+            }
+            Event::Done(counts) => break counts,
+        }
     };
-    tracing::info!(?counts, finish = finish.name(), "done");
-    let json = reply.whole(&text, all_logs, finish, counts);
+    let all = gathered.into_iter().map(|Gathered { text, calls, logs, ending }| {
+        // Every choice ended, or there would be no counts.
+        let ending = ending.unwrap_or(Ending::Length);
+        Whole { text, calls, logs, ending }
+    });
+    let all: Vec<Whole> = all.collect();
+    let endings: Vec<_> = all.iter().map(|choice| choice.ending.name()).collect();
+    tracing::info!(?counts, ?endings, "done");
+    let json = reply.whole(all, counts);
     let content_type = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(([content_type], Body::from(json)).into_response())
 }
 
 impl App {
-    fn admit(&self) -> Result<Admitted, ApiError> {
-        let permit = self.admission.clone().try_acquire_owned();
+    /// Places for a request of so many completions.
+    pub(super) fn admit(&self, completions: u32) -> Result<Admitted, ApiError> {
+        let permit = self.admission.clone().try_acquire_many_owned(completions);
         let permit = permit.map_err(|_| {
             self.metrics.error("queue_full");
             ApiError::queue_full(self.limits.requests_max)
         })?;
         Ok(Admitted::new(permit, &self.metrics.in_flight))
     }
+}
+
+/// A prompt, and what is needed of it later.
+struct Prompt {
+    tokens: Vec<u32>,
+    /// Its text, if the answer is to begin with it.
+    echo: String,
+    admitted: Admitted,
 }
 
 /// Tokens of the prompt. Rendering and tokenizing take up to a second for the longest bodies, so they
@@ -137,13 +200,15 @@ async fn prompt(
     app: &App,
     kind: Kind,
     input: Input,
+    tools: Option<Tools>,
     context_tokens_max: u32,
+    echo: bool,
     admitted: Admitted,
-) -> Result<(Vec<u32>, Admitted), ApiError> {
+) -> Result<Prompt, ApiError> {
     let bytes = match &input {
         Input::Tokens(_) => 0,
         Input::Text(text) => text.len(),
-        Input::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Input::Messages(messages) => conversation::bytes(messages, tools.as_ref()),
     };
     let (vocabulary, template) = (app.vocabulary.clone(), app.template.clone());
     // So long a text cannot fit whatever its tokens are.
@@ -154,26 +219,38 @@ async fn prompt(
     };
     fits(bytes)?;
     let work = move || -> Result<_, ApiError> {
+        let mut shown = String::new();
         let text = match input {
-            Input::Tokens(tokens) => return Ok((tokens, admitted)),
-            Input::Text(text) => Defused::plain(text),
+            Input::Tokens(tokens) => {
+                if echo {
+                    let bytes: Vec<u8> = tokens.iter().flat_map(|&token| vocabulary.piece(token)).collect();
+                    shown = String::from_utf8_lossy(&bytes).into_owned();
+                }
+                return Ok(Prompt { tokens, echo: shown, admitted });
+            }
+            Input::Text(text) => {
+                if echo {
+                    shown = text.clone();
+                }
+                Defused::plain(text)
+            }
             Input::Messages(messages) => {
                 let template = template.as_deref().ok_or_else(ApiError::no_template)?;
-                render(&vocabulary, template, messages)?
+                conversation::render(&vocabulary, template, messages, tools.as_ref())?
             }
         };
         fits(text.bytes())?;
         let tokens = vocabulary.tokenize(&text).map_err(|error| untokenized(kind, &error))?;
-        Ok((tokens, admitted))
+        Ok(Prompt { tokens, echo: shown, admitted })
     };
-    let (tokens, admitted) = tokio::task::spawn_blocking(work).await.map_err(|error| {
+    let prompt = tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "tokenize a prompt");
         ApiError::internal()
     })??;
-    if tokens.is_empty() {
+    if prompt.tokens.is_empty() {
         return Err(ApiError::param(kind.prompt_param(), format!("`{}` is empty.", kind.prompt_param())));
     }
-    Ok((tokens, admitted))
+    Ok(prompt)
 }
 
 fn too_many_bytes(kind: Kind, context_tokens_max: u32) -> ApiError {
@@ -196,23 +273,6 @@ fn untokenized(kind: Kind, error: &TokenizeError) -> ApiError {
         TokenizeError::Thread(_) | TokenizeError::Died => {
             tracing::error!(?error, "tokenize a prompt");
             ApiError::internal()
-        }
-    }
-}
-
-fn render(
-    vocabulary: &Vocabulary,
-    template: &ChatTemplate,
-    mut messages: Vec<ChatMessage>,
-) -> Result<Defused, ApiError> {
-    for message in &mut messages {
-        message.content = defuse(&message.content, vocabulary.control_texts());
-    }
-    match template.render(&messages) {
-        Ok(text) => Ok(Defused::from_rendered(&text)),
-        Err(error) => {
-            let message = format!("The model's chat template does not take these messages: {error}.");
-            Err(ApiError::param("messages", message))
         }
     }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::logprobs::{LogQueue, TokenLog};
+use super::{
+    calls::{CallDelta, CallScanner, Found},
+    logprobs::{LogQueue, TokenLog},
+};
 use crate::{
     scheduler::{Failure, Finish, Generation, Step},
     text::{TextStream, Vocabulary},
@@ -19,11 +22,37 @@ pub(super) struct Counts {
     pub(super) cached_tokens: u64,
 }
 
-/// Text that can go out now, with the entries of its tokens if they were asked for.
-#[derive(Debug)]
+/// What can go out now, with the entries of its tokens if they were asked for.
+#[derive(Debug, Default)]
 pub(super) struct Delta {
     pub(super) text: String,
+    pub(super) calls: Vec<CallDelta>,
     pub(super) logs: Option<Vec<TokenLog>>,
+}
+
+impl Delta {
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.calls.is_empty() && self.logs.as_ref().is_none_or(|logs| logs.is_empty())
+    }
+}
+
+/// How a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Stop,
+    Length,
+    ToolCalls,
+}
+
+impl Ending {
+    /// OpenAI's word for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+        }
+    }
 }
 
 /// What comes next of a completion.
@@ -31,26 +60,38 @@ pub(super) struct Delta {
 pub(super) enum Piece {
     Delta(Delta),
     /// The last text, which may be empty, and how it ended.
-    End(Delta, Finish, Counts),
+    End(Delta, Ending, Counts),
 }
 
-/// A place among the requests in work; dropping it frees the place.
-pub(super) struct Admitted {
-    _permit: OwnedSemaphorePermit,
+/// Places among the requests in work, one a completion; dropping it frees them.
+pub(crate) struct Admitted {
+    permit: OwnedSemaphorePermit,
     gauge: Gauge,
 }
 
 impl Admitted {
     pub(super) fn new(permit: OwnedSemaphorePermit, gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self { _permit: permit, gauge: gauge.clone() }
+        gauge.inc_by(permit.num_permits() as i64);
+        Self { permit, gauge: gauge.clone() }
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.gauge.dec();
+        self.gauge.dec_by(self.permit.num_permits() as i64);
     }
+}
+
+/// What is wanted of a completion.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wants {
+    pub(super) stops: Vec<String>,
+    pub(super) logprobs: bool,
+    /// Names of tools that may be called, and whether only once.
+    pub(super) calls: Option<(Vec<String>, bool)>,
+    /// Text that is to come first.
+    pub(super) echo: String,
+    pub(super) keep_tokens: bool,
 }
 
 /// A completion under way; dropping it cancels it.
@@ -59,25 +100,25 @@ pub(super) struct Completion {
     vocabulary: Arc<Vocabulary>,
     text: TextStream,
     logs: Option<LogQueue>,
+    scanner: Option<CallScanner>,
+    /// Text that comes before the completion's.
+    echo: String,
     tokens: u64,
-    _admitted: Admitted,
+    /// The tokens, if somebody wants to know them at the end.
+    kept: Option<Vec<u32>>,
 }
 
 impl Completion {
-    pub(super) fn new(
-        generation: Generation,
-        vocabulary: Arc<Vocabulary>,
-        stops: Vec<String>,
-        logprobs: bool,
-        admitted: Admitted,
-    ) -> Self {
+    pub(super) fn new(generation: Generation, vocabulary: Arc<Vocabulary>, wants: Wants) -> Self {
         Self {
             generation,
-            text: TextStream::new(vocabulary.clone(), stops),
+            text: TextStream::new(vocabulary.clone(), wants.stops),
             vocabulary,
-            logs: logprobs.then(LogQueue::default),
+            logs: wants.logprobs.then(LogQueue::default),
+            scanner: wants.calls.map(|(names, single)| CallScanner::new(names, single)),
+            echo: wants.echo,
             tokens: 0,
-            _admitted: admitted,
+            kept: wants.keep_tokens.then(Vec::new),
         }
     }
 
@@ -92,26 +133,29 @@ impl Completion {
                         if let Some(logs) = &mut self.logs {
                             logs.push(&self.vocabulary, token, self.text.decoded_chars());
                         }
+                        if let Some(kept) = &mut self.kept {
+                            kept.push(token.token);
+                        }
                         let piece = self.text.push(token.token);
                         text.push_str(&piece.text);
                         if piece.stopped {
-                            let delta = self.delta(text);
-                            return Ok(Piece::End(delta, Finish::Stop, self.counts()));
+                            let delta = self.last_delta(text);
+                            return Ok(Piece::End(delta, self.ending(Finish::Stop), self.counts()));
                         }
                     }
                     let delta = self.delta(text);
-                    if !delta.text.is_empty() || delta.logs.as_ref().is_some_and(|logs| !logs.is_empty()) {
+                    if !delta.is_empty() {
                         return Ok(Piece::Delta(delta));
                     }
                 }
                 Step::End(finish) => {
                     let piece = self.text.finish();
                     let finish = if piece.stopped { Finish::Stop } else { finish };
-                    let mut delta = self.delta(piece.text);
+                    let mut delta = self.last_delta(piece.text);
                     if let (Some(queue), Some(logs)) = (&mut self.logs, &mut delta.logs) {
                         logs.extend(queue.finish());
                     }
-                    return Ok(Piece::End(delta, finish, self.counts()));
+                    return Ok(Piece::End(delta, self.ending(finish), self.counts()));
                 }
             }
         }
@@ -119,7 +163,39 @@ impl Completion {
 
     fn delta(&mut self, text: String) -> Delta {
         let sent = self.text.sent_chars();
-        Delta { text, logs: self.logs.as_mut().map(|logs| logs.release(sent)) }
+        let found = match &mut self.scanner {
+            Some(scanner) => scanner.push(&text),
+            None => Found { text, calls: Vec::new() },
+        };
+        let text = match self.echo.is_empty() {
+            true => found.text,
+            false => std::mem::take(&mut self.echo) + &found.text,
+        };
+        Delta { text, calls: found.calls, logs: self.logs.as_mut().map(|logs| logs.release(sent)) }
+    }
+
+    /// The last delta, with what the scanner held back.
+    fn last_delta(&mut self, text: String) -> Delta {
+        let mut delta = self.delta(text);
+        if let Some(scanner) = &mut self.scanner {
+            let rest = scanner.finish();
+            delta.text.push_str(&rest.text);
+            delta.calls.extend(rest.calls);
+        }
+        delta
+    }
+
+    fn ending(&self, finish: Finish) -> Ending {
+        match finish {
+            Finish::Length => Ending::Length,
+            Finish::Stop if self.scanner.as_ref().is_some_and(CallScanner::has_called) => Ending::ToolCalls,
+            Finish::Stop => Ending::Stop,
+        }
+    }
+
+    /// The tokens so far, if they were to be kept.
+    pub(super) fn take_tokens(&mut self) -> Vec<u32> {
+        self.kept.take().unwrap_or_default()
     }
 
     fn counts(&self) -> Counts {

@@ -8,7 +8,7 @@ use axum::{
 use kelvin_proto::Reason;
 use serde::Serialize;
 
-use crate::scheduler::Failure;
+use crate::{backend::Trouble, scheduler::Failure};
 
 /// Seconds after which a client may try again what is refused for now.
 const RETRY_AFTER_S: &str = "1";
@@ -143,6 +143,14 @@ impl ApiError {
         Self { code: Some(code), retry, ..Self::new(status, "server_error", format!("{failure}")) }
     }
 
+    /// What a failed start is; a grammar that workers refuse is named by the parameter it comes from.
+    pub(crate) fn of_job(failure: Failure, grammar_param: &str) -> Self {
+        let of_grammar = matches!(&failure, Failure::Refused { refusal, .. }
+            if refusal.reason == Reason::InvalidArgument && refusal.message.starts_with("grammar: "));
+        let error = Self::from(failure);
+        if of_grammar { Self { param: Some(grammar_param.into()), ..error } } else { error }
+    }
+
     /// The body as JSON, for an answer or for an event of a stream.
     pub(crate) fn to_json(&self) -> String {
         // Serializing strings cannot fail.
@@ -180,6 +188,26 @@ impl From<Failure> for ApiError {
                 _ if failure.is_gone() => Self::server(S::BAD_GATEWAY, "worker_lost", &failure),
                 _ => Self::server(S::BAD_GATEWAY, "worker_refused", &failure),
             },
+        }
+    }
+}
+
+impl From<Trouble> for ApiError {
+    fn from(trouble: Trouble) -> Self {
+        use StatusCode as S;
+        let of = |status: StatusCode, code: &'static str| {
+            let retry = matches!(status, S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS);
+            Self { code: Some(code), retry, ..Self::new(status, "server_error", format!("{trouble}")) }
+        };
+        match trouble {
+            Trouble::NoBackend => of(S::SERVICE_UNAVAILABLE, "no_backend"),
+            Trouble::Busy => of(S::SERVICE_UNAVAILABLE, "overloaded"),
+            Trouble::ShuttingDown => of(S::SERVICE_UNAVAILABLE, "shutting_down"),
+            Trouble::Unreachable(_) => of(S::BAD_GATEWAY, "backend_unreachable"),
+            Trouble::Failed(_) => of(S::BAD_GATEWAY, "backend_failed"),
+            Trouble::Garbage(_) => of(S::BAD_GATEWAY, "backend_garbage"),
+            Trouble::Cut(_) => of(S::BAD_GATEWAY, "backend_cut"),
+            Trouble::Stalled(_) => of(S::GATEWAY_TIMEOUT, "backend_stalled"),
         }
     }
 }

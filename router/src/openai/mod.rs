@@ -1,9 +1,10 @@
 //! The OpenAI endpoint: routes, shapes and errors; everything a client sees.
 //!
 //! # Overview
-//! `body` reads and parses, `ask` checks, `complete` brings a request to the scheduler, `completion`
-//! turns what comes back into text, and `reply` and `sse` give it OpenAI's shape. `error` is the only
-//! place that knows status codes.
+//! `body` reads and parses, `ask` checks (with `conversation` for messages, `format` and `tools` for what the
+//! answer must be, `hints` for the rest), `complete` brings a request to the scheduler, `completion` turns
+//! what comes back into text and, by `calls`, into calls of tools, `choices` puts several completions together,
+//! and `reply` and `sse` give it OpenAI's shape. `error` is the only place that knows status codes.
 //!
 //! A stream's head is sent with its first token: until then a failure is a status code, after it an
 //! event in the stream (see `sse`).
@@ -16,14 +17,22 @@
 
 mod ask;
 mod body;
+mod calls;
+mod choices;
 mod complete;
 mod completion;
+mod conversation;
 mod error;
+mod format;
+mod hints;
 mod logprobs;
+mod pass;
 mod reply;
 mod request;
 mod sse;
 mod status;
+mod tokens;
+mod tools;
 mod trace;
 
 use std::{sync::Arc, time::Duration};
@@ -38,11 +47,15 @@ use axum::{
 use tokio::sync::Semaphore;
 
 use crate::{
+    backend::Forwarder,
+    config::KeyKind,
     metrics::Metrics,
     scheduler::Scheduler,
     text::{ChatTemplate, Vocabulary},
 };
-use error::ApiError;
+pub(crate) use completion::Admitted;
+pub(crate) use error::ApiError;
+pub(crate) use hints::Hints;
 
 /// Bodies being read and parsed at once.
 const BODIES_MAX: usize = 64;
@@ -54,11 +67,15 @@ pub(crate) struct Limits {
     pub(crate) client_timeout: Duration,
     pub(crate) requests_max: usize,
     pub(crate) tokens_max_default: u32,
+    pub(crate) keys: KeyKind,
 }
 
 /// What the routes work with.
 pub(crate) struct App {
     scheduler: Arc<Scheduler>,
+    /// The way to other engines; `None` without any.
+    forwarder: Option<Arc<Forwarder>>,
+    keys: KeyKind,
     vocabulary: Arc<Vocabulary>,
     template: Option<Arc<ChatTemplate>>,
     metrics: Arc<Metrics>,
@@ -74,6 +91,7 @@ impl App {
     /// `seed` makes request ids unlike those of other starts; `started_s` is now, in seconds since 1970.
     pub(crate) fn new(
         scheduler: Arc<Scheduler>,
+        forwarder: Option<Arc<Forwarder>>,
         vocabulary: Arc<Vocabulary>,
         template: Option<ChatTemplate>,
         limits: Limits,
@@ -83,6 +101,8 @@ impl App {
         Self {
             metrics: scheduler.metrics.clone(),
             scheduler,
+            forwarder,
+            keys: limits.keys,
             vocabulary,
             template: template.map(Arc::new),
             admission: Arc::new(Semaphore::new(limits.requests_max)),
@@ -99,6 +119,7 @@ impl App {
         Router::new()
             .route("/v1/chat/completions", post(complete::chat))
             .route("/v1/completions", post(complete::text))
+            .route("/v1/embeddings", post(pass::embeddings))
             .route("/v1/models", get(status::models))
             .route("/v1/models/{*id}", get(status::model))
             .route("/health", get(status::health))

@@ -1,13 +1,15 @@
 //! Answers in OpenAI's shapes: whole, and in chunks.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::{
     ask::Kind,
-    completion::{Counts, Delta},
+    calls::CallDelta,
+    completion::{Counts, Delta, Ending},
     logprobs::{ChatLogprobs, TextLogprobs, TokenLog},
 };
-use crate::scheduler::Finish;
 
 /// What all answers to one request have in common.
 #[derive(Debug, Clone)]
@@ -47,18 +49,44 @@ struct PromptDetails {
 }
 
 #[derive(Serialize)]
-struct ChatChoice<'a> {
+struct ChatChoice {
     index: u32,
-    message: ChatMessage<'a>,
+    message: ChatMessage,
     logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
 }
 
 #[derive(Serialize)]
-struct ChatMessage<'a> {
+struct ChatMessage {
     role: &'static str,
-    content: &'a str,
+    content: Option<String>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Serialize)]
+struct ToolCall {
+    id: String,
+    r#type: &'static str,
+    function: Called,
+}
+
+#[derive(Serialize)]
+struct Called {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
+}
+
+#[derive(Serialize)]
+struct CallChunk {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: Called,
 }
 
 #[derive(Serialize)]
@@ -75,11 +103,22 @@ struct ChatDelta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallChunk; 1]>,
+}
+
+/// A choice that came to its end.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) text: String,
+    pub(super) calls: Vec<CallDelta>,
+    pub(super) logs: Option<Vec<TokenLog>>,
+    pub(super) ending: Ending,
 }
 
 #[derive(Serialize)]
 struct TextChoice<'a> {
-    text: &'a str,
+    text: Cow<'a, str>,
     index: u32,
     logprobs: Option<TextLogprobs>,
     finish_reason: Option<&'static str>,
@@ -97,50 +136,86 @@ impl From<Counts> for Usage {
 }
 
 impl Reply {
-    /// The whole answer.
-    pub(super) fn whole(
-        &self,
-        text: &str,
-        logs: Option<Vec<TokenLog>>,
-        finish: Finish,
-        counts: Counts,
-    ) -> String {
+    /// The whole answer, with its choices in order.
+    pub(super) fn whole(&self, choices: Vec<Whole>, counts: Counts) -> String {
         let usage = Some(Some(counts.into()));
+        let choices = (0..).zip(choices);
         match self.kind {
             Kind::Chat => {
-                let message = ChatMessage { role: "assistant", content: text, refusal: None };
-                let (logprobs, finish_reason) = (logs.map(Into::into), finish.name());
-                self.json(
-                    "chat.completion",
-                    &[ChatChoice { index: 0, message, logprobs, finish_reason }],
-                    usage,
-                )
+                let choices: Vec<_> = choices.map(|(index, whole)| self.chat_choice(index, whole)).collect();
+                self.json("chat.completion", &choices, usage)
             }
-            Kind::Text => self.json("text_completion", &[text_choice(text, logs, Some(finish))], usage),
+            Kind::Text => {
+                let choice = |(index, whole): (u32, Whole)| TextChoice {
+                    text: whole.text.into(),
+                    index,
+                    logprobs: whole.logs.map(Into::into),
+                    finish_reason: Some(whole.ending.name()),
+                };
+                self.json("text_completion", &choices.map(choice).collect::<Vec<_>>(), usage)
+            }
         }
     }
 
-    /// The chunk that comes before any text.
-    pub(super) fn opening(&self) -> Option<String> {
-        let delta = ChatDelta { role: Some("assistant"), content: Some("") };
-        (self.kind == Kind::Chat).then(|| self.chat_chunk(delta, None, None))
-    }
-
-    /// A chunk of text.
-    pub(super) fn delta(&self, delta: Delta) -> String {
-        match self.kind {
-            Kind::Chat => {
-                self.chat_chunk(ChatDelta { role: None, content: Some(&delta.text) }, delta.logs, None)
-            }
-            Kind::Text => self.text_chunk(text_choice(&delta.text, delta.logs, None)),
+    fn chat_choice(&self, index: u32, whole: Whole) -> ChatChoice {
+        let call = |call: CallDelta| ToolCall {
+            id: self.call_id(index, call.index),
+            r#type: "function",
+            function: Called { name: call.name, arguments: call.arguments },
+        };
+        let tool_calls: Vec<_> = whole.calls.into_iter().map(call).collect();
+        let content = (tool_calls.is_empty() || !whole.text.is_empty()).then_some(whole.text);
+        let message = ChatMessage { role: "assistant", content, refusal: None, tool_calls };
+        ChatChoice {
+            index,
+            message,
+            logprobs: whole.logs.map(Into::into),
+            finish_reason: whole.ending.name(),
         }
     }
 
-    /// The chunk that says how it ended.
-    pub(super) fn closing(&self, finish: Finish) -> String {
+    /// Unlike those of other answers.
+    fn call_id(&self, choice: u32, call: u32) -> String {
+        let unique = self.id.rsplit('-').next().unwrap_or_default();
+        format!("call_{unique}{choice:x}{call:02x}")
+    }
+
+    /// The chunk of a choice that comes before any text.
+    pub(super) fn opening(&self, index: u32) -> Option<String> {
+        let delta = ChatDelta { role: Some("assistant"), content: Some(""), ..Default::default() };
+        (self.kind == Kind::Chat).then(|| self.chat_chunk(index, delta, None, None))
+    }
+
+    /// The chunks of text and calls.
+    pub(super) fn delta(&self, index: u32, delta: Delta) -> Vec<String> {
+        let Delta { text, calls, mut logs } = delta;
+        if self.kind == Kind::Text {
+            return vec![self.text_chunk(index, &text, logs, None)];
+        }
+        let mut chunks = Vec::new();
+        if !text.is_empty() || calls.is_empty() {
+            let delta = ChatDelta { content: Some(&text), ..Default::default() };
+            chunks.push(self.chat_chunk(index, delta, logs.take(), None));
+        }
+        for call in calls {
+            let begins = call.name.is_some();
+            let chunk = CallChunk {
+                index: call.index,
+                id: begins.then(|| self.call_id(index, call.index)),
+                r#type: begins.then_some("function"),
+                function: Called { name: call.name, arguments: call.arguments },
+            };
+            let delta = ChatDelta { tool_calls: Some([chunk]), ..Default::default() };
+            chunks.push(self.chat_chunk(index, delta, logs.take(), None));
+        }
+        chunks
+    }
+
+    /// The chunk that says how a choice ended.
+    pub(super) fn closing(&self, index: u32, ending: Ending) -> String {
         match self.kind {
-            Kind::Chat => self.chat_chunk(ChatDelta::default(), None, Some(finish)),
-            Kind::Text => self.text_chunk(text_choice("", None, Some(finish))),
+            Kind::Chat => self.chat_chunk(index, ChatDelta::default(), None, Some(ending)),
+            Kind::Text => self.text_chunk(index, "", None, Some(ending)),
         }
     }
 
@@ -155,16 +230,25 @@ impl Reply {
 
     fn chat_chunk(
         &self,
+        index: u32,
         delta: ChatDelta<'_>,
         logs: Option<Vec<TokenLog>>,
-        finish: Option<Finish>,
+        ending: Option<Ending>,
     ) -> String {
-        let (logprobs, finish_reason) = (logs.map(Into::into), finish.map(Finish::name));
-        let choice = ChatChunkChoice { index: 0, delta, logprobs, finish_reason };
+        let (logprobs, finish_reason) = (logs.map(Into::into), ending.map(Ending::name));
+        let choice = ChatChunkChoice { index, delta, logprobs, finish_reason };
         self.json("chat.completion.chunk", &[choice], self.include_usage.then_some(None))
     }
 
-    fn text_chunk(&self, choice: TextChoice<'_>) -> String {
+    fn text_chunk(
+        &self,
+        index: u32,
+        text: &str,
+        logs: Option<Vec<TokenLog>>,
+        ending: Option<Ending>,
+    ) -> String {
+        let (logprobs, finish_reason) = (logs.map(Into::into), ending.map(Ending::name));
+        let choice = TextChoice { text: text.into(), index, logprobs, finish_reason };
         self.json("text_completion", &[choice], self.include_usage.then_some(None))
     }
 
@@ -181,17 +265,38 @@ impl Reply {
     }
 }
 
-fn text_choice(text: &str, logs: Option<Vec<TokenLog>>, finish: Option<Finish>) -> TextChoice<'_> {
-    let (logprobs, finish_reason) = (logs.map(Into::into), finish.map(Finish::name));
-    TextChoice { text, index: 0, logprobs, finish_reason }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn reply(kind: Kind, include_usage: bool) -> Reply {
         Reply { kind, id: "id-1".into(), created: 7, model: "toy".into(), include_usage }
+    }
+
+    fn whole(text: &str, ending: Ending) -> Whole {
+        Whole { text: text.into(), calls: Vec::new(), logs: None, ending }
+    }
+
+    #[test]
+    fn calls_have_ids_and_come_in_pieces() {
+        let chat = reply(Kind::Chat, false);
+        let call = |name: Option<&str>, arguments: &str| CallDelta {
+            index: 0,
+            name: name.map(str::to_owned),
+            arguments: arguments.into(),
+        };
+        let calls = vec![call(Some("f"), "{}")];
+        let json = chat.whole(vec![Whole { calls, ..whole("", Ending::ToolCalls) }], COUNTS);
+        let expected = r#""message":{"role":"assistant","content":null,"refusal":null,"tool_calls":[{"id":"call_1000","type":"function","function":{"name":"f","arguments":"{}"}}]},"logprobs":null,"finish_reason":"tool_calls""#;
+        assert!(json.contains(expected), "{json}");
+        let first = chat.delta(1, Delta { calls: vec![call(Some("f"), "{")], ..Default::default() });
+        let expected = r#"[{"index":1,"delta":{"tool_calls":[{"index":0,"id":"call_1100","type":"function","function":{"name":"f","arguments":"{"}}]},"logprobs":null,"finish_reason":null}]"#;
+        assert!(first.len() == 1 && first[0].contains(expected), "{first:?}");
+        let next = chat.delta(1, Delta { calls: vec![call(None, "}")], ..Default::default() });
+        assert!(
+            next[0].contains(r#""delta":{"tool_calls":[{"index":0,"function":{"arguments":"}"}}]}"#),
+            "{next:?}"
+        );
     }
 
     const COUNTS: Counts = Counts { prompt_tokens: 20, completion_tokens: 2, cached_tokens: 16 };
@@ -202,20 +307,20 @@ mod tests {
         let chat = reply(Kind::Chat, true);
         let head = r#""created":7,"model":"toy","choices":"#;
         assert_eq!(
-            chat.whole("hi", None, Finish::Length, COUNTS),
+            chat.whole(vec![whole("hi", Ending::Length)], COUNTS),
             format!(
                 r#"{{"id":"id-1","object":"chat.completion",{head}[{{"index":0,"message":{{"role":"assistant","content":"hi","refusal":null}},"logprobs":null,"finish_reason":"length"}}],{USAGE}}}"#
             )
         );
         let chunk = format!(r#"{{"id":"id-1","object":"chat.completion.chunk",{head}"#);
         assert_eq!(
-            chat.opening().unwrap(),
+            chat.opening(0).unwrap(),
             format!(
                 r#"{chunk}[{{"index":0,"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}],"usage":null}}"#
             )
         );
         assert_eq!(
-            chat.closing(Finish::Stop),
+            chat.closing(0, Ending::Stop),
             format!(
                 r#"{chunk}[{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"stop"}}],"usage":null}}"#
             )
@@ -227,14 +332,14 @@ mod tests {
     fn text_shapes() {
         let text = reply(Kind::Text, false);
         let head = r#"{"id":"id-1","object":"text_completion","created":7,"model":"toy","choices":"#;
-        assert_eq!(text.opening(), None);
+        assert_eq!(text.opening(0), None);
         assert_eq!(
-            text.delta(Delta { text: "a".into(), logs: None }),
-            format!(r#"{head}[{{"text":"a","index":0,"logprobs":null,"finish_reason":null}}]}}"#)
+            text.delta(0, Delta { text: "a".into(), ..Default::default() }),
+            [format!(r#"{head}[{{"text":"a","index":0,"logprobs":null,"finish_reason":null}}]}}"#)]
         );
         assert_eq!(text.usage(COUNTS), None);
         assert_eq!(
-            text.whole("ab", None, Finish::Stop, COUNTS),
+            text.whole(vec![whole("ab", Ending::Stop)], COUNTS),
             format!(r#"{head}[{{"text":"ab","index":0,"logprobs":null,"finish_reason":"stop"}}],{USAGE}}}"#)
         );
     }

@@ -40,20 +40,69 @@ pub(super) struct RequestBody {
     pub(super) best_of: Option<u32>,
     pub(super) echo: Option<bool>,
     pub(super) suffix: Option<String>,
-    pub(super) tools: Option<Vec<Value>>,
+    pub(super) tools: Option<Vec<ToolBody>>,
     pub(super) tool_choice: Option<Value>,
+    pub(super) parallel_tool_calls: Option<bool>,
     pub(super) functions: Option<Vec<Value>>,
     pub(super) function_call: Option<Value>,
     pub(super) response_format: Option<ResponseFormat>,
     pub(super) modalities: Option<Vec<String>>,
     pub(super) audio: Option<Value>,
+
+    /// Hints, which OpenAI's API does not have; see [`Hints`](super::hints::Hints).
+    pub(super) priority: Option<i32>,
+    pub(super) cache_salt: Option<String>,
+    pub(super) session_id: Option<String>,
+    pub(super) session_end: Option<bool>,
+    pub(super) ttl_s: Option<u64>,
+    pub(super) prefetch_next_turn: Option<bool>,
+
+    /// Without effect here, and checked for their types alone.
+    #[serde(rename = "user")]
+    pub(super) _user: Option<String>,
+    #[serde(rename = "metadata")]
+    pub(super) _metadata: Option<BTreeMap<String, String>>,
+    #[serde(rename = "store")]
+    pub(super) _store: Option<bool>,
+    #[serde(rename = "service_tier")]
+    pub(super) _service_tier: Option<String>,
+}
+
+/// A tool, its type left open.
+#[derive(Debug, Deserialize)]
+pub(super) struct ToolBody {
+    #[serde(default)]
+    pub(super) r#type: String,
+    pub(super) function: Option<FunctionBody>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct FunctionBody {
+    pub(super) name: Option<String>,
+    pub(super) description: Option<String>,
+    pub(super) parameters: Option<Value>,
+    pub(super) strict: Option<bool>,
+}
+
+/// A call that an earlier answer had.
+#[derive(Debug, Deserialize)]
+pub(super) struct CallBody {
+    pub(super) id: Option<String>,
+    pub(super) function: Option<CalledBody>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct CalledBody {
+    pub(super) name: Option<String>,
+    pub(super) arguments: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Message {
     pub(super) role: String,
     pub(super) content: Option<Content>,
-    pub(super) tool_calls: Option<Vec<Value>>,
+    pub(super) tool_calls: Option<Vec<CallBody>>,
+    pub(super) tool_call_id: Option<String>,
     pub(super) function_call: Option<Value>,
 }
 
@@ -102,4 +151,12 @@ pub(super) enum Logprobs {
 #[derive(Debug, Deserialize)]
 pub(super) struct ResponseFormat {
     pub(super) r#type: String,
+    pub(super) json_schema: Option<NamedSchema>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct NamedSchema {
+    pub(super) name: Option<String>,
+    pub(super) schema: Option<Value>,
+    pub(super) strict: Option<bool>,
 }

@@ -30,7 +30,8 @@ use tokio::{sync::mpsc, time::timeout};
 use tracing::Instrument;
 
 use super::{
-    completion::{Completion, Piece},
+    choices::{Choices, Event},
+    completion::Delta,
     error::ApiError,
     reply::Reply,
 };
@@ -39,10 +40,10 @@ use super::{
 const QUEUE: usize = 32;
 
 /// The streamed answer; a client may take `client_timeout` to make room for an event.
-pub(super) fn stream(reply: Reply, completion: Completion, client_timeout: Duration) -> Response {
+pub(super) fn stream(reply: Reply, choices: Choices, client_timeout: Duration) -> Response {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let finished = Arc::new(AtomicBool::new(false));
-    let events = Events::new(reply, completion);
+    let events = Events::new(reply, choices);
     tokio::spawn(pump(events, sender, finished.clone(), client_timeout).in_current_span());
     let frames = futures::stream::unfold(Some((receiver, finished)), |state| async {
         let (mut receiver, finished) = state?;
@@ -92,16 +93,19 @@ async fn pump(
 
 struct Events {
     reply: Reply,
-    /// `None` once it has ended, so that the workers' streams end before the last event is read.
-    completion: Option<Completion>,
+    /// `None` once they have ended, so that the workers' streams end before the last event is read.
+    choices: Option<Choices>,
     queue: VecDeque<Bytes>,
 }
 
 impl Events {
-    fn new(reply: Reply, completion: Completion) -> Self {
-        let mut events = Self { reply, completion: Some(completion), queue: VecDeque::new() };
-        if let Some(opening) = events.reply.opening() {
-            events.push(&opening);
+    fn new(reply: Reply, choices: Choices) -> Self {
+        let count = choices.count();
+        let mut events = Self { reply, choices: Some(choices), queue: VecDeque::new() };
+        for index in 0..count {
+            if let Some(opening) = events.reply.opening(index) {
+                events.push(&opening);
+            }
         }
         events
     }
@@ -110,26 +114,38 @@ impl Events {
         if let Some(frame) = self.queue.pop_front() {
             return Some(frame);
         }
-        match self.completion.as_mut()?.next().await {
-            Ok(Piece::Delta(delta)) => self.push(&self.reply.delta(delta)),
-            Ok(Piece::End(delta, finish, counts)) => {
-                self.completion = None;
-                if !delta.text.is_empty() || delta.logs.as_ref().is_some_and(|logs| !logs.is_empty()) {
-                    self.push(&self.reply.delta(delta));
+        // A delta may be nothing to say, and then the next one counts.
+        while self.queue.is_empty() {
+            match self.choices.as_mut()?.next().await {
+                Ok(Event::Delta(index, delta)) => self.delta(index, delta),
+                Ok(Event::End(index, delta, ending)) => {
+                    if !delta.is_empty() {
+                        self.delta(index, delta);
+                    }
+                    self.push(&self.reply.closing(index, ending));
+                    tracing::info!(index, finish = ending.name(), "done");
                 }
-                self.push(&self.reply.closing(finish));
-                if let Some(usage) = self.reply.usage(counts) {
-                    self.push(&usage);
+                Ok(Event::Done(counts)) => {
+                    self.choices = None;
+                    if let Some(usage) = self.reply.usage(counts) {
+                        self.push(&usage);
+                    }
+                    self.push("[DONE]");
+                    tracing::info!(?counts, "all choices are done");
                 }
-                self.push("[DONE]");
-                tracing::info!(?counts, finish = finish.name(), "done");
-            }
-            Err(failure) => {
-                self.completion = None;
-                self.push(&ApiError::from(failure).to_json());
+                Err(failure) => {
+                    self.choices = None;
+                    self.push(&ApiError::from(failure).to_json());
+                }
             }
         }
         self.queue.pop_front()
+    }
+
+    fn delta(&mut self, index: u32, delta: Delta) {
+        for chunk in self.reply.delta(index, delta) {
+            self.push(&chunk);
+        }
     }
 
     fn push(&mut self, data: &str) {

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{App, error::ApiError};
 use crate::{
+    backend::{Backend, BackendHealth},
     cost::Role,
     fleet::{Health, Worker},
 };
@@ -27,33 +28,42 @@ struct ModelCard {
     id: String,
     object: &'static str,
     created: u64,
-    owned_by: &'static str,
+    owned_by: String,
     /// Longest prompt plus completion, tokens.
-    max_model_len: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
 }
 
 /// `GET /v1/models`.
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
-    Json(ModelList { object: "list", data: card(&app).into_iter().collect() }).into_response()
+    Json(ModelList { object: "list", data: cards(&app) }).into_response()
 }
 
 /// `GET /v1/models/{id}`.
 pub(super) async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    match card(&app).filter(|card| card.id == id) {
+    match cards(&app).into_iter().find(|card| card.id == id) {
         Some(card) => Ok(Json(card).into_response()),
         None => Err(ApiError::unknown_model(&id)),
     }
 }
 
-fn card(app: &App) -> Option<ModelCard> {
-    let model = app.scheduler.fleet.model()?;
-    Some(ModelCard {
-        id: model.name,
+/// The native workers' model first, then those of other engines.
+fn cards(app: &App) -> Vec<ModelCard> {
+    let card = |id: String, owned_by: String, max_model_len| ModelCard {
+        id,
         object: "model",
         created: app.started_s,
-        owned_by: "kelvin",
-        max_model_len: model.context_tokens_max,
-    })
+        owned_by,
+        max_model_len,
+    };
+    let own = app.scheduler.fleet.model();
+    let own_name = own.as_ref().map(|model| model.name.clone());
+    let own = own.map(|model| card(model.name, "kelvin".into(), Some(model.context_tokens_max)));
+    let others = app.forwarder.iter().flat_map(|forwarder| forwarder.roster.table().cards());
+    let others = others.filter(|other| own_name.as_deref() != Some(&other.id));
+    own.into_iter()
+        .chain(others.map(|other| card(other.id, other.owned_by, other.context_tokens_max)))
+        .collect()
 }
 
 #[derive(Serialize)]
@@ -66,6 +76,47 @@ struct HealthReport {
     store: &'static str,
     requests_in_flight: i64,
     workers: Vec<WorkerReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    backends: Vec<BackendReport>,
+}
+
+#[derive(Serialize)]
+struct BackendReport {
+    url: String,
+    role: &'static str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    circuit: &'static str,
+    /// What is known of its cache.
+    cache: &'static str,
+    models: Vec<String>,
+    in_flight: u32,
+    queued_tokens: u64,
+    tokens_per_second: Option<f64>,
+    step_us: Option<f64>,
+}
+
+impl BackendReport {
+    fn new(backend: &Backend) -> Self {
+        let (health, load) = (backend.health(), backend.load());
+        Self {
+            url: backend.spec.url.clone(),
+            role: backend.role().name(),
+            state: health.name(),
+            why: match health {
+                BackendHealth::Lost(why) => Some(why),
+                BackendHealth::Starting | BackendHealth::Ready => None,
+            },
+            circuit: backend.circuit().name(),
+            cache: backend.mode().name(),
+            models: backend.cards().into_iter().map(|card| card.id).collect(),
+            in_flight: load.streams,
+            queued_tokens: load.queued_tokens,
+            tokens_per_second: load.terms.tokens_per_second,
+            step_us: load.terms.step_us,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -111,9 +162,12 @@ impl WorkerReport {
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let fleet = &app.scheduler.fleet;
     let store = app.scheduler.prefixes.state();
-    let serving = fleet.has_ready(Role::Decode) && !app.scheduler.ending.is_cancelled();
-    let all_well =
-        store != "away" && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready);
+    let table = app.forwarder.as_ref().map(|forwarder| forwarder.roster.table()).unwrap_or_default();
+    let serving =
+        (fleet.has_ready(Role::Decode) || table.has_ready()) && !app.scheduler.ending.is_cancelled();
+    let all_well = store != "away"
+        && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready)
+        && table.all.iter().all(|backend| backend.is_open());
     let status = match (serving, all_well) {
         (false, _) => "unavailable",
         (true, false) => "degraded",
@@ -128,6 +182,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         store,
         requests_in_flight: app.metrics.in_flight.get(),
         workers: fleet.workers().iter().map(|worker| WorkerReport::new(worker)).collect(),
+        backends: table.all.iter().map(|backend| BackendReport::new(backend)).collect(),
     };
     let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(report)).into_response()
@@ -136,6 +191,13 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.workers(app.scheduler.fleet.counts());
+    if let Some(forwarder) = &app.forwarder {
+        let table = forwarder.roster.table();
+        app.metrics.backends(table.counts());
+        app.metrics.feeds(table.modes());
+        let directory = &forwarder.directory;
+        app.metrics.directory(directory.len(), directory.memory_bytes(), directory.refused());
+    }
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(CONTENT_TYPE, content_type)], app.metrics.encode()).into_response()
 }

@@ -20,16 +20,6 @@ pub(crate) enum Finish {
     Length,
 }
 
-impl Finish {
-    /// OpenAI's word for it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
-}
-
 /// What comes next of a completion.
 #[derive(Debug)]
 pub(crate) enum Step {

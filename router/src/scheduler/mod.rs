@@ -61,6 +61,14 @@ pub(crate) struct Job {
     pub(crate) logprobs: Option<u32>,
     /// When the request came in.
     pub(crate) arrived: Instant,
+    /// What the text must be, in the workers' words; empty for anything.
+    pub(crate) grammar: String,
+    /// What decides its KV beside the tokens.
+    pub(crate) extra: Vec<u8>,
+    /// The higher, the sooner; 0 is ordinary.
+    pub(crate) priority: i32,
+    /// Which conversation it is a turn of.
+    pub(crate) session_id: Option<String>,
 }
 
 /// Limits of a request's way; see [`RouterConfig`](crate::RouterConfig).
@@ -97,7 +105,7 @@ impl Scheduler {
 
     async fn place(&self, job: Job) -> Result<Generation, Failure> {
         let block_tokens = self.fleet.model().ok_or(Failure::NoWorker)?.block_tokens;
-        let found = self.prefixes.find(&job.tokens).await;
+        let found = self.prefixes.find(&job.tokens, &job.extra).await;
         let facts = RequestFacts {
             prompt_tokens: job.tokens.len() as u64,
             matched_tokens: found.matched_tokens,
@@ -123,7 +131,15 @@ impl Scheduler {
                 Ok(opened) => {
                     let took = job.arrived.elapsed();
                     self.metrics.first_token(place, took);
-                    tracing::debug!(worker = opened.worker.name(), ?place, ?took, attempt, "first token");
+                    tracing::debug!(
+                        worker = opened.worker.name(),
+                        ?place,
+                        ?took,
+                        attempt,
+                        priority = job.priority,
+                        session = job.session_id,
+                        "first token"
+                    );
                     return Ok(Generation::new(self, job, opened, prefill, found.matched_tokens));
                 }
                 Err(failure) => {
@@ -187,13 +203,14 @@ impl Scheduler {
             request_id: job.request_id.clone(),
             model: job.model.clone(),
             tokens: job.tokens.clone(),
-            extra: Default::default(),
+            extra: job.extra.clone().into(),
             sampling: Some(job.sampling.clone()),
             tokens_max: job.tokens_max,
             stop_tokens: job.stop_tokens.clone(),
             wait_blocks: u32::try_from(wait_blocks).unwrap_or(u32::MAX),
             wait_ms: u64::try_from(self.timeouts.block.as_millis()).unwrap_or(u64::MAX),
             logprobs: job.logprobs,
+            grammar: job.grammar.clone(),
         };
         let mut client = worker.client();
         let opening = async {

@@ -32,7 +32,7 @@ impl Prefill {
             request_id: job.request_id.clone(),
             model: job.model.clone(),
             tokens: job.tokens.clone(),
-            extra: Default::default(),
+            extra: job.extra.clone().into(),
         };
         let mut client = worker.client();
         let opening = async {

@@ -15,10 +15,12 @@ use llama_cpp_2::{
     send_logs_to_tracing,
     token::LlamaToken,
     token_type::LlamaTokenAttr,
+    vocab::VocabType,
 };
 
 use super::{
     ChatTemplate, Defused, TemplateError, TokenizeError, VocabularyError,
+    pieces::{Pieces, split},
     stack::{longest_run, with_stack},
 };
 
@@ -31,7 +33,12 @@ pub(crate) struct GgufVocabulary {
     token_bytes_max: usize,
     /// Text of the begin token, when the tokenizer puts one in front by itself.
     bos_added: Option<String>,
+    /// Where a piece of text has the same tokens wherever it stands.
+    pieces: Option<Pieces>,
 }
+
+/// Tokens of pieces that are kept: 16 MiB.
+const KEPT_TOKENS_MAX: usize = 4 << 20;
 
 impl GgufVocabulary {
     pub(super) fn load(path: &Path) -> Result<Self, VocabularyError> {
@@ -62,7 +69,13 @@ impl GgufVocabulary {
             .unwrap_or(1)
             .max(1);
         let bos_added = vocab.should_add_bos().then(|| text_of(&model, vocab.bos()));
-        Ok(Self { tokens, end_tokens, control_texts, token_bytes_max, bos_added, model })
+        // Other kinds put a space before a piece, or not, by what stands before it.
+        let strips = LlamaTokenAttr::LStrip | LlamaTokenAttr::RStrip;
+        let alone = matches!(vocab.vocab_type(), VocabType::BPE)
+            && !vocab.should_add_eos()
+            && !vocab.tokens().any(|token| vocab.attr(token).intersects(strips));
+        let pieces = alone.then(|| Pieces::new(KEPT_TOKENS_MAX));
+        Ok(Self { tokens, end_tokens, control_texts, token_bytes_max, bos_added, pieces, model })
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -94,7 +107,17 @@ impl GgufVocabulary {
             // A template that writes the begin token itself would have it twice.
             let written = self.bos_added.as_deref().filter(|bos| index == 0 && !bos.is_empty());
             let run = written.and_then(|bos| run.strip_prefix(bos)).unwrap_or(run);
-            tokens.extend(vocab.tokenize(run.as_bytes(), index == 0, true).into_iter().map(id));
+            let kept = self.pieces.as_ref().and_then(|kept| Some((kept, split(run, &self.control_texts)?)));
+            let Some((kept, pieces)) = kept else {
+                tokens.extend(vocab.tokenize(run.as_bytes(), index == 0, true).into_iter().map(id));
+                continue;
+            };
+            tokens.extend((index == 0 && self.bos_added.is_some()).then(|| id(vocab.bos())));
+            for piece in pieces {
+                kept.append(piece, &mut tokens, |piece| {
+                    vocab.tokenize(piece.as_bytes(), false, true).into_iter().map(id).collect()
+                });
+            }
         }
         tokens
     }

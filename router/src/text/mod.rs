@@ -15,6 +15,7 @@
 mod defuse;
 mod detokenizer;
 mod gguf;
+mod pieces;
 mod stack;
 mod stops;
 mod stream;
@@ -73,7 +74,7 @@ const TOY_TEMPLATE: &str = "{% for message in messages %}{{ '<|' + message['role
 /// A model's tokens.
 pub(crate) enum Vocabulary {
     Toy,
-    Gguf(gguf::GgufVocabulary),
+    Gguf(Box<gguf::GgufVocabulary>),
 }
 
 impl Vocabulary {
@@ -81,7 +82,7 @@ impl Vocabulary {
     pub(crate) fn load(source: &ModelSource) -> Result<Self, VocabularyError> {
         match source {
             ModelSource::Toy => Ok(Self::Toy),
-            ModelSource::Gguf(path) => Ok(Self::Gguf(gguf::GgufVocabulary::load(path)?)),
+            ModelSource::Gguf(path) => Ok(Self::Gguf(Box::new(gguf::GgufVocabulary::load(path)?))),
         }
     }
 
@@ -181,8 +182,12 @@ mod tests {
     #[test]
     fn the_toys_template_is_as_agreed_with_its_engine() {
         let template = Vocabulary::Toy.chat_template().unwrap().unwrap();
-        let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
-        let text = template.render(&[message("system", "be brief"), message("user", "hi")]).unwrap();
+        let message = |role: &str, content: &str| ChatMessage {
+            role: role.into(),
+            content: content.into(),
+            ..Default::default()
+        };
+        let text = template.render(&[message("system", "be brief"), message("user", "hi")], &[]).unwrap();
         assert_eq!(text, "<|system|>be brief\n<|user|>hi\n<|assistant|>");
     }
 }

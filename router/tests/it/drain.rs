@@ -49,7 +49,11 @@ async fn start_error(config: RouterConfig) -> Error {
 #[tokio::test]
 async fn what_cannot_start_says_why() {
     let workers = vec!["http://127.0.0.1:1".to_owned()];
-    let config = || RouterConfig { workers: workers.clone(), ..RouterConfig::default() };
+    let config = || RouterConfig {
+        workers: workers.clone(),
+        model: Some(ModelSource::Toy),
+        ..RouterConfig::default()
+    };
     let open = SocketAddr::from(([0, 0, 0, 0], 0));
     let error = start_error(RouterConfig { listen: open, ..config() }).await;
     assert!(error.to_string().contains("only loopback addresses"), "{error}");
@@ -59,7 +63,8 @@ async fn what_cannot_start_says_why() {
         let error = start_error(RouterConfig { workers: vec![bad.into()], ..config() }).await;
         assert!(error.to_string().contains(bad), "{error}");
     }
-    let error = start_error(RouterConfig { model: ModelSource::Gguf("/none.gguf".into()), ..config() }).await;
+    let error =
+        start_error(RouterConfig { model: Some(ModelSource::Gguf("/none.gguf".into())), ..config() }).await;
     assert!(error.to_string().contains("/none.gguf"), "{error}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();

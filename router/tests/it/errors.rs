@@ -62,7 +62,7 @@ async fn what_does_not_fit_the_context_is_400_with_the_limit() {
 async fn unknown_routes_and_wrong_methods_have_the_same_shape() {
     let worker = TestWorker::start(Setup::decode("d"));
     let router = TestRouter::start(&[&worker]).await;
-    let (status, error) = error_of(router.get("/v1/embeddings").await).await;
+    let (status, error) = error_of(router.get("/v1/nothing").await).await;
     assert_eq!((status, error["code"].as_str()), (404, Some("unknown_url")));
     let response = router.get("/v1/chat/completions").await;
     assert_eq!(response.headers()["allow"], "POST");

@@ -1,10 +1,12 @@
 //! The real router over HTTP, against workers that are scripted but speak real gRPC on loopback.
 
+mod backends;
 mod cancel;
 mod chat;
 mod drain;
 mod errors;
 mod failures;
+mod feeds;
 mod fleet;
 mod harness;
 mod limits;
@@ -12,4 +14,5 @@ mod observe;
 mod prefill;
 mod real_vocabulary;
 mod store;
+mod surface;
 mod text;

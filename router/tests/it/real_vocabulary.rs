@@ -18,7 +18,8 @@ fn model() -> PathBuf {
 async fn what_the_worker_says_in_tokens_is_read_in_text() {
     let worker = TestWorker::start(Setup::decode("d"));
     worker.describe(|described| described.vocab_tokens = 49_152);
-    let router = TestRouter::configured(&[&worker], |config| config.model = ModelSource::Gguf(model())).await;
+    let router =
+        TestRouter::configured(&[&worker], |config| config.model = Some(ModelSource::Gguf(model()))).await;
     // A prompt's own tokens come back as the answer.
     let text = "The café is 100% open 🦀.";
     let body = json!({"model": "toy", "prompt": text, "max_tokens": 64});

@@ -182,3 +182,41 @@ async fn a_store_that_wants_a_token_gets_it() {
     .await;
     connected(&router).await;
 }
+
+#[tokio::test]
+async fn hints_reach_the_store_once_the_answer_is_whole() {
+    let decode = TestWorker::start(Setup::decode("d"));
+    let store = TestStore::start(ANY).await;
+    let namespace = store.fill(&prompt(), 24).await;
+    let router = TestRouter::configured(&[&decode], |config| config.store = Some(store.endpoint())).await;
+    connected(&router).await;
+    let ask = async |hints: Value, name: &str| {
+        let mut body = body();
+        body.as_object_mut().unwrap().extend(hints.as_object().unwrap().clone());
+        assert_eq!(router.post("/v1/completions", &body).await.status(), 200);
+        let line = format!("kelvin_router_hints_total{{hint=\"{name}\",result=\"done\"}}");
+        until(|| async { router.metric(&line).await.filter(|&count| count == 1.0) }).await;
+    };
+    ask(json!({"prefetch_next_turn": true}), "prefetch").await;
+    ask(json!({"session_end": true}), "session_end").await;
+    ask(json!({"ttl_s": 60}), "ttl").await;
+    let tokens: Vec<u32> = prompt().bytes().map(u32::from).collect();
+    let hashes = namespace.hash_blocks(&tokens, &[]);
+    let blocks = namespace.explain(&hashes[..24]).await.unwrap();
+    assert!(blocks.iter().all(|block| block.pinned), "{blocks:?}");
+}
+
+#[tokio::test]
+async fn a_salt_finds_nothing_of_others() {
+    let decode = TestWorker::start(Setup::decode("d"));
+    let store = TestStore::start(ANY).await;
+    let _namespace = store.fill(&prompt(), 10).await;
+    let router = TestRouter::configured(&[&decode], |config| config.store = Some(store.endpoint())).await;
+    connected(&router).await;
+    let mut salted = body();
+    salted["cache_salt"] = "a".into();
+    assert_eq!(router.post("/v1/completions", &salted).await.status(), 200);
+    assert_eq!(decode.generates().pop().unwrap().wait_blocks, 0);
+    assert_eq!(router.post("/v1/completions", &body()).await.status(), 200);
+    assert_eq!(decode.generates().pop().unwrap().wait_blocks, 10);
+}

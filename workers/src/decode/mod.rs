@@ -45,7 +45,7 @@ use self::{
 };
 pub(crate) use committer::is_present;
 
-use crate::{chunking::prompt_blocks, sampling::SamplingPlan};
+use crate::{chunking::prompt_blocks, grammar::Constraint, sampling::SamplingPlan};
 
 const COMMANDS: usize = 64;
 const SEALED: usize = 64;
@@ -66,6 +66,8 @@ pub(crate) struct GenerateJob {
     pub(crate) stop_tokens: Vec<u32>,
     /// How tokens are chosen.
     pub(crate) plan: SamplingPlan,
+    /// What the text must be.
+    pub(crate) constraint: Option<Constraint>,
     /// Leading blocks worth waiting for.
     pub(crate) wait_blocks: usize,
     /// How long to wait for one of them.
@@ -143,9 +145,9 @@ impl DecodeWorker {
             // The place in the bounded queue: held until the last block is stored and the last message taken.
             drop(permit);
         });
-        let GenerateJob { prompt, tokens_max, stop_tokens, plan, wait_blocks, .. } = job;
+        let GenerateJob { prompt, tokens_max, stop_tokens, plan, constraint, wait_blocks, .. } = job;
         let expected_tokens = wait_blocks.min(blocks) * block_tokens;
-        let job = Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, pipes };
+        let job = Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, constraint, pipes };
         let gone = |_| Refusal::new(Reason::Internal, "the engine of this worker ended");
         self.commands.send(Command::Submit(Box::new(job))).await.map_err(gone)?;
         Ok(messages)

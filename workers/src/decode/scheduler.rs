@@ -259,12 +259,9 @@ impl Scheduler {
                         continue;
                     }
                     match sequence.sample(self.engine.logits(item)) {
-                        Some(None) => {}
-                        Some(Some(finish)) => ended.push((part.running, Ok(finish))),
-                        None => {
-                            let message = "the engine's logits are no numbers";
-                            ended.push((part.running, Err(Refusal::new(Reason::EngineFailed, message))));
-                        }
+                        Ok(None) => {}
+                        Ok(Some(finish)) => ended.push((part.running, Ok(finish))),
+                        Err(refusal) => ended.push((part.running, Err(refusal))),
                     }
                 }
                 self.stream_and_seal();

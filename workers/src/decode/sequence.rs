@@ -13,12 +13,15 @@
 //! - Blocks `0..sealed_blocks` are in the store or on their way there; the next one is exported as soon as the
 //!   engine holds all of its tokens.
 
-use kelvin_proto::{Refusal, worker::v1};
+use kelvin_proto::{Reason, Refusal, worker::v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 use tonic::Status;
 
-use crate::sampling::{Sampler, SamplingPlan};
+use crate::{
+    grammar::Constraint,
+    sampling::{Sampler, SamplingPlan},
+};
 
 /// What a client receives.
 pub(crate) type Output = mpsc::Sender<Result<v1::GenerateResponse, Status>>;
@@ -71,6 +74,8 @@ pub(crate) struct Job {
     pub(crate) stop_tokens: Vec<u32>,
     /// How tokens are chosen.
     pub(crate) plan: SamplingPlan,
+    /// What the text must be.
+    pub(crate) constraint: Option<Constraint>,
     /// Ways out.
     pub(crate) pipes: Pipes,
 }
@@ -118,6 +123,7 @@ pub(crate) struct Sequence {
     tokens_max: u32,
     stop_tokens: Vec<u32>,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     unsent: Vec<v1::GeneratedToken>,
     pipes: Pipes,
 }
@@ -126,7 +132,7 @@ impl Sequence {
     /// Gives a job a slot and lets its import begin.
     pub(crate) fn begin(job: Job, id: u32) -> Self {
         let cells = job.cells();
-        let Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, mut pipes } = job;
+        let Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, constraint, mut pipes } = job;
         let importing = pipes.start_import.take().is_some_and(|start| start.send(()).is_ok());
         Self {
             key,
@@ -143,6 +149,7 @@ impl Sequence {
             tokens_max,
             stop_tokens,
             sampler: plan.sampler(),
+            constraint,
             unsent: Vec::new(),
             pipes,
         }
@@ -174,17 +181,27 @@ impl Sequence {
     }
 
     /// Chooses the next token from the logits behind the last known one. Returns the finish reason when this
-    /// ends the sequence, or `None` when the logits are no numbers.
-    pub(crate) fn sample(&mut self, logits: &[f32]) -> Option<Option<v1::FinishReason>> {
-        let generated = self.sampler.sample(logits)?;
-        if self.stop_tokens.contains(&generated.token) {
-            return Some(Some(v1::FinishReason::Stop));
+    /// ends the sequence; fails when no token can be chosen.
+    pub(crate) fn sample(&mut self, logits: &[f32]) -> Result<Option<v1::FinishReason>, Refusal> {
+        let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
+        let generated = self
+            .sampler
+            .sample_among(logits, allowed.as_ref())
+            .ok_or_else(|| Refusal::new(Reason::EngineFailed, "the engine's logits are no numbers"))?;
+        let token = generated.token;
+        let ends = self.constraint.as_ref().is_some_and(|constraint| constraint.is_end(token));
+        if ends || self.stop_tokens.contains(&token) {
+            return Ok(Some(v1::FinishReason::Stop));
         }
-        self.tokens.push(generated.token);
+        let complete = self.constraint.as_mut().map(|constraint| constraint.accept(token)).transpose()?;
+        self.tokens.push(token);
         self.unsent.push(generated);
         self.usage.generated_tokens += 1;
+        if complete == Some(true) {
+            return Ok(Some(v1::FinishReason::Stop));
+        }
         let full = self.usage.generated_tokens == u64::from(self.tokens_max);
-        Some(full.then_some(v1::FinishReason::Length))
+        Ok(full.then_some(v1::FinishReason::Length))
     }
 
     /// Sends what was generated, unless the client is slow: then it goes with the next message.

@@ -37,7 +37,7 @@ use llama_cpp_2::{
 use parking_lot::Mutex;
 
 use super::{
-    BatchItem, Engine, EngineError, EngineOptions, EngineSpec, LAYOUT,
+    BatchItem, Engine, EngineError, EngineOptions, EngineSpec, LAYOUT, TokenTexts,
     codec::{self, StateShape},
     digest,
 };
@@ -57,6 +57,7 @@ static MODELS: LazyLock<Mutex<HashMap<PathBuf, &'static LlamaModel>>> = LazyLock
 /// The engine. See the module.
 pub(crate) struct LlamaEngine {
     spec: EngineSpec,
+    model: &'static LlamaModel,
     context: LlamaContext<'static>,
     batch: LlamaBatch<'static>,
     shape: StateShape,
@@ -123,6 +124,7 @@ impl LlamaEngine {
             blob: Vec::new(),
             shape: StateShape::default(),
             spec,
+            model,
             context,
         };
         engine.learn_shape().map_err(|error| refuse(format!("its KV cache is not supported: {error}")))?;
@@ -239,6 +241,18 @@ impl LlamaEngine {
 impl Engine for LlamaEngine {
     fn spec(&self) -> &EngineSpec {
         &self.spec
+    }
+
+    fn token_texts(&self) -> TokenTexts {
+        let vocab = self.model.vocab();
+        let mut texts = TokenTexts::default();
+        for (id, token) in (0..self.spec.vocab_tokens).zip(vocab.tokens()) {
+            texts.pieces.push(vocab.token_to_piece(token, false, None));
+            if vocab.is_eog(token) {
+                texts.ends.push(id);
+            }
+        }
+        texts
     }
 
     fn evaluate(&mut self, batch: &[BatchItem<'_>]) -> Result<(), EngineError> {

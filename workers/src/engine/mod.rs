@@ -64,6 +64,15 @@ impl EngineSpec {
     }
 }
 
+/// What tokens stand for in text, by id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenTexts {
+    /// Bytes of each token, which need not be whole characters; none for a control token.
+    pub pieces: Vec<Vec<u8>>,
+    /// Tokens that end a text.
+    pub ends: Vec<u32>,
+}
+
 /// How an engine is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
@@ -120,6 +129,9 @@ pub struct BatchItem<'a> {
 pub trait Engine {
     /// What it is.
     fn spec(&self) -> &EngineSpec;
+
+    /// What its tokens stand for in text. Reads the whole vocabulary.
+    fn token_texts(&self) -> TokenTexts;
 
     /// Evaluates all items in one step. On an error every sequence of the batch is cleared.
     fn evaluate(&mut self, batch: &[BatchItem<'_>]) -> Result<(), EngineError>;

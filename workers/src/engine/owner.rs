@@ -2,13 +2,15 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Engine, EngineOptions, EngineSpec};
+use super::{Engine, EngineOptions, EngineSpec, TokenTexts};
 use crate::{Error, ModelSource};
 
 /// An engine that is up.
 pub(crate) struct Started {
     /// What it is.
     pub(crate) spec: EngineSpec,
+    /// What its tokens stand for.
+    pub(crate) texts: TokenTexts,
     /// Prompt tokens a second, from the warm-up.
     pub(crate) prefill_tokens_per_second: f64,
     /// Resolves when the thread has ended, by a panic as well.
@@ -34,7 +36,7 @@ pub(crate) async fn spawn(
             Err(error) => drop(started_sender.send(Err(error))),
             Ok((engine, rate)) => {
                 // Nobody waits any more when the worker was stopped meanwhile.
-                if started_sender.send(Ok((engine.spec().clone(), rate))).is_ok() {
+                if started_sender.send(Ok((engine.spec().clone(), engine.token_texts(), rate))).is_ok() {
                     body(engine);
                 }
             }
@@ -44,8 +46,8 @@ pub(crate) async fn spawn(
         .name(format!("{name}-engine"))
         .spawn(run)
         .map_err(|error| Error::Config(format!("start the engine's thread: {error}")))?;
-    let (spec, prefill_tokens_per_second) = started.await.map_err(|_| Error::EngineGone)??;
-    Ok(Started { spec, prefill_tokens_per_second, exited })
+    let (spec, texts, prefill_tokens_per_second) = started.await.map_err(|_| Error::EngineGone)??;
+    Ok(Started { spec, texts, prefill_tokens_per_second, exited })
 }
 
 type Call = Box<dyn FnOnce(&mut dyn Engine) + Send>;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use kelvin_proto::Fingerprint;
 
-use super::{BatchItem, Engine, EngineError, EngineOptions, EngineSpec, LAYOUT};
+use super::{BatchItem, Engine, EngineError, EngineOptions, EngineSpec, LAYOUT, TokenTexts};
 
 /// Tokens of the toy vocabulary.
 pub const TOY_VOCAB_TOKENS: u32 = 258;
@@ -101,6 +101,12 @@ impl ToyEngine {
 impl Engine for ToyEngine {
     fn spec(&self) -> &EngineSpec {
         &self.spec
+    }
+
+    fn token_texts(&self) -> TokenTexts {
+        let bytes = (0..=u8::MAX).map(|byte| vec![byte]);
+        let pieces = bytes.chain([Vec::new(), Vec::new()]).collect();
+        TokenTexts { pieces, ends: vec![TOY_END_TOKEN] }
     }
 
     fn evaluate(&mut self, batch: &[BatchItem<'_>]) -> Result<(), EngineError> {

@@ -64,7 +64,11 @@ async fn refusals(up: &Cluster) {
     let (status, answer) = post(&up.url(""), "/v1/chat/completions", &chat("gpt-5", "Hm?")).await;
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("model_not_found")), "{answer}");
 
-    let two = json!({"model": up.model(), "prompt": "a", "n": 2});
+    let two = json!({"model": up.model(), "prompt": "a", "n": 2, "max_tokens": 4});
     let (status, answer) = post(&up.url(""), "/v1/completions", &two).await;
+    assert_eq!((status, answer["choices"].as_array().map(Vec::len)), (200, Some(2)), "{answer}");
+
+    let many = json!({"model": up.model(), "prompt": "a", "n": 99});
+    let (status, answer) = post(&up.url(""), "/v1/completions", &many).await;
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("n")), "{answer}");
 }

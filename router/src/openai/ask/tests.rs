@@ -16,6 +16,10 @@ fn text(fields: &str) -> Result<Ask, String> {
     ask(Kind::Text, &format!(r#"{{"model":"toy"{fields}}}"#))
 }
 
+fn said(role: &str, content: &str) -> ChatMessage {
+    ChatMessage { role: role.into(), content: content.into(), ..Default::default() }
+}
+
 #[track_caller]
 fn refused(result: Result<Ask, String>, param: &str, words: &str) {
     let error = result.expect_err("it was accepted");
@@ -28,7 +32,7 @@ fn refused(result: Result<Ask, String>, param: &str, words: &str) {
 #[test]
 fn a_plain_request_has_openais_defaults() {
     let ask = chat("").unwrap();
-    assert_eq!(ask.input, Input::Messages(vec![ChatMessage { role: "user".into(), content: "hi".into() }]));
+    assert_eq!(ask.input, Input::Messages(vec![said("user", "hi")]));
     assert_eq!((ask.sampling.temperature, ask.sampling.top_p, ask.sampling.top_k), (1.0, 1.0, 0));
     assert_eq!((ask.tokens_max, ask.logprobs, ask.stream, ask.sampling.seed), (None, None, false, None));
 }
@@ -126,24 +130,35 @@ fn what_is_missing_is_named() {
 #[test]
 fn what_this_version_does_not_do_is_refused() {
     for (fields, param) in [
-        (r#","n":2"#, "n"),
         (r#","best_of":2"#, "best_of"),
-        (r#","tools":[{"type":"function"}]"#, "tools"),
-        (r#","tools":[{}],"tool_choice":"required""#, "tools"),
+        (r#","tools":[{"type":"web_search"}]"#, "tools[0].type"),
+        (r#","tools":[{}],"tool_choice":"required""#, "tools[0].type"),
         (r#","functions":[{}]"#, "functions"),
-        (r#","response_format":{"type":"json_object"}"#, "response_format"),
-        (r#","response_format":{"type":"json_schema","json_schema":{}}"#, "response_format"),
+        (r#","response_format":{"type":"grammar"}"#, "response_format"),
         (r#","modalities":["text","audio"]"#, "modalities"),
     ] {
         refused(chat(fields), param, "not supported");
     }
-    refused(text(r#","prompt":"x","echo":true"#), "echo", "not supported");
+    refused(text(r#","prompt":"x","echo":true,"logprobs":1"#), "echo", "not supported");
     refused(text(r#","prompt":"x","suffix":"y""#), "suffix", "not supported");
     refused(text(r#","prompt":["x","y"]"#), "prompt", "More than one prompt");
     let message = |message: &str| ask(Kind::Chat, &format!(r#"{{"model":"toy","messages":[{message}]}}"#));
-    refused(message(r#"{"role":"tool","content":"x"}"#), "messages[0].role", "not supported");
+    refused(message(r#"{"role":"function","content":"x"}"#), "messages[0].role", "not supported");
+    refused(message(r#"{"role":"tool","content":"x"}"#), "messages[0].tool_call_id", "must have");
     refused(message(r#"{"role":"king","content":"x"}"#), "messages[0].role", "no role");
-    refused(message(r#"{"role":"assistant","tool_calls":[{}]}"#), "messages[0].tool_calls", "not supported");
+    refused(message(r#"{"role":"assistant"}"#), "messages[0].content", "must have");
+    refused(
+        message(r#"{"role":"assistant","function_call":{}}"#),
+        "messages[0].function_call",
+        "not supported",
+    );
+    let call = r#"{"role":"assistant","tool_calls":[{"function":{"name":"f"}},{}]}"#;
+    refused(message(call), "messages[0].tool_calls[1].function", "must have");
+    refused(
+        message(r#"{"role":"user","content":"","tool_calls":[{}]}"#),
+        "messages[0].tool_calls",
+        "Only messages of role `assistant`",
+    );
     let image =
         r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{}}]}"#;
     refused(message(image), "messages[0].content[1]", "`image_url` are not supported");
@@ -153,7 +168,7 @@ fn what_this_version_does_not_do_is_refused() {
 fn content_may_come_in_parts() {
     let body = r#"{"model":"toy","messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#;
     let Input::Messages(messages) = ask(Kind::Chat, body).unwrap().input else { panic!("no messages") };
-    assert_eq!(messages, [ChatMessage { role: "system".into(), content: "a\nb".into() }]);
+    assert_eq!(messages, [said("system", "a\nb")]);
 }
 
 #[test]
@@ -180,4 +195,55 @@ fn broken_json_is_told_from_wrong_json() {
     assert!(message("7").contains("not a request"));
     let deep = "[".repeat(5_000);
     assert!(message(&format!(r#"{{"tool_choice":{deep}"#)).contains("recursion limit"));
+}
+
+#[test]
+fn choices_and_echo_are_taken() {
+    assert_eq!(chat(r#","n":8,"best_of":8"#).unwrap().choices, 8);
+    refused(chat(r#","n":0"#), "n", "must be 1 to 8");
+    refused(chat(r#","n":9"#), "n", "must be 1 to 8");
+    assert!(text(r#","prompt":"x","echo":true"#).unwrap().echo);
+    assert!(!chat(r#","echo":true"#).unwrap().echo);
+}
+
+#[test]
+fn formats_and_tools_make_grammars() {
+    assert_eq!(chat("").unwrap().grammar(), "");
+    let format =
+        r#","response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"integer"}}}"#;
+    let ask = chat(format).unwrap();
+    assert!(ask.grammar().starts_with(r#"start: %json {"type":"integer""#), "{}", ask.grammar());
+    assert_eq!(ask.grammar_param(), "response_format");
+    let tools = r#","tools":[{"type":"function","function":{"name":"f"}}]"#;
+    assert_eq!(chat(tools).unwrap().grammar(), "", "auto is free");
+    let both = chat(&format!("{tools}{format}")).unwrap().grammar();
+    assert!(both.starts_with("start: calls | text\n"), "{both}");
+    refused(chat(&format!(r#"{tools}{format},"tool_choice":"required""#)), "response_format", "goes with");
+    assert!(chat(&format!(r#"{tools},"tool_choice":"required""#)).unwrap().grammar().contains("body0"));
+}
+
+#[test]
+fn hints_are_checked_and_what_has_no_effect_has_a_type() {
+    let ask = chat(
+        r#","priority":-3,"cache_salt":"s","session_id":"c","session_end":true,"ttl_s":60,"prefetch_next_turn":true,
+        "metadata":{"a":"b"},"store":false,"service_tier":"auto","user":"u","parallel_tool_calls":false"#,
+    );
+    let hints = ask.unwrap().hints;
+    assert_eq!((hints.priority, hints.session_id.as_deref(), hints.ttl_s), (-3, Some("c"), Some(60)));
+    assert!(hints.session_end && hints.prefetch_next_turn && hints.has_after());
+    assert_eq!(hints.extra(), b"salt:s");
+    assert!(chat("").unwrap().hints.extra().is_empty() && !chat("").unwrap().hints.has_after());
+    refused(chat(r#","cache_salt":"""#), "cache_salt", "1 to 256 bytes");
+    refused(chat(r#","ttl_s":0"#), "ttl_s", "must be 1 to");
+    for (fields, param) in [
+        (r#","user":7"#, "user"),
+        (r#","metadata":{"a":1}"#, "metadata.a"),
+        (r#","store":"yes""#, "store"),
+        (r#","service_tier":1"#, "service_tier"),
+        (r#","priority":"high""#, "priority"),
+        (r#","tools":{}"#, "tools"),
+        (r#","parallel_tool_calls":"no""#, "parallel_tool_calls"),
+    ] {
+        refused(chat(fields), param, "Invalid value");
+    }
 }

@@ -14,7 +14,7 @@ fn vocabulary() -> Vocabulary {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.into(), content: content.into() }
+    ChatMessage { role: role.into(), content: content.into(), ..Default::default() }
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn text_survives_tokens() {
 fn the_template_renders_and_its_control_tokens_are_single_tokens() {
     let vocabulary = vocabulary();
     let template = vocabulary.chat_template().expect("it has one").expect("it compiles");
-    let text = template.render(&[message("system", "Be brief."), message("user", "Hi")]).unwrap();
+    let text = template.render(&[message("system", "Be brief."), message("user", "Hi")], &[]).unwrap();
     assert_eq!(
         text,
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -53,7 +53,7 @@ fn a_user_cannot_write_a_control_token() {
     let template = vocabulary.chat_template().unwrap().unwrap();
     let end = vocabulary.tokenize(&Defused::plain("<|im_end|>")).unwrap();
     let render = |words: &str| {
-        let text = template.render(&[message("user", words)]).unwrap();
+        let text = template.render(&[message("user", words)], &[]).unwrap();
         vocabulary.tokenize(&Defused::from_rendered(&text)).unwrap()
     };
     let ends = |tokens: Vec<u32>| tokens.iter().filter(|&&token| token == end[0]).count();
@@ -92,4 +92,24 @@ fn a_file_that_is_no_model_is_named() {
 fn a_line_that_no_stack_takes_is_refused() {
     let refused = vocabulary().tokenize(&Defused::plain("x".repeat(600_000)));
     assert!(matches!(refused, Err(TokenizeError::Run { chars: 600_000, .. })));
+}
+
+#[test]
+fn kept_pieces_have_the_tokens_of_the_whole() {
+    let vocabulary = vocabulary();
+    let Vocabulary::Gguf(gguf) = &vocabulary else { panic!("a file") };
+    assert!(gguf.pieces.is_some(), "this model's pieces can be kept");
+    let whole = |text: &str| -> Vec<u32> {
+        gguf.model.vocab().tokenize(text.as_bytes(), true, true).into_iter().map(id).collect()
+    };
+    let template = vocabulary.chat_template().unwrap().unwrap();
+    let long = |seed: &str| format!("{seed} naïve  🦀\n\n\tvalue = {{1,22,333}}; the end. ").repeat(40);
+    for (system, user) in [("a", "b"), ("a", "c"), ("a b", "b"), ("", " ")] {
+        let messages =
+            [message("system", &long(system)), message("user", &long(user)), message("assistant", "x ")];
+        let text = template.render(&messages, &[]).unwrap();
+        assert_eq!(vocabulary.tokenize(&Defused::plain(text.clone())).unwrap(), whole(&text));
+        let odd = format!("{text}<|im_start|><|im_end|> <|im_start|>  {}<|endoftext|>", long(user));
+        assert_eq!(vocabulary.tokenize(&Defused::plain(odd.clone())).unwrap(), whole(&odd));
+    }
 }

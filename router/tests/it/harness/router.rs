@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use kelvin_router::{Error, Listening, RouterConfig, serve};
+use kelvin_router::{BackendSpec, Error, Listening, ModelSource, RouterConfig, serve};
 use serde_json::Value;
 use tokio::{
     sync::oneshot,
@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::TestWorker;
+use super::{TestBackend, TestWorker};
 
 /// How long anything may take that must happen; no scenario depends on it being short.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,6 +32,7 @@ impl TestRouter {
     pub(crate) async fn configured(workers: &[&TestWorker], change: impl FnOnce(&mut RouterConfig)) -> Self {
         let mut config = RouterConfig {
             workers: workers.iter().map(|worker| worker.endpoint()).collect(),
+            model: Some(ModelSource::Toy),
             poll_interval: Duration::from_millis(100),
             ..RouterConfig::default()
         };
@@ -41,6 +42,24 @@ impl TestRouter {
             .health_until(|health| {
                 let states = health["workers"].as_array().unwrap();
                 states.iter().all(|worker| worker["state"] != "starting")
+            })
+            .await;
+        router
+    }
+
+    /// Starts a router before other engines' servers and waits until they are ready.
+    pub(crate) async fn before(backends: &[&TestBackend], change: impl FnOnce(&mut RouterConfig)) -> Self {
+        let mut config = RouterConfig {
+            backends: backends.iter().map(|backend| BackendSpec::new(backend.url())).collect(),
+            probe_interval: Duration::from_millis(50),
+            ..RouterConfig::default()
+        };
+        change(&mut config);
+        let router = Self::bare(config).await;
+        router
+            .health_until(|health| {
+                let states = health["backends"].as_array().cloned().unwrap_or_default();
+                states.len() >= backends.len() && states.iter().all(|backend| backend["state"] == "ready")
             })
             .await;
         router

@@ -39,6 +39,14 @@ class Answer:
     first_token_seconds: float
 
 
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Server:
     """vLLM's OpenAI server, with or without the connector."""
 
@@ -47,9 +55,7 @@ class Server:
         self.log = log
         self.flags = ["--dtype", dtype, "--block-size", str(block_size), "--max-model-len", "4096"]
         self.process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
 
     def start(self, store: str | None, role: str = "kv_both", **settings: Any) -> Server:
         """Starts it, with the store at this URL, and waits until it serves."""
@@ -128,37 +134,42 @@ class Server:
 
     def complete(self, prompt: list[int], tokens: int = 8) -> Answer:
         """Greedy completion of token ids, streamed."""
-        body = {
-            "model": "smol",
-            "prompt": prompt,
-            "max_tokens": tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
-        }
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
-        try:
-            start = time.perf_counter()
-            connection.request(
-                "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
-            )
-            response = connection.getresponse()
-            if response.status != 200:
-                raise RuntimeError(f"{response.status} {response.read()[:500]!r}")
-            first = 0.0
-            made: list[int] = []
-            cached = 0
-            for line in response:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[6:])
-                for choice in event["choices"]:
-                    first = first or time.perf_counter() - start
-                    made += choice.get("token_ids") or []
-                if usage := event.get("usage"):
-                    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        finally:
-            connection.close()
-        return Answer(tuple(made), cached, first)
+        return complete_at(self.port, prompt, tokens)
+
+
+def complete_at(port: int, prompt: list[int], tokens: int = 8) -> Answer:
+    """The same from whatever answers at this port."""
+    body = {
+        "model": "smol",
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+    try:
+        start = time.perf_counter()
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status} {response.read()[:500]!r}")
+        first = 0.0
+        made: list[int] = []
+        cached = 0
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            for choice in event["choices"]:
+                first = first or time.perf_counter() - start
+                made += choice.get("token_ids") or []
+            if usage := event.get("usage"):
+                cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    finally:
+        connection.close()
+    return Answer(tuple(made), cached, first)

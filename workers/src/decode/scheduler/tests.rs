@@ -90,6 +90,7 @@ impl Rig {
             tokens_max,
             stop_tokens: Vec::new(),
             plan,
+            constraint: None,
             pipes,
         };
         self.scheduler.handle(Command::Submit(Box::new(job)));

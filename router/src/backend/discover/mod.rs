@@ -1,0 +1,3 @@
+//! Where backends are found beside the command line.
+
+pub(crate) mod file;

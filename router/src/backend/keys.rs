@@ -1,0 +1,91 @@
+//! What is known of where a prompt's KV is, gathered before a server is chosen.
+//!
+//! A server whose events are followed is known by tokens, in blocks of its own size; any other by the text of
+//! the prompts that it got. Both kinds of hashes are in one directory and never meet.
+
+use std::time::Duration;
+
+use kelvin_kvstore::SequenceHash;
+
+use super::{member::Backend, roster::Pool};
+use crate::{
+    directory::{Directory, Scope, TEXT_BLOCK_BYTES},
+    expected::Held,
+};
+
+/// Bytes of text a token stands for where nobody counts: what is decided by it is a ratio.
+const TOKEN_BYTES: u64 = 4;
+
+/// A prompt's size and places.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Keys {
+    tokens: u64,
+    text: Vec<SequenceHash>,
+    /// Leading tokens in each server's own memory, at the place of its id.
+    own: Vec<u64>,
+    stored: Vec<Held>,
+}
+
+impl Keys {
+    /// Looks a prompt up: its `text` as the request has it, and its `tokens` where they are known.
+    pub(crate) fn gather(
+        directory: &Directory,
+        pool: &Pool,
+        scope: &Scope,
+        text: &str,
+        tokens: Option<&[u32]>,
+    ) -> Self {
+        let by_text = pool.backends.iter().any(|backend| !backend.is_followed());
+        let hashes = if by_text { directory.hash_text(scope, text) } else { Vec::new() };
+        let ids = pool.backends.iter().map(|backend| backend.id as usize + 1).max().unwrap_or(0);
+        let mut by_id: Vec<Option<&Backend>> = vec![None; ids];
+        pool.backends.iter().for_each(|backend| by_id[backend.id as usize] = Some(backend));
+        let mut own = vec![0; ids];
+        let mut found = Vec::new();
+        let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(&Backend) -> bool| {
+            directory.prefixes(hashes, &mut found);
+            for (id, blocks) in &found {
+                let backend = by_id.get(*id as usize).copied().flatten();
+                if backend.is_some_and(is_known) {
+                    own[*id as usize] = u64::from(*blocks) * block_tokens;
+                }
+            }
+        };
+        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|backend| !backend.is_followed());
+        if let Some(tokens) = tokens {
+            let mut sizes: Vec<_> = pool
+                .backends
+                .iter()
+                .filter(|backend| backend.is_followed())
+                .map(|backend| backend.block_tokens())
+                .collect();
+            sizes.sort_unstable();
+            sizes.dedup();
+            for size in sizes.into_iter().filter(|size| *size > 0) {
+                let hashes = directory.hash_tokens(scope, tokens, size as usize);
+                add(&hashes, size.into(), &|backend| backend.is_followed() && backend.block_tokens() == size);
+            }
+        }
+        let tokens = tokens.map_or(text.len() as u64 / TOKEN_BYTES, |tokens| tokens.len() as u64);
+        Self { tokens: tokens.max(1), text: hashes, own, stored: Vec::new() }
+    }
+
+    /// The prompt goes to `backend`, which will have it.
+    pub(super) fn sent(&self, directory: &Directory, backend: &Backend, now: Duration) {
+        if !backend.is_followed() {
+            directory.assume(backend.id, &self.text, now);
+        }
+    }
+
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    pub(super) fn own(&self) -> &[u64] {
+        &self.own
+    }
+
+    pub(super) fn stored(&self) -> &[Held] {
+        &self.stored
+    }
+}

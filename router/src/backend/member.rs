@@ -1,0 +1,314 @@
+//! One engine's server as the router knows it: whether it can be asked, what it serves, what it has in work.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::http::uri::Authority;
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    breaker::{Breaker, Circuit},
+    learn::{Learnt, Terms},
+    spec::{BackendRole, BackendSpec, BackendSpecError},
+};
+use crate::{directory::Directory, feeds::Mode};
+
+/// How a server does, by its probes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// It has not answered yet.
+    Starting,
+    Ready,
+    /// Why it cannot be asked.
+    Lost(String),
+}
+
+impl Health {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Lost(_) => "lost",
+        }
+    }
+}
+
+/// A model that a server has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Card {
+    pub(crate) id: String,
+    pub(crate) context_tokens_max: Option<u32>,
+    pub(crate) owned_by: String,
+}
+
+/// One engine's server.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    /// Its number in the roster; another one has it once this has left.
+    pub(crate) id: u32,
+    pub(crate) spec: BackendSpec,
+    pub(crate) authority: Authority,
+    health: RwLock<Health>,
+    cards: RwLock<Vec<Card>>,
+    ready: AtomicBool,
+    breaker: Mutex<Breaker>,
+    /// Whether the breaker is worth a look.
+    suspect: AtomicBool,
+    started: Instant,
+    queued_tokens: AtomicU64,
+    streams: AtomicU32,
+    /// Tokens of its blocks by its events; 0 as long as they do not say.
+    block_tokens: AtomicU32,
+    /// How much its events say.
+    mode: AtomicU8,
+    pub(crate) learnt: Learnt,
+}
+
+/// What a decision needs of a server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) queued_tokens: u64,
+    pub(crate) streams: u32,
+    pub(crate) terms: Terms,
+}
+
+impl Backend {
+    pub(crate) fn new(id: u32, spec: BackendSpec) -> Result<Self, BackendSpecError> {
+        Ok(Self {
+            id,
+            authority: spec.authority()?,
+            spec,
+            health: RwLock::new(Health::Starting),
+            cards: RwLock::default(),
+            ready: AtomicBool::new(false),
+            breaker: Mutex::default(),
+            suspect: AtomicBool::new(false),
+            started: Instant::now(),
+            queued_tokens: AtomicU64::new(0),
+            streams: AtomicU32::new(0),
+            block_tokens: AtomicU32::new(0),
+            mode: AtomicU8::new(Mode::Fallback as u8),
+            learnt: Learnt::default(),
+        })
+    }
+
+    pub(crate) fn role(&self) -> BackendRole {
+        self.spec.role
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.health.read().clone()
+    }
+
+    pub(crate) fn cards(&self) -> Vec<Card> {
+        self.cards.read().clone()
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn circuit(&self) -> Circuit {
+        self.breaker.lock().circuit(self.now())
+    }
+
+    /// Sets what a probe found; returns whether what it can be asked changed.
+    pub(crate) fn found(&self, health: Health, cards: Option<Vec<Card>>) -> bool {
+        let ready = health == Health::Ready;
+        let mut before = self.health.write();
+        let turned = std::mem::discriminant(&*before) != std::mem::discriminant(&health);
+        if turned {
+            match &health {
+                Health::Lost(why) => tracing::warn!(backend = self.spec.url, why, "a backend is lost"),
+                _ => tracing::info!(
+                    backend = self.spec.url,
+                    state = health.name(),
+                    "a backend changed its state"
+                ),
+            }
+        }
+        *before = health;
+        drop(before);
+        self.ready.store(ready, Ordering::Release);
+        let changed = cards.is_some_and(|cards| {
+            let mut known = self.cards.write();
+            let changed = *known != cards;
+            *known = cards;
+            changed
+        });
+        turned || changed
+    }
+
+    /// Whether a request may be sent there now.
+    pub(crate) fn is_open(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+            && (!self.suspect.load(Ordering::Acquire) || self.breaker.lock().admits(self.now()))
+    }
+
+    /// Sets how much its events say of its cache, and in blocks of how many tokens.
+    pub(crate) fn set_known(&self, mode: Mode, block_tokens: u32) {
+        self.block_tokens.store(block_tokens, Ordering::Release);
+        self.mode.store(mode as u8, Ordering::Release);
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        Mode::from_u8(self.mode.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn block_tokens(&self) -> u32 {
+        self.block_tokens.load(Ordering::Acquire)
+    }
+
+    /// Whether its cache is known by its events, and not by what was sent there.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.mode() != Mode::Fallback
+    }
+
+    /// Forgets what was believed of it before its events came.
+    pub(crate) fn believed(&self, directory: &Directory) {
+        directory.disbelieve(self.id);
+    }
+
+    /// Whether one more fits.
+    pub(crate) fn has_room(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) < self.spec.requests_max
+    }
+
+    /// It answered, whatever it said.
+    pub(crate) fn succeeded(&self) {
+        if self.suspect.load(Ordering::Acquire) {
+            let mut breaker = self.breaker.lock();
+            if breaker.circuit(self.now()) != Circuit::Closed {
+                tracing::info!(backend = self.spec.url, "a backend answers again");
+            }
+            breaker.succeeded();
+            self.suspect.store(false, Ordering::Release);
+        }
+    }
+
+    /// It did not. Returns whether it gets no requests from now on.
+    pub(crate) fn failed(&self, why: &str) -> bool {
+        let mut breaker = self.breaker.lock();
+        let opened = breaker.failed(self.now());
+        self.suspect.store(true, Ordering::Release);
+        drop(breaker);
+        if opened {
+            tracing::warn!(
+                backend = self.spec.url,
+                why,
+                "a backend keeps failing and gets no requests for a while"
+            );
+        }
+        opened
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        Load {
+            queued_tokens: self.queued_tokens.load(Ordering::Relaxed),
+            streams: self.streams.load(Ordering::Relaxed),
+            terms: self.learnt.terms(),
+        }
+    }
+}
+
+/// One request in work there; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Call {
+    backend: Arc<Backend>,
+    begun: Instant,
+    /// Tokens to compute of this prompt; 0 once they are.
+    tokens: u64,
+    /// And those of prompts before it.
+    before: u64,
+    loaded: u64,
+}
+
+impl Call {
+    /// Counts a request that computes `tokens` and loads `loaded`.
+    pub(crate) fn begin(backend: &Arc<Backend>, tokens: u64, loaded: u64) -> Self {
+        if backend.suspect.load(Ordering::Acquire) {
+            backend.breaker.lock().take(backend.now());
+        }
+        backend.streams.fetch_add(1, Ordering::Relaxed);
+        let before = backend.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
+        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded }
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// The first token came: the prompt is computed.
+    pub(crate) fn first_token(&mut self) {
+        if self.tokens > 0 {
+            self.backend.learnt.first_token(self.before + self.tokens, self.loaded, self.begun.elapsed());
+        }
+        self.computed();
+    }
+
+    fn computed(&mut self) {
+        self.backend.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
+    }
+
+    /// A whole answer of so many tokens came at once: all that is known is their sum.
+    pub(crate) fn whole(&mut self, generated: u64) {
+        const FEW: u64 = 4;
+        let took = self.begun.elapsed();
+        if generated <= FEW {
+            return self.first_token();
+        }
+        let terms = self.backend.learnt.terms();
+        if let Some(rate) = terms.tokens_per_second {
+            let prompt = Duration::from_secs_f64((self.before + self.tokens) as f64 / rate);
+            self.backend.learnt.steps(generated, took.saturating_sub(prompt));
+        }
+        self.computed();
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.computed();
+        self.backend.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_counts_until_it_ends() {
+        let backend = Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1")).unwrap());
+        let mut first = Call::begin(&backend, 100, 0);
+        let second = Call::begin(&backend, 50, 0);
+        assert_eq!((backend.load().queued_tokens, backend.load().streams), (150, 2));
+        assert_eq!(second.before, 100);
+        first.first_token();
+        assert_eq!((backend.load().queued_tokens, backend.load().streams), (50, 2));
+        drop((first, second));
+        assert_eq!((backend.load().queued_tokens, backend.load().streams), (0, 0));
+    }
+
+    #[test]
+    fn one_that_fails_is_closed_until_a_trial_succeeds() {
+        let backend = Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1")).unwrap());
+        assert!(!backend.is_open(), "not probed yet");
+        assert!(backend.found(Health::Ready, None));
+        assert!(backend.is_open());
+        while !backend.failed("refused") {}
+        assert!(!backend.is_open());
+        assert_eq!(backend.circuit(), Circuit::Open);
+        backend.succeeded();
+        assert!(backend.is_open());
+    }
+}

@@ -1,0 +1,37 @@
+//! Other engines behind the router: servers that speak OpenAI's API (vLLM, SGLang, TensorRT-LLM, llama.cpp).
+//!
+//! # Overview
+//! ```text
+//! flags, file ─► roster ◄─ probe       health, models
+//!                 │
+//! request ─► peek ─► place ─► forward ─► engine        expected time to first token
+//!                      ▲          └─► member: what is in work there, what was learnt, breaker
+//!                    keys
+//! ```
+//! A request's body and the engine's answer go through as they are; the router reads of them what it decides
+//! and learns from.
+
+mod breaker;
+mod client;
+pub(crate) mod discover;
+mod forward;
+mod keys;
+mod learn;
+mod member;
+mod peek;
+mod place;
+mod probe;
+mod roster;
+mod spec;
+mod stream;
+mod trouble;
+
+pub(crate) use client::client;
+pub(crate) use forward::{Errand, Forwarder, Patience};
+pub(crate) use keys::Keys;
+pub(crate) use member::{Backend, Health as BackendHealth};
+pub(crate) use peek::Peek;
+pub(crate) use probe::look_after;
+pub(crate) use roster::{Roster, Source};
+pub use spec::{BackendRole, BackendSpec, BackendSpecError};
+pub(crate) use trouble::Trouble;

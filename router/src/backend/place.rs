@@ -1,0 +1,60 @@
+//! Where a request goes: the servers of its model, what is in whose memory, and one cost.
+
+use std::sync::Arc;
+
+use rand::Rng;
+
+use super::{member::Backend, roster::Pool};
+use crate::expected::{Candidate, Choice, Held, choose};
+
+/// A request as a decision sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape<'a> {
+    /// Of the prompt; an estimate where it was not tokenized.
+    pub(super) tokens: u64,
+    /// Leading tokens in servers' own memories: at the place of the server's id, if there is one.
+    pub(super) own: &'a [u64],
+    /// What the store has of it, from its beginning on.
+    pub(super) stored: &'a [Held],
+}
+
+/// The server where the first token can be expected soonest, of those that take one more.
+pub(super) fn place(
+    pool: &Pool,
+    shape: Shape<'_>,
+    excluded: &[u32],
+    rng: &mut impl Rng,
+) -> Result<(Arc<Backend>, Choice), Full> {
+    let mut full = Full::Away;
+    let own = |id: u32| shape.own.get(id as usize).copied().unwrap_or(0);
+    let candidates = pool.backends.iter().enumerate().filter_map(|(at, backend)| {
+        if !backend.role().answers() || excluded.contains(&backend.id) || !backend.is_open() {
+            return None;
+        }
+        if !backend.has_room() {
+            full = Full::Busy;
+            return None;
+        }
+        let load = backend.load();
+        Some(Candidate {
+            worker: at,
+            queued_tokens: load.queued_tokens,
+            streams: load.streams,
+            own_tokens: own(backend.id),
+            held: shape.stored,
+            tokens_per_second: load.terms.tokens_per_second,
+            step_us: load.terms.step_us,
+        })
+    });
+    let choice = choose(shape.tokens, candidates, rng).ok_or(full)?;
+    Ok((pool.backends[choice.worker].clone(), choice))
+}
+
+/// Why none was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// None can be asked.
+    Away,
+    /// Those that can have no room.
+    Busy,
+}

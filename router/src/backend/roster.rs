@@ -1,0 +1,258 @@
+//! Which engines' servers there are, and which of them have a model: changes while the router runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use parking_lot::{Mutex, RwLock};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    member::{Backend, Card, Health},
+    spec::BackendSpec,
+};
+use crate::{directory::WORKERS_MAX, feeds::Mode};
+
+/// Most servers of one router.
+pub(crate) const BACKENDS_MAX: usize = WORKERS_MAX as usize;
+
+/// Who says that a server exists; what the one no longer says may still be said by the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    Flags,
+    File,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Flags => "flags",
+            Self::File => "file",
+        }
+    }
+}
+
+/// All servers and their models at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) all: Vec<Arc<Backend>>,
+    /// Servers of each model, ready or lost; the same server has the same place until the next change.
+    models: HashMap<String, Arc<Pool>>,
+}
+
+/// The servers of one model.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) card: Card,
+    pub(crate) backends: Vec<Arc<Backend>>,
+}
+
+impl Table {
+    pub(crate) fn pool(&self, model: &str) -> Option<&Arc<Pool>> {
+        self.models.get(model)
+    }
+
+    /// One card a model, by name.
+    pub(crate) fn cards(&self) -> Vec<Card> {
+        let cards: BTreeMap<_, _> = self.models.values().map(|pool| (&pool.card.id, &pool.card)).collect();
+        cards.into_values().cloned().collect()
+    }
+
+    /// Number of servers by state, zeroes included; one behind an open breaker is `broken`.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, i64> {
+        let mut counts: BTreeMap<_, i64> =
+            ["starting", "ready", "lost", "broken"].map(|state| (state, 0)).into();
+        for backend in &self.all {
+            let health = backend.health();
+            let broken = health == Health::Ready && !backend.is_open();
+            *counts.entry(if broken { "broken" } else { health.name() }).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Number of servers by what is known of their caches, zeroes included.
+    pub(crate) fn modes(&self) -> BTreeMap<&'static str, i64> {
+        let mut counts: BTreeMap<_, i64> = Mode::ALL.map(|mode| (mode.name(), 0)).into();
+        self.all.iter().for_each(|backend| *counts.entry(backend.mode().name()).or_default() += 1);
+        counts
+    }
+
+    /// Whether there are servers that have not said yet what they serve.
+    pub(crate) fn has_unheard(&self) -> bool {
+        self.all.iter().any(|backend| backend.health() == Health::Starting)
+    }
+
+    /// Whether any server could be asked.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.all.iter().any(|backend| backend.role().answers() && backend.is_open())
+    }
+}
+
+/// The servers, as several sources name them.
+pub(crate) struct Roster {
+    table: RwLock<Arc<Table>>,
+    named: Mutex<Named>,
+    /// Gets each new server, to look after it until the token is cancelled.
+    joined: tokio::sync::mpsc::UnboundedSender<(Arc<Backend>, CancellationToken)>,
+}
+
+#[derive(Default)]
+struct Named {
+    by: BTreeMap<Source, Vec<BackendSpec>>,
+    members: Vec<(Arc<Backend>, CancellationToken)>,
+    /// Numbers of those that left and may still be known by them.
+    leaving: BTreeSet<u32>,
+}
+
+impl Roster {
+    /// An empty roster, and where its new servers come out. There are as many in that queue as there are
+    /// servers, at most.
+    pub(crate) fn new() -> (Self, tokio::sync::mpsc::UnboundedReceiver<(Arc<Backend>, CancellationToken)>) {
+        let (joined, members) = tokio::sync::mpsc::unbounded_channel();
+        (Self { table: RwLock::default(), named: Mutex::default(), joined }, members)
+    }
+
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.table.read().clone()
+    }
+
+    /// Replaces what `source` names. Of two descriptions of one address the first source's counts; one whose
+    /// description changed leaves and joins. Requests under way at one that leaves go on.
+    pub(crate) fn name(&self, source: Source, specs: Vec<BackendSpec>) {
+        let mut guard = self.named.lock();
+        let named = &mut *guard;
+        named.by.insert(source, specs);
+        let mut wanted: BTreeMap<String, (Source, BackendSpec)> = BTreeMap::new();
+        for (source, specs) in &named.by {
+            for spec in specs {
+                wanted.entry(spec.url.clone()).or_insert_with(|| (*source, spec.clone()));
+            }
+        }
+        let leaving = &mut named.leaving;
+        named.members.retain(|(backend, alive)| {
+            let stays = wanted.get(&backend.spec.url).is_some_and(|(_, spec)| *spec == backend.spec);
+            if stays {
+                wanted.remove(&backend.spec.url);
+            } else {
+                tracing::info!(backend = backend.spec.url, "a backend leaves");
+                alive.cancel();
+                leaving.insert(backend.id);
+            }
+            stays
+        });
+        for (source, spec) in wanted.into_values() {
+            let taken = |id: &u32| {
+                named.leaving.contains(id) || named.members.iter().any(|(backend, _)| backend.id == *id)
+            };
+            let Some(id) = (0..WORKERS_MAX).find(|id| !taken(id)) else {
+                tracing::error!(backend = spec.url, BACKENDS_MAX, "too many backends, this one is left out");
+                continue;
+            };
+            match Backend::new(id, spec) {
+                Ok(backend) => {
+                    tracing::info!(backend = backend.spec.url, source = source.name(), "a backend joins");
+                    let member = (Arc::new(backend), CancellationToken::new());
+                    // Nobody looks after them when the router stops.
+                    let _ = self.joined.send(member.clone());
+                    named.members.push(member);
+                }
+                Err(error) => tracing::error!(%error, "a backend is left out"),
+            }
+        }
+        self.rebuild(named);
+    }
+
+    /// Nothing is known by this number any more; it may be given to another server.
+    pub(crate) fn forgotten(&self, id: u32) {
+        self.named.lock().leaving.remove(&id);
+    }
+
+    /// Has the table follow what the servers serve now.
+    pub(crate) fn refresh(&self) {
+        self.rebuild(&self.named.lock());
+    }
+
+    /// All of them leave.
+    pub(crate) fn close(&self) {
+        let mut named = self.named.lock();
+        named.members.drain(..).for_each(|(_, alive)| alive.cancel());
+    }
+
+    fn rebuild(&self, named: &Named) {
+        let mut models: HashMap<String, Pool> = HashMap::new();
+        for (backend, _) in &named.members {
+            // One that was never heard of has no models; one that is lost keeps its own.
+            if backend.health() == Health::Starting {
+                continue;
+            }
+            for card in backend.cards() {
+                let pool = models
+                    .entry(card.id.clone())
+                    .or_insert_with(|| Pool { card: card.clone(), backends: Vec::new() });
+                let known = pool.card.context_tokens_max;
+                pool.card.context_tokens_max = known.into_iter().chain(card.context_tokens_max).min();
+                pool.backends.push(backend.clone());
+            }
+        }
+        let all = named.members.iter().map(|(backend, _)| backend.clone()).collect();
+        let models = models.into_iter().map(|(model, pool)| (model, Arc::new(pool))).collect();
+        *self.table.write() = Arc::new(Table { all, models });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(port: u16) -> BackendSpec {
+        BackendSpec::new(format!("http://127.0.0.1:{port}"))
+    }
+
+    fn card(id: &str, tokens: u32) -> Card {
+        Card { id: id.into(), context_tokens_max: Some(tokens), owned_by: "vllm".into() }
+    }
+
+    #[test]
+    fn sources_come_and_go() {
+        let (roster, mut joined) = Roster::new();
+        roster.name(Source::Flags, vec![spec(1)]);
+        roster.name(Source::File, vec![spec(1), spec(2)]);
+        let urls = |roster: &Roster| -> Vec<_> {
+            roster.table().all.iter().map(|backend| (backend.id, backend.spec.url.clone())).collect()
+        };
+        assert_eq!(urls(&roster), [(0, spec(1).url), (1, spec(2).url)]);
+        let (_, first) = joined.try_recv().unwrap();
+        roster.name(Source::Flags, vec![]);
+        assert!(!first.is_cancelled(), "the file still has it");
+        roster.name(Source::File, vec![spec(3), spec(2)]);
+        assert!(first.is_cancelled());
+        assert_eq!(
+            urls(&roster),
+            [(1, spec(2).url), (2, spec(3).url)],
+            "what left may still be known by its number"
+        );
+        roster.forgotten(0);
+        roster.name(Source::Flags, vec![spec(4)]);
+        assert_eq!(urls(&roster)[2], (0, spec(4).url));
+    }
+
+    #[test]
+    fn models_are_those_of_servers_that_answered() {
+        let (roster, _joined) = Roster::new();
+        roster.name(Source::Flags, vec![spec(1), spec(2)]);
+        assert!(roster.table().pool("m").is_none());
+        let table = roster.table();
+        table.all[0].found(Health::Ready, Some(vec![card("m", 100), card("l", 10)]));
+        table.all[1].found(Health::Ready, Some(vec![card("m", 50)]));
+        roster.refresh();
+        let table = roster.table();
+        let pool = table.pool("m").unwrap();
+        assert_eq!((pool.backends.len(), pool.card.context_tokens_max), (2, Some(50)));
+        assert_eq!(table.cards().iter().map(|card| card.id.as_str()).collect::<Vec<_>>(), ["l", "m"]);
+        assert!(table.has_ready());
+        table.all[0].found(Health::Lost("gone".into()), None);
+        roster.refresh();
+        assert_eq!(roster.table().pool("m").unwrap().backends.len(), 2, "it is lost and still has its model");
+    }
+}

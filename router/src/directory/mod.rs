@@ -1,0 +1,221 @@
+//! Who holds which blocks in its own memory: engines' caches, as their events tell or as routing suggests.
+//!
+//! # Overview
+//! One radix index for all models and all workers, over the router's own hashes: a block's hash is keyed with
+//! the model, the block size and the salt, so that what must not meet does not, and an engine's hashes need
+//! not be ours. Two kinds of entries:
+//! - what a worker's events say ([`Directory::stored`], [`Directory::removed`]);
+//! - what a request that was sent there will leave there ([`Directory::assume`]), for workers without events:
+//!   it is believed for [`TTL`], and of those entries there are [`ASSUMED_MAX`] at most.
+//!
+//! # Limits
+//! With the budget used up nothing new is taken in, and counted: routing then knows less, and nothing breaks.
+
+mod assumed;
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use kelvin_kvstore::{FleetSet, HolderSet, NamespaceKey, RadixIndex, SequenceHash};
+use parking_lot::Mutex;
+
+use assumed::Assumed;
+
+/// Workers are numbered below this.
+pub(crate) const WORKERS_MAX: u32 = FleetSet::HOLDERS_MAX;
+/// How long a worker without events is believed to keep what it computed.
+pub(crate) const TTL: Duration = Duration::from_secs(300);
+/// Most entries of that kind.
+const ASSUMED_MAX: usize = 1 << 20;
+/// Bytes of text in a block where nobody counts tokens.
+pub(crate) const TEXT_BLOCK_BYTES: usize = 256;
+/// What the same prompt as text and as tokens is told apart by.
+const AS_TEXT: u32 = 0;
+
+/// See the module.
+pub(crate) struct Directory {
+    index: RadixIndex<FleetSet>,
+    key: NamespaceKey,
+    assumed: Mutex<Assumed>,
+    refused: AtomicU64,
+}
+
+impl Directory {
+    /// An empty one that takes `budget_bytes` at most. `secret` keys its hashes: who does not know it cannot
+    /// make prompts that look alike.
+    pub(crate) fn new(secret: &[u8; 32], budget_bytes: usize) -> Self {
+        Self {
+            index: RadixIndex::with_budget(budget_bytes),
+            key: NamespaceKey::derive(secret, "router", "directory"),
+            assumed: Mutex::new(Assumed::new(ASSUMED_MAX)),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Hashes of a prompt's whole blocks of `block_tokens`.
+    pub(crate) fn hash_tokens(
+        &self,
+        scope: &Scope,
+        tokens: &[u32],
+        block_tokens: usize,
+    ) -> Vec<SequenceHash> {
+        let mut parent = Some(self.root(scope, u32::try_from(block_tokens).unwrap_or(u32::MAX)));
+        let blocks = tokens.chunks_exact(block_tokens.max(1));
+        blocks
+            .map(|block| {
+                let hash = self.key.hash_block(parent, block, &[]);
+                parent = Some(hash);
+                hash
+            })
+            .collect()
+    }
+
+    /// Hash of one block behind `parent`, or of a first block; `extra` is what decides its KV beside the
+    /// tokens, nothing as a rule.
+    pub(crate) fn hash_block(
+        &self,
+        scope: &Scope,
+        parent: Option<SequenceHash>,
+        block: &[u32],
+        extra: &[u8],
+    ) -> SequenceHash {
+        let root = || self.root(scope, u32::try_from(block.len()).unwrap_or(u32::MAX));
+        self.key.hash_block(Some(parent.unwrap_or_else(root)), block, extra)
+    }
+
+    /// The same for a text that is not tokenized.
+    pub(crate) fn hash_text(&self, scope: &Scope, text: &str) -> Vec<SequenceHash> {
+        let mut parent = Some(self.root(scope, AS_TEXT));
+        let blocks = text.as_bytes().chunks_exact(TEXT_BLOCK_BYTES);
+        blocks
+            .map(|block| {
+                let hash = self.key.hash_block(parent, &[], block);
+                parent = Some(hash);
+                hash
+            })
+            .collect()
+    }
+
+    /// Stands before a prompt's first block; it is in no index.
+    fn root(&self, scope: &Scope, block_tokens: u32) -> SequenceHash {
+        self.key.hash_block(None, &[block_tokens], &scope.0)
+    }
+
+    /// How many leading blocks each worker has that has any, into `found`.
+    pub(crate) fn prefixes(&self, hashes: &[SequenceHash], found: &mut Vec<(u32, u32)>) {
+        found.clear();
+        let held = self.index.longest_prefix(hashes, None);
+        let Some(mut alive) = held.first().copied() else { return };
+        for (blocks, holders) in (1..).zip(&held[1..]) {
+            let still = alive.intersection(*holders);
+            if still != alive {
+                found.extend(alive.without(still).iter().map(|worker| (worker, blocks)));
+                alive = still;
+            }
+            if alive.is_empty() {
+                return;
+            }
+        }
+        found.extend(alive.iter().map(|worker| (worker, held.len() as u32)));
+    }
+
+    /// A worker has blocks of which each is the parent of the next. Returns whether they were taken in: the
+    /// parent must be known, and there must be room.
+    pub(crate) fn stored(&self, worker: u32, parent: Option<SequenceHash>, hashes: &[SequenceHash]) -> bool {
+        let inserted = worker < WORKERS_MAX && self.index.insert_run(parent, hashes, worker, 0).is_ok();
+        if !inserted {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        inserted
+    }
+
+    /// A worker dropped a block.
+    pub(crate) fn removed(&self, worker: u32, hash: SequenceHash) {
+        self.index.remove(hash, worker);
+    }
+
+    /// A worker left, or dropped everything. Walks the whole index.
+    pub(crate) fn leave(&self, worker: u32) -> usize {
+        drop(self.assumed.lock().leave(worker));
+        self.index.remove_holder(worker)
+    }
+
+    /// A prompt was sent to a worker that says nothing of its cache; `now` since some fixed moment.
+    pub(crate) fn assume(&self, worker: u32, hashes: &[SequenceHash], now: Duration) {
+        let mut assumed = self.assumed.lock();
+        if !self.stored(worker, None, hashes) {
+            // What was believed longest makes room, for more than this one: the index keeps its blocks in
+            // tables of which each needs a place. What was taken in of these must not stay without a time.
+            for _ in 0..hashes.len().max(assumed.len().div_ceil(16).min(4096)) {
+                let Some((worker, hash)) = assumed.oldest() else { break };
+                self.index.remove(hash, worker);
+            }
+            if !self.stored(worker, None, hashes) {
+                for hash in hashes.iter().rev().filter(|hash| !assumed.contains(worker, **hash)) {
+                    self.index.remove(*hash, worker);
+                }
+                return;
+            }
+        }
+        // A prompt's end goes before its beginning, without which it is worth nothing.
+        for hash in hashes.iter().rev() {
+            if let Some((worker, hash)) = assumed.note(worker, *hash, now + TTL) {
+                self.index.remove(hash, worker);
+            }
+        }
+    }
+
+    /// Drops what was assumed of a worker.
+    pub(crate) fn disbelieve(&self, worker: u32) {
+        let gone = self.assumed.lock().leave(worker);
+        for hash in gone {
+            self.index.remove(hash, worker);
+        }
+    }
+
+    /// Drops what was assumed too long ago.
+    pub(crate) fn expire(&self, now: Duration) {
+        loop {
+            // In pieces: decisions wait for the lock.
+            let old = self.assumed.lock().expired(now, 1024);
+            if old.is_empty() {
+                return;
+            }
+            for (worker, hash) in old {
+                self.index.remove(hash, worker);
+            }
+        }
+    }
+
+    /// Blocks known.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.index.memory_bytes()
+    }
+
+    /// Runs that were not taken in.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// What must not meet: the model, and whatever else an engine tells blocks apart by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Scope(Vec<u8>);
+
+impl Scope {
+    pub(crate) fn new(model: &str, salt: &[u8]) -> Self {
+        let mut bytes = (model.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(model.as_bytes());
+        bytes.extend_from_slice(salt);
+        Self(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

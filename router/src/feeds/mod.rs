@@ -1,0 +1,47 @@
+//! What engines say of their own caches: KV events over ZMQ, as vLLM and SGLang publish them.
+//!
+//! # Overview
+//! ```text
+//! engine ─ PUB ─► follow ─► decode ─► view ─► directory
+//!    ▲               │ a gap in the sequence
+//!    └─ ROUTER ◄─────┘ what was missed, as far back as the engine keeps it
+//! ```
+//! [`decode`] reads both forms that engines have used, tagged maps and positional arrays; [`view`] is pure and
+//! knows the engine's hashes beside ours; [`follow`] does the talking.
+//!
+//! # Modes
+//! - `exact`: every event since the engine's start, or since it cleared its cache, was seen.
+//! - `degraded`: some were missed. What is known is still used; it is less than there is.
+//! - `fallback`: there are no events, or none came yet: routing believes what it did itself.
+
+mod decode;
+mod follow;
+mod view;
+
+pub(crate) use follow::{Feed, follow};
+
+/// How much is known of an engine's cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[repr(u8)]
+pub(crate) enum Mode {
+    #[default]
+    Fallback,
+    Degraded,
+    Exact,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Self; 3] = [Self::Fallback, Self::Degraded, Self::Exact];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fallback => "fallback",
+            Self::Degraded => "degraded",
+            Self::Exact => "exact",
+        }
+    }
+
+    pub(crate) fn from_u8(byte: u8) -> Self {
+        Self::ALL.into_iter().find(|mode| *mode as u8 == byte).unwrap_or_default()
+    }
+}

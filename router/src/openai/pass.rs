@@ -1,0 +1,90 @@
+//! Requests for models that other engines serve: a look at the body, and on it goes.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    body::Bytes,
+    extract::{Request, State},
+    http::HeaderMap,
+    response::Response,
+};
+
+use super::{App, body, error::ApiError, tokens::tokens, trace::RequestId};
+use crate::{
+    backend::{Errand, Keys, Peek, Trouble},
+    config::KeyKind,
+    directory::Scope,
+};
+
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    Chat,
+    Text,
+    Embeddings,
+}
+
+impl Route {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Text => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
+        }
+    }
+}
+
+/// `POST /v1/embeddings`: engines' business alone.
+pub(super) async fn embeddings(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    body::expect_json(&head.headers)?;
+    // The semaphore is never closed.
+    let _place = app.bodies.acquire().await;
+    let bytes = body::read(body, app.limits.body_bytes_max, app.limits.read_timeout).await?;
+    let model = body::parse::<Peek<'_>>(&bytes)?.model.unwrap_or_default().into_owned();
+    let passed = pass(&app, Route::Embeddings, &head.headers, bytes, &id).await?;
+    passed.map_err(|_| ApiError::unknown_model(&model))
+}
+
+/// The answer of an engine, or the body back if no engine has the model.
+pub(super) async fn pass(
+    app: &App,
+    route: Route,
+    headers: &HeaderMap,
+    bytes: Bytes,
+    id: &RequestId,
+) -> Result<Result<Response, Bytes>, ApiError> {
+    let Some(forwarder) = &app.forwarder else { return Ok(Err(bytes)) };
+    let peek = body::parse::<Peek<'_>>(&bytes)?;
+    let table = forwarder.roster.table();
+    let Some(pool) = peek.model.as_deref().and_then(|model| table.pool(model)) else {
+        // As long as one was never heard of, nobody knows that no one has the model.
+        let unheard = app.scheduler.fleet.model().is_none_or(|own| peek.model.as_deref() != Some(&own.name));
+        return match table.has_unheard() && unheard {
+            true => Err(Trouble::NoBackend.into()),
+            false => Ok(Err(bytes)),
+        };
+    };
+    let admitted = app.admit(1)?;
+    let salt = peek.cache_salt.as_deref().unwrap_or_default();
+    let scope = Scope::new(&pool.card.id, salt.as_bytes());
+    let tokens = match app.keys {
+        KeyKind::Text => None,
+        KeyKind::Auto if !pool.backends.iter().any(|backend| backend.is_followed()) => None,
+        KeyKind::Auto | KeyKind::Tokens => tokens(app, peek.messages, peek.prompt).await,
+    };
+    let errand = Errand {
+        path: route.path(),
+        headers,
+        body: bytes.clone(),
+        request_id: &id.unique,
+        stream: peek.is_stream(),
+        keys: Keys::gather(&forwarder.directory, pool, &scope, peek.text(), tokens.as_deref()),
+    };
+    Ok(Ok(forwarder.forward(pool, errand, admitted).await?))
+}

@@ -1,0 +1,162 @@
+"""Two real vLLM with KV events behind Kelvin's router, over one store."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from stores import Store, kelvin_binary
+from vllm_server import Answer, Server, complete_at, free_port
+
+BLOCK_TOKENS = 32
+SECONDS = 60.0
+
+
+class Router:
+    """`kelvin router` before vLLM servers, told by their events what they have."""
+
+    def __init__(self, directory: Path, servers: list[tuple[Server, int, int]], model: str) -> None:
+        self.port = free_port()
+        command = [kelvin_binary(), "router", "--listen", f"127.0.0.1:{self.port}", "--model", model]
+        for server, events, replay in servers:
+            url = f"http://127.0.0.1:{server.port}"
+            command += [
+                "--backend",
+                f"{url},events=tcp://127.0.0.1:{events},replay=tcp://127.0.0.1:{replay}",
+            ]
+        self.log = (directory / "router.log").open("wb")
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self.log.close()
+
+    def health(self) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=10) as response:
+                health: dict[str, Any] = json.load(response)
+                return health
+        except urllib.error.HTTPError as error:
+            health = json.load(error)
+            return health
+
+    def metric(self, line: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as response:
+            for text in response.read().decode().splitlines():
+                if text.startswith(line + " "):
+                    return float(text.rsplit(" ", 1)[1])
+        return 0.0
+
+    def complete(self, prompt: list[int]) -> Answer:
+        return complete_at(self.port, prompt)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    model_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Router, list[Server]]]:
+    model = os.environ.get("KELVIN_ROUTER_MODEL")
+    if model is None:
+        pytest.skip("KELVIN_ROUTER_MODEL names no GGUF file for the router's vocabulary")
+    directory = tmp_path_factory.mktemp("router")
+    store = Store(directory, "--dram", "1GiB").start()
+    servers = []
+    for name in ("one", "two"):
+        events, replay = free_port(), free_port()
+        server = Server(model_directory, directory / name)
+        said = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://*:{events}",
+            "replay_endpoint": f"tcp://*:{replay}",
+        }
+        server.flags += ["--kv-events-config", json.dumps(said)]
+        servers.append((server, events, replay))
+    router = None
+    try:
+        for server, _, _ in servers:
+            server.start(store.url)
+        router = Router(directory, servers, model)
+        until(lambda: [b["cache"] for b in router.health()["backends"]] == ["exact"] * 2, "events are followed")
+        yield router, [server for server, _, _ in servers]
+    finally:
+        if router is not None:
+            router.stop()
+        for server, _, _ in servers:
+            server.stop()
+        store.stop()
+
+
+def prompt_of(seed: int) -> list[int]:
+    numbers = random.Random(seed)
+    return [numbers.randrange(100, 40_000) for _ in range(20 * BLOCK_TOKENS + 5)]
+
+
+def test_the_second_turn_goes_to_the_one_that_has_the_first(cluster: tuple[Router, list[Server]]) -> None:
+    router, _ = cluster
+    for seed in range(6):
+        before = router.metric('kelvin_router_feed_events_total{kind="stored"}')
+        turn = prompt_of(seed)
+        first = router.complete(turn)
+        assert first.cached_tokens == 0
+        until(
+            lambda: router.metric('kelvin_router_feed_events_total{kind="stored"}') >= before + 20,
+            "the engine says what it stored",
+        )
+        second = router.complete([*turn, *first.tokens, *prompt_of(1000 + seed)[:40]])
+        # All whole blocks of the first turn are in the memory of the one that answers.
+        assert second.cached_tokens >= 20 * BLOCK_TOKENS
+    assert router.health()["status"] == "ok"
+
+
+def test_when_the_one_that_has_it_is_killed_the_other_loads_from_the_store(
+    cluster: tuple[Router, list[Server]],
+) -> None:
+    router, servers = cluster
+    turn = prompt_of(77)
+    first = router.complete(turn)
+    # Who answered has it in its own memory.
+    owner = next(server for server in servers if server.complete(turn).cached_tokens > 0)
+    other = next(server for server in servers if server is not owner)
+    # What the first stored is there for the other once its saves are through.
+    until(lambda: other_found(other, turn), "the store has it")
+    assert owner.process is not None
+    os.killpg(owner.process.pid, signal.SIGKILL)
+    answer = router.complete(turn)
+    assert answer.tokens == first.tokens
+    assert answer.cached_tokens >= 19 * BLOCK_TOKENS, "it came out of the store, not by computing it again"
+    until(lambda: any(b["state"] == "lost" for b in router.health()["backends"]), "the loss is seen")
+    assert router.complete(turn).tokens == first.tokens
+
+
+def other_found(other: Server, turn: list[int]) -> bool:
+    other.forget()
+    found = other.complete(turn).cached_tokens > 0
+    other.forget()
+    return found
