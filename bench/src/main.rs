@@ -7,6 +7,7 @@ mod client;
 mod cluster;
 mod core;
 mod counting;
+mod frontend;
 mod index;
 mod load;
 mod machine;
@@ -37,6 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Workload {
     Core(core::Args),
+    Frontend(frontend::Args),
     Index(index::Args),
     Policies(policies::Args),
     Replay(replay::Args),
@@ -71,6 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     runtime.block_on(async {
         match cli.workload {
             Workload::Core(args) => core::run(&args).map(Some),
+            Workload::Frontend(args) => frontend::run(args).await.map(Some),
             Workload::Index(args) => index::run(&args).map(Some),
             Workload::Policies(args) => policies::run(&args).map(Some),
             Workload::Replay(args) => replay::run(&args).map(Some),

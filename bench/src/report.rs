@@ -131,7 +131,7 @@ mod tests {
         report.finish(Some(&path)).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys, ["machine", "results", "seed", "workload"]);
+        assert_eq!(keys, ["workload", "seed", "machine", "results"]);
         assert_eq!(json["results"][0]["name"], "load.first_token_p50");
         assert_eq!(json["results"][0]["limit"], serde_json::Value::Null);
         assert_eq!(json["results"][3]["limit"], 50.0);

@@ -1,58 +1,11 @@
 //! Which worker has which blocks in its memory: the router's index, fed with the engines' events.
 
-use kelvin_kvstore::{HolderSet, RadixIndex, SequenceHash, WorkerSet};
+use kelvin_kvstore::{FleetSet, HolderSet, RadixIndex, SequenceHash, WorkerSet};
 
 use crate::trace::spread;
 
 /// Workers of the largest fleet.
-pub(crate) const WORKERS_MAX: usize = WideSet::HOLDERS_MAX as usize;
-
-/// A set of up to 1,024 workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct WideSet([u64; 16]);
-
-impl HolderSet for WideSet {
-    const HOLDERS_MAX: u32 = 1_024;
-
-    fn insert(&mut self, holder: u32) -> bool {
-        assert!(holder < Self::HOLDERS_MAX, "worker {holder} is not below {}", Self::HOLDERS_MAX);
-        let is_new = !self.contains(holder);
-        self.0[holder as usize / 64] |= 1 << (holder % 64);
-        is_new
-    }
-
-    fn remove(&mut self, holder: u32) -> bool {
-        let is_there = self.contains(holder);
-        if is_there {
-            self.0[holder as usize / 64] &= !(1 << (holder % 64));
-        }
-        is_there
-    }
-
-    fn contains(self, holder: u32) -> bool {
-        holder < Self::HOLDERS_MAX && self.0[holder as usize / 64] & (1 << (holder % 64)) != 0
-    }
-
-    fn is_empty(self) -> bool {
-        self.0.iter().all(|bits| *bits == 0)
-    }
-
-    fn intersection(self, other: Self) -> Self {
-        Self(std::array::from_fn(|word| self.0[word] & other.0[word]))
-    }
-
-    fn union(self, other: Self) -> Self {
-        Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
-    }
-
-    fn count(self) -> usize {
-        self.0.iter().map(|bits| bits.count_ones() as usize).sum()
-    }
-
-    fn iter(self) -> impl Iterator<Item = u32> {
-        (0..Self::HOLDERS_MAX).filter(move |holder| self.contains(*holder))
-    }
-}
+pub(crate) const WORKERS_MAX: usize = FleetSet::HOLDERS_MAX as usize;
 
 /// See the module.
 pub(crate) trait Fleet {
@@ -74,7 +27,7 @@ pub(crate) fn fleet(workers: usize) -> Box<dyn Fleet> {
     if workers <= WorkerSet::HOLDERS_MAX as usize {
         Box::new(Indexed { index: RadixIndex::<WorkerSet>::new(), workers })
     } else {
-        Box::new(Indexed { index: RadixIndex::<WideSet>::new(), workers })
+        Box::new(Indexed { index: RadixIndex::<FleetSet>::new(), workers })
     }
 }
 
@@ -155,17 +108,5 @@ mod tests {
         check(4, [0, 3]);
         check(64, [0, 63]);
         check(1_000, [3, 999]);
-    }
-
-    #[test]
-    fn a_wide_set_is_a_set() {
-        let mut set = WideSet::default();
-        assert!(set.is_empty() && set.insert(0) && set.insert(1_023) && !set.insert(0));
-        assert_eq!((set.count(), set.iter().collect::<Vec<_>>()), (2, vec![0, 1_023]));
-        assert!(set.remove(0) && !set.remove(0) && !set.contains(5_000));
-        let mut other = WideSet::default();
-        other.insert(64);
-        assert_eq!(set.union(other).count(), 2);
-        assert!(set.intersection(other).is_empty());
     }
 }
