@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::body::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
@@ -24,6 +24,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks at the engine's health.
 const LOOK: Duration = Duration::from_millis(250);
+/// Between two tries to learn what an engine said before.
+const CATCH_UP_EVERY: Duration = Duration::from_secs(2);
 /// Most time for one answer of a replay.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most batches of one replay.
@@ -62,6 +64,8 @@ pub(crate) async fn follow(feed: Feed, alive: CancellationToken) {
                 replay,
                 next: None,
                 caught_up: 0,
+                answered: false,
+                asked: None,
                 lost: false,
             })
         });
@@ -90,6 +94,10 @@ struct Publisher<'a> {
     next: Option<u64>,
     /// Batches below this number were replayed, and may still come live.
     caught_up: u64,
+    /// Whether it was learnt what the engine said before, as far as the engine knows it.
+    answered: bool,
+    /// When that was asked for.
+    asked: Option<Instant>,
     /// Whether the engine was lost at the last look.
     lost: bool,
 }
@@ -128,6 +136,8 @@ impl Publisher<'_> {
             return error.to_string();
         }
         self.catch_up().await;
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 message = socket.recv() => match message {
@@ -145,7 +155,7 @@ impl Publisher<'_> {
                     None => return "the socket was closed".into(),
                 },
                 // A connection can outlive what it was of, or break without a word.
-                () = sleep(LOOK) => self.look().await,
+                _ = looks.tick() => self.look().await,
             }
         }
     }
@@ -154,12 +164,12 @@ impl Publisher<'_> {
     /// engine counts as ready was forgotten with the engine.
     async fn look(&mut self) {
         let lost = matches!(self.feed.backend.health(), BackendHealth::Lost(_));
-        if lost == self.lost {
-            return;
+        if lost != self.lost {
+            self.lost = lost;
+            self.gone();
         }
-        self.lost = lost;
-        self.gone();
-        if !lost {
+        let asked_lately = self.asked.is_some_and(|asked| asked.elapsed() < CATCH_UP_EVERY);
+        if !self.answered && !asked_lately {
             self.catch_up().await;
         }
     }
@@ -167,11 +177,16 @@ impl Publisher<'_> {
     fn gone(&mut self) {
         self.next = None;
         self.caught_up = 0;
+        self.answered = false;
+        self.asked = None;
         self.view.lock().gone(&self.feed.directory, self.rank);
         self.publish();
     }
 
     async fn heard(&mut self, message: ZmqMessage) {
+        if self.lost {
+            return;
+        }
         let Some((number, payload)) = parts(message) else {
             self.feed.metrics.feed("malformed", 1);
             return;
@@ -184,7 +199,10 @@ impl Publisher<'_> {
                 self.fill(next, number).await;
             }
             // From its beginning, or from the beginning again.
-            _ if number == 0 => self.view.lock().begin(&self.feed.directory, self.rank),
+            _ if number == 0 => {
+                self.answered = true;
+                self.view.lock().begin(&self.feed.directory, self.rank);
+            }
             _ => {
                 self.feed.metrics.feed("gaps", u64::from(self.next.is_some()));
                 self.fill(0, number).await;
@@ -198,11 +216,13 @@ impl Publisher<'_> {
         self.publish();
     }
 
-    /// At the beginning of a connection: what the engine said before.
+    /// At the beginning of a connection, and until it succeeds: what the engine said before. Not while it is
+    /// lost: then whoever took its ports would answer.
     async fn catch_up(&mut self) {
-        if self.replay.is_none() {
+        if self.replay.is_none() || self.lost {
             return;
         }
+        self.asked = Some(Instant::now());
         self.fill(0, 0).await;
         self.publish();
     }
@@ -215,21 +235,29 @@ impl Publisher<'_> {
                 .unwrap_or_else(|_| Err("it takes too long".into())),
             None => Err("there is no replay socket".into()),
         };
-        let batches = replayed.unwrap_or_else(|why| {
-            tracing::debug!(
-                backend = self.feed.backend.spec.url,
-                why,
-                from,
-                until,
-                "missed KV events are not replayed"
-            );
-            Vec::new()
-        });
+        let batches = match replayed {
+            Ok(batches) => batches,
+            Err(why) => {
+                tracing::debug!(
+                    backend = self.feed.backend.spec.url,
+                    why,
+                    from,
+                    until,
+                    "missed KV events are not replayed"
+                );
+                // Where nothing was missed for sure, what is known stays; it is no proof of an empty cache.
+                if until > from {
+                    self.view.lock().missed(&self.feed.directory, self.rank);
+                }
+                return;
+            }
+        };
         let mut expected = from;
         let whole = batches.iter().all(|(number, _)| {
             expected += 1;
             *number + 1 == expected
         }) && expected >= until;
+        self.answered = true;
         {
             let mut view = self.view.lock();
             match (whole, from) {
