@@ -95,7 +95,20 @@ impl TestRouter {
     }
 
     pub(crate) async fn health_until(&self, condition: impl Fn(&Value) -> bool) -> Value {
-        until(|| async { Some(self.health().await).filter(|health| condition(health)) }).await
+        let mut last = Value::Null;
+        let waited = timeout(PATIENCE, async {
+            loop {
+                last = self.health().await;
+                if condition(&last) {
+                    return;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        if waited.await.is_err() {
+            panic!("it does not come to that: {last:#}");
+        }
+        last
     }
 
     /// Value of a metric's line, given with its labels.
