@@ -97,6 +97,7 @@ test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache a
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
+	"$(BIN)/kelvin-bench" clusters --smoke --kelvin "$(BIN)/kelvin"
 	"$(BIN)/kelvin-bench" core --smoke
 	"$(BIN)/kelvin-bench" frontend --smoke --kelvin "$(BIN)/kelvin"
 	"$(BIN)/kelvin-bench" index --smoke

@@ -1,6 +1,7 @@
 //! A client of an OpenAI endpoint that takes the time of every token.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -13,6 +14,9 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// Without a byte for this long, a stream counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+/// Of this process' clients without reuse.
+static SALTS: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Message {
@@ -80,6 +84,8 @@ pub(crate) struct Client {
     http: reqwest::Client,
     url: String,
     pub(crate) model: String,
+    /// Each request has a salt of its own, so that it shares no KV with any other.
+    alone: bool,
 }
 
 impl Client {
@@ -97,12 +103,18 @@ impl Client {
                 })?;
         let Some(model) = models["data"][0]["id"].as_str() else { bail!("{url} serves no model: {models}") };
         let model = model.to_owned();
-        Ok(Client { http, url, model })
+        Ok(Client { http, url, model, alone: false })
+    }
+
+    /// The same client, none of whose requests finds anything in the store.
+    pub(crate) fn without_reuse(mut self) -> Client {
+        self.alone = true;
+        self
     }
 
     /// One streamed greedy chat completion.
     pub(crate) async fn chat(&self, messages: &[Message], tokens_max: u32) -> Result<Completed, Failure> {
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "model": self.model,
             "messages": messages,
             "max_tokens": tokens_max,
@@ -110,6 +122,10 @@ impl Client {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
+        if self.alone {
+            let salt = SALTS.fetch_add(1, Ordering::Relaxed);
+            body["cache_salt"] = format!("{}-{salt}", std::process::id()).into();
+        }
         let begin = Instant::now();
         let request = self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body);
         let response = timely(request.send()).await?;

@@ -5,6 +5,7 @@
 
 mod client;
 mod cluster;
+mod clusters;
 mod core;
 mod counting;
 mod frontend;
@@ -37,6 +38,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
+    Clusters(clusters::Args),
     Core(core::Args),
     Frontend(frontend::Args),
     Index(index::Args),
@@ -72,6 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<Option<()>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.workload {
+            Workload::Clusters(args) => clusters::run(args).await,
             Workload::Core(args) => core::run(&args).map(Some),
             Workload::Frontend(args) => frontend::run(args).await.map(Some),
             Workload::Index(args) => index::run(&args).map(Some),

@@ -223,7 +223,7 @@ fn tell(loaded: &Loaded, report: &mut Report) {
 
 /// The model's tokens for one of our words: the difference of a longer and a shorter prompt, so that the
 /// chat template does not count.
-async fn tokens_per_word(client: &Client, seed: u64) -> anyhow::Result<f64> {
+pub(crate) async fn tokens_per_word(client: &Client, seed: u64) -> anyhow::Result<f64> {
     const SHORT: usize = 8;
     const LONG: usize = 72;
     let mut rng = rng(seed, Stream::Calibration);

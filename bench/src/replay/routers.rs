@@ -1,5 +1,7 @@
 //! Who gets a request: the routers that are compared.
 
+use std::collections::HashMap;
+
 use kelvin_router::{Candidate, Held, choose};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -126,16 +128,23 @@ impl Router {
             let (ms_per_token, latency_ms) = world.links.rates().of(source);
             Held { tokens, us_per_token: ms_per_token * 1e3, latency_us: latency_ms * 1e3 }
         };
-        let held = |worker: usize| -> Vec<Held> {
-            world.behind(&runs, own[worker], worker).into_iter().map(place).collect()
-        };
-        let held: Vec<Vec<Held>> = (0..views.len()).map(held).collect();
+        // Workers of a node that have as much of it see the same places.
+        let mut places: Vec<Vec<Held>> = Vec::new();
+        let mut seen: HashMap<(u16, usize), usize> = HashMap::new();
+        let held: Vec<usize> = (0..views.len())
+            .map(|worker| {
+                *seen.entry((world.links.node(worker), own[worker])).or_insert_with(|| {
+                    places.push(world.behind(&runs, own[worker], worker).into_iter().map(place).collect());
+                    places.len() - 1
+                })
+            })
+            .collect();
         let candidates = views.iter().enumerate().map(|(worker, view)| Candidate {
             worker,
             queued_tokens: view.queued_tokens,
             streams: view.streams,
             own_tokens: own[worker] as u64 * ENGINE_BLOCK_TOKENS,
-            held: &held[worker],
+            held: &places[held[worker]],
             tokens_per_second: view.tokens_per_second,
             step_us: view.step_us,
         });
