@@ -22,6 +22,9 @@ use crate::{
 pub use crate::store::{NvmeSpace, ObjectSpace, Offload, TierOptions};
 pub use tiered::{Moved, Served, Tiered};
 
+/// Blocks that a namespace's miss-ratio curve follows.
+pub const CURVE_SAMPLES_MAX: usize = crate::store::CURVE_SAMPLES_MAX;
+
 /// A day: nothing expires.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -141,6 +144,11 @@ impl Core {
             tenant.meters().call(Verb::Match, Via::Socket).took(began.elapsed());
         }
         found
+    }
+
+    /// What the namespace would hit in memory for so many blocks, by the curve that its matches drew.
+    pub fn estimated_hit_ratio(&self, session: &Session, blocks: u64) -> f64 {
+        session.namespace.curve.lock().hit_ratio(blocks)
     }
 
     /// Memory of what is kept for metrics.

@@ -268,6 +268,7 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     use super::*;
+    use crate::store::CURVE_SAMPLES_MAX;
 
     /// Conversations behind one system prompt: users come back after others had their say, some never.
     fn trace(seed: u64, conversations: usize) -> Vec<Vec<SequenceHash>> {
@@ -317,19 +318,30 @@ mod tests {
 
     #[test]
     fn a_small_sample_tells_what_tiers_of_five_sizes_hit() {
-        const SAMPLES: usize = MissRatio::SAMPLES;
         let trace = trace(1, 8000);
-        let mut curve = MissRatio::new(SAMPLES);
-        trace.iter().for_each(|prompt| curve.observe(prompt));
-        assert_eq!(curve.samples(), SAMPLES);
         let unique: std::collections::HashSet<_> = trace.iter().flatten().collect();
-        assert!(unique.len() > 4 * SAMPLES, "{}", unique.len());
-        let ratios = [2, 5, 10, 20, 40].map(|size| {
-            let capacity = unique.len() * size / 100;
-            (replay(&trace, capacity), curve.hit_ratio(capacity as u64))
-        });
-        let wrong = ratios.iter().any(|(exact, estimate)| (exact - estimate).abs() > 0.02);
-        assert!(!wrong && ratios[4].0 - ratios[0].0 > 0.1, "exact and estimated {ratios:?}");
+        assert!(unique.len() > 4 * MissRatio::SAMPLES, "{}", unique.len());
+        let capacities = [2, 5, 10, 20, 40].map(|size| unique.len() * size / 100);
+        let exact = capacities.map(|capacity| replay(&trace, capacity));
+        assert!(exact[4] - exact[0] > 0.1, "{exact:?}");
+        // The default, and what each namespace of a store has.
+        for samples in [MissRatio::SAMPLES, CURVE_SAMPLES_MAX] {
+            let mut curve = MissRatio::new(samples);
+            trace.iter().for_each(|prompt| curve.observe(prompt));
+            assert_eq!(curve.samples(), samples);
+            let estimated = capacities.map(|capacity| curve.hit_ratio(capacity as u64));
+            let wrong = exact.iter().zip(estimated).any(|(exact, estimate)| (exact - estimate).abs() > 0.02);
+            assert!(!wrong, "exact {exact:?}, of {samples} samples {estimated:?}");
+            assert!(curve.memory_bytes() < 80 * samples, "{} bytes", curve.memory_bytes());
+        }
+    }
+
+    #[test]
+    fn memory_is_taken_as_blocks_come_in() {
+        let mut curve = MissRatio::new(MissRatio::SAMPLES);
+        assert!(curve.memory_bytes() < 8192, "{}", curve.memory_bytes());
+        trace(2, 20).iter().for_each(|prompt| curve.observe(prompt));
+        assert!(curve.memory_bytes() < 64 << 10, "{}", curve.memory_bytes());
     }
 
     #[test]

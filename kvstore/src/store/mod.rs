@@ -57,7 +57,7 @@ pub(crate) use explain::{Explanation, What, tiers_of};
 pub(crate) use histogram::Distribution;
 pub(crate) use labels::Row;
 pub(crate) use lease::LeaseId;
-pub(crate) use namespace::Namespace;
+pub(crate) use namespace::{CURVE_SAMPLES_MAX, Namespace};
 pub(crate) use options::show;
 pub use options::{NvmeSpace, ObjectSpace, Offload, PolicyKind, Quota, TierOptions, tier_name, tier_of_name};
 pub(crate) use pins::{PINS_MAX, PinSurvey};
