@@ -55,7 +55,8 @@ fn sum(samples: &BTreeMap<String, f64>, name: &str) -> f64 {
 
 fn with_all_tiers(config: &mut ServerConfig, folder: &std::path::Path) {
     config.tiers.data = Some(folder.join("data"));
-    config.tiers.nvme = vec![NvmeSpace { path: folder.to_owned(), bytes: 256 << 20 }];
+    std::fs::create_dir(folder.join("nvme")).unwrap();
+    config.tiers.nvme = vec![NvmeSpace { path: folder.join("nvme"), bytes: 256 << 20 }];
     let url = folder.join("bucket").display().to_string();
     config.tiers.object = Some(ObjectSpace { url, endpoint: None, bytes: None, pack_bytes: None });
     config.tiers.offload = Offload::Eager;
