@@ -10,6 +10,7 @@ mod shutdown;
 mod stats;
 mod store;
 mod store_at;
+mod telemetry;
 mod up;
 mod values;
 mod watch;
@@ -44,6 +45,17 @@ struct Cli {
         default_value = "text"
     )]
     log_format: LogFormat,
+
+    /// Where traces go: a collector that takes OTLP over gRPC, e.g. http://127.0.0.1:4317 [default: nowhere]
+    #[arg(
+        long,
+        global = true,
+        display_order = 901,
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        value_name = "URL",
+        value_parser = values::otlp
+    )]
+    otlp: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -87,18 +99,44 @@ fn chain(error: &anyhow::Error) -> String {
 fn run(cli: Cli) -> anyhow::Result<()> {
     // First of all, so that no child is left should its supervisor end right now.
     kelvin_planner::bind_to_supervisor()?;
-    logging::start(cli.log_format, matches!(cli.command, Command::Up(_)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let otlp = cli.otlp.filter(|endpoint| !endpoint.is_empty());
+    let (exported, telemetry) = match (&otlp, cli.command.exports()) {
+        (Some(endpoint), Some(service)) => {
+            let _entered = runtime.enter();
+            let (layer, telemetry) = telemetry::start(endpoint, service)?;
+            (Some(layer), Some(telemetry))
+        }
+        _ => (None, None),
+    };
+    logging::start(cli.log_format, matches!(cli.command, Command::Up(_)), exported)?;
+    let result = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::run(args, cli.log_format).await,
+            Command::Up(args) => up::run(args, cli.log_format, otlp).await,
             Command::Store(args) => store::run(args).await,
             Command::Worker(args) => worker::run(args).await,
             Command::Router(args) => router::run(args).await,
             Command::Stats(args) => stats::run(args).await,
             Command::Watch(args) => watch::run(args).await,
         }
-    })
+    });
+    // The last spans go while the runtime still works for them.
+    drop(telemetry);
+    result
+}
+
+impl Command {
+    /// As whom this exports spans: the processes of a cluster do, what people ask of them does not.
+    fn exports(&self) -> Option<telemetry::Service> {
+        match self {
+            Command::Store(args) => {
+                args.serves().then_some(telemetry::Service { name: "kelvin-store", instance: None })
+            }
+            Command::Worker(args) => Some(args.service()),
+            Command::Router(_) => Some(telemetry::Service { name: "kelvin-router", instance: None }),
+            Command::Up(_) | Command::Stats(_) | Command::Watch(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -87,12 +87,12 @@ const GRACE: Duration = Duration::from_secs(25);
 /// Most time from the router's ready line to its first good answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(args: Args, log_format: LogFormat) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Args, log_format: LogFormat, otlp: Option<String>) -> anyhow::Result<()> {
     // Before the first child, so that a signal during the start drains too.
     let shutdown = Shutdown::listen()?;
     preflight::check(&args)?;
     let run_dir = RunDir::create(args.run_dir.as_deref())?;
-    let plan = Plan::make(&args, &run_dir, log_format)?;
+    let plan = Plan::make(&args, &run_dir, log_format, otlp)?;
     let supervisor = Supervisor::new(SupervisorOptions { grace: GRACE, ..SupervisorOptions::default() })?;
 
     let served = tokio::select! {

@@ -22,6 +22,8 @@ pub mod maintenance;
 mod random;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "client")]
+mod span;
 #[cfg(feature = "server")]
 mod store;
 #[cfg(feature = "client")]

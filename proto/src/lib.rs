@@ -7,6 +7,7 @@
 
 mod error;
 mod fingerprint;
+pub mod trace;
 
 pub use error::{REASON_METADATA, Reason, Refusal, refusal_of};
 pub use fingerprint::{Fingerprint, NamespaceSpec, Shard};

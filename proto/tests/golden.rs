@@ -86,6 +86,7 @@ fn the_handshake() {
                 token: hash(5),
                 region_bytes: 1 << 30,
                 takes_calls: false,
+                takes_traces: false,
             }),
             limits: Some(v1::Limits {
                 keys_max: 8192,
@@ -107,6 +108,7 @@ fn the_handshake() {
             token: hash(5),
             region_bytes: 1 << 30,
             takes_calls: true,
+            takes_traces: false,
         },
     );
     check(

@@ -12,7 +12,7 @@ use std::{
 
 use futures::{Stream, stream};
 use kelvin_proto::{
-    Reason, Refusal,
+    Reason, Refusal, trace,
     worker::v1::{self, worker_service_server::WorkerService},
 };
 use tokio::sync::mpsc;
@@ -27,6 +27,7 @@ use crate::{
     load::LoadMeter,
     prefill::{PrefillJob, PrefillWorker},
     sampling::SamplingPlan,
+    span,
 };
 
 const EXTRA_BYTES_MAX: usize = 4096;
@@ -214,10 +215,12 @@ impl WorkerService for Service {
         request: Request<v1::PrefillRequest>,
     ) -> Result<Response<Self::PrefillStream>, Status> {
         let Side::Prefill(worker) = &self.0.side else { return Err(self.wrong_role("prefill").into()) };
+        let parent = trace::of_metadata(request.metadata());
         let wire = request.into_inner();
         self.check_prompt(&wire.model, &wire.tokens, &wire.extra)?;
+        let span = span::of_prefill(&self.0.name, &wire, parent);
         let job = PrefillJob { request_id: wire.request_id, prompt: wire.tokens, extra: wire.extra.into() };
-        let messages = worker.prefill(job)?;
+        let messages = worker.prefill(job, span)?;
         let last = |message: &v1::PrefillResponse| message.done;
         Ok(Response::new(whole(messages, self.0.streams.token(), last)))
     }
@@ -229,13 +232,15 @@ impl WorkerService for Service {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let Side::Decode(worker) = &self.0.side else { return Err(self.wrong_role("decode").into()) };
+        let parent = trace::of_metadata(request.metadata());
         let mut wire = request.into_inner();
+        let span = span::of_decode(&self.0.name, &wire, parent);
         let grammar = std::mem::take(&mut wire.grammar);
         let mut job = self.check_generate(wire)?;
         if !grammar.is_empty() {
             job.constraint = Some(self.0.grammars.clone().compile(grammar).await?);
         }
-        let messages = worker.generate(job).await?;
+        let messages = worker.generate(job, span).await?;
         let last = |message: &v1::GenerateResponse| message.usage.is_some();
         Ok(Response::new(whole(messages, self.0.streams.token(), last)))
     }

@@ -32,6 +32,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub(super) struct Plan {
     program: PathBuf,
     log_format: LogFormat,
+    otlp: Option<String>,
     pub(super) model: Model,
     model_name: Option<String>,
     pub(super) listen: SocketAddr,
@@ -52,7 +53,12 @@ struct Worker {
 }
 
 impl Plan {
-    pub(super) fn make(args: &Args, run_dir: &RunDir, log_format: LogFormat) -> anyhow::Result<Plan> {
+    pub(super) fn make(
+        args: &Args,
+        run_dir: &RunDir,
+        log_format: LogFormat,
+        otlp: Option<String>,
+    ) -> anyhow::Result<Plan> {
         let socket = run_dir.path().join("store.sock");
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             bail!(
@@ -83,6 +89,7 @@ impl Plan {
         Ok(Plan {
             program: std::env::current_exe().context("find this executable")?,
             log_format,
+            otlp,
             model: args.model.clone(),
             model_name: args.model_name.clone(),
             listen,
@@ -157,6 +164,7 @@ impl Plan {
         let mut child = Child::new(subcommand, &self.program);
         child.args = vec![subcommand.into()];
         child.args.extend(flags([("--log-format", self.log_format.as_flag().into())]));
+        child.args.extend(self.otlp.iter().flat_map(|url| flags([("--otlp", url.clone())])));
         child
     }
 
@@ -217,7 +225,8 @@ mod tests {
         let Command::Up(args) = Cli::try_parse_from(words.iter().chain(flags)).unwrap().command else {
             panic!("not up")
         };
-        Plan::make(&args, &run_dir, LogFormat::Json).unwrap()
+        let otlp = Some("http://127.0.0.1:4317".to_owned());
+        Plan::make(&args, &run_dir, LogFormat::Json, otlp).unwrap()
     }
 
     // A channel wants a runtime, even one that never connects.
@@ -229,7 +238,8 @@ mod tests {
         assert_eq!(names, ["store", "prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2", "router"]);
         for child in &children {
             let words = [vec![OsString::from("kelvin")], child.args.clone()].concat();
-            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{}: {error}", child.name));
+            let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{}: {error}", child.name));
+            assert_eq!(cli.otlp.as_deref(), Some("http://127.0.0.1:4317"));
         }
         let workers = children[6].args.iter().filter(|word| *word == "--worker").count();
         assert_eq!(workers, 5);

@@ -26,6 +26,7 @@ use std::{sync::Arc, time::Duration};
 use kelvin_proto::{
     NamespaceSpec,
     kv::v1::{self, kv_service_client::KvServiceClient},
+    trace,
 };
 use tonic::{
     Streaming,
@@ -165,6 +166,11 @@ impl Client {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.options().call_timeout + wait);
         self.authorize(&mut request);
+        if let Some(context) = trace::current()
+            && let Ok(value) = MetadataValue::try_from(context.to_string())
+        {
+            request.metadata_mut().insert(trace::TRACEPARENT, value);
+        }
         request
     }
 

@@ -10,6 +10,7 @@ mod ranges;
 mod secret;
 mod service;
 mod stats;
+mod traced;
 mod watch;
 
 use std::{
@@ -166,6 +167,7 @@ pub async fn serve(
         .max_frame_size(FRAME_BYTES)
         .max_concurrent_streams(4096)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .layer(traced::Traced)
         .add_service(health)
         .add_service(reflection)
         .add_service(kv)

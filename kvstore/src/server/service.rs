@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use kelvin_kernels::Checksum;
-use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
+use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService, trace};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     SequenceHash,
-    store::{AcquiredBlock, Store, Tenant},
+    span::{self, Tally},
+    store::{AcquiredBlock, Namespace, Store, Tenant},
 };
 
 const CLIENT_NAME_BYTES_MAX: usize = 128;
@@ -96,6 +97,12 @@ impl Service {
     }
 }
 
+/// Writes what a call of a trace did into its span.
+fn answered(tenant: &Tenant, namespace: &Namespace, asked: usize, tally: impl Fn() -> Tally) {
+    let spec = &namespace.spec;
+    span::answered(tenant.name(), &spec.model, asked, spec.block_bytes, tally);
+}
+
 #[tonic::async_trait]
 impl KvService for Service {
     async fn open_namespace(
@@ -118,6 +125,7 @@ impl KvService for Service {
             token: Bytes::copy_from_slice(&opened.token),
             region_bytes: tenant.pool().arena().bytes(),
             takes_calls: true,
+            takes_traces: true,
         });
         let data_port = self.listening.data.map(|address| v1::DataPort {
             address: address.to_string(),
@@ -153,6 +161,9 @@ impl KvService for Service {
         let hashes = convert::prefix(message.prefix, &namespace)?;
         let found = tenant.match_prefix(&namespace, &hashes);
         let blocks = found.len();
+        answered(&tenant, &namespace, hashes.len(), || {
+            Tally::of(found.iter().map(|holders| convert::hottest(*holders)))
+        });
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
         if let Some(first) = hashes.get(blocks + filling) {
             tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
@@ -197,6 +208,12 @@ impl KvService for Service {
         let wait = Duration::from_millis(message.wait_ms);
         let ttl = convert::ttl(message.lease_ttl_ms);
         let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
+        if trace::is_on() {
+            let leased = || blocks.iter().filter(|block| block.status == v1::BlockStatus::Leased);
+            let namespace = tenant.namespace_of(message.session_id)?;
+            // What was in a colder tier was brought up: its own span tells from where.
+            answered(&tenant, &namespace, hashes.len(), || Tally::of(leased().map(|_| v1::Tier::Dram)));
+        }
         Ok(Response::new(match packed {
             true => {
                 let packed = Some(convert::packed_leases(&blocks));
@@ -219,6 +236,11 @@ impl KvService for Service {
         let ttl = convert::ttl(message.lease_ttl_ms);
         let keep = convert::keep(message.priority, message.block_ttl_ms, tenant.now())?;
         let blocks = tenant.reserve_to_keep(message.session_id, parent, &hashes, ttl, keep)?;
+        if trace::is_on() {
+            let reserved = || blocks.iter().filter(|block| block.status == v1::BlockStatus::Reserved);
+            let namespace = tenant.namespace_of(message.session_id)?;
+            answered(&tenant, &namespace, hashes.len(), || Tally::of(reserved().map(|_| v1::Tier::Dram)));
+        }
         let leases = blocks.into_iter().map(convert::write_lease).collect();
         Ok(Response::new(v1::ReserveResponse { leases }))
     }
@@ -232,7 +254,9 @@ impl KvService for Service {
         let blocks: Vec<(u64, Checksum)> =
             message.blocks.iter().map(|block| (block.lease_id, Checksum(block.checksum))).collect();
         let session = message.session_id;
-        let bytes = blocks.len() as u64 * tenant.namespace_of(session)?.spec.block_bytes;
+        let namespace = tenant.namespace_of(session)?;
+        let bytes = blocks.len() as u64 * namespace.spec.block_bytes;
+        answered(&tenant, &namespace, blocks.len(), || Tally::of(blocks.iter().map(|_| v1::Tier::Dram)));
         let statuses = if bytes <= COMMIT_INLINE_BYTES {
             tenant.commit(session, &blocks)?
         } else {

@@ -30,11 +30,13 @@ use axum::{
 };
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use kelvin_proto::trace;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 pub(crate) use super::trouble::Trouble;
 use super::{
@@ -164,7 +166,13 @@ impl Forwarder {
                 self.metrics.retries.inc();
             }
             excluded.push(backend.id);
-            last = Some(match self.ask(call, errand).await {
+            let span = tracing::debug_span!(
+                "forward",
+                otel.kind = "client",
+                request_id = errand.request_id,
+                backend = backend.spec.url,
+            );
+            last = Some(match self.ask(call, errand).instrument(span).await {
                 Ok(answer) if answer.status() != StatusCode::TOO_MANY_REQUESTS => return Ok(answer),
                 // Another one may have room.
                 Ok(busy) => Ok(busy),
@@ -277,6 +285,12 @@ fn request(backend: &Backend, errand: &Errand<'_>) -> Result<Request<Body>, Trou
         if let Some(value) = errand.headers.get(name) {
             request.headers_mut().insert(name.clone(), value.clone());
         }
+    }
+    // An engine that exports spans as well puts them below ours.
+    if let Some(context) = trace::current()
+        && let Ok(value) = context.to_string().parse()
+    {
+        request.headers_mut().insert(trace::TRACEPARENT, value);
     }
     Ok(request)
 }

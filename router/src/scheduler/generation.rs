@@ -2,10 +2,14 @@
 
 use std::{sync::Arc, time::Instant};
 
-use kelvin_proto::worker::v1::{FinishReason, GenerateResponse, GeneratedToken, Usage};
+use kelvin_proto::{
+    trace,
+    worker::v1::{FinishReason, GenerateResponse, GeneratedToken, Usage},
+};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
+use tracing::Span;
 
 use super::{Failure, Job, Scheduler, Timeouts, prefill::Prefill};
 use crate::{
@@ -181,5 +185,11 @@ impl Drop for Generation {
         self.metrics.prompt_tokens.inc_by(self.prompt_tokens);
         self.metrics.cached_tokens.inc_by(self.cached_tokens());
         self.metrics.generated_tokens.inc_by(self.generated_tokens);
+        if trace::is_on() {
+            let span = Span::current();
+            span.record("prompt_tokens", self.prompt_tokens);
+            span.record("cached_tokens", self.cached_tokens());
+            span.record("generated_tokens", self.generated_tokens);
+        }
     }
 }

@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
     cost::{Decision, Place, PrefillPolicy, RequestFacts, decide},
@@ -95,10 +96,18 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     /// Serves `job` up to the first message of a decode worker.
     pub(crate) async fn start(&self, job: Job) -> Result<Generation, Failure> {
+        let span = tracing::debug_span!(
+            "schedule",
+            request_id = job.request_id,
+            prompt_tokens = job.tokens.len(),
+            stored_tokens = Empty,
+            prefill = Empty,
+            worker = Empty,
+        );
         let started = tokio::select! {
             biased;
             () = self.ending.cancelled() => Err(Failure::ShuttingDown),
-            started = self.place(job) => started,
+            started = self.place(job).instrument(span) => started,
         };
         started.inspect_err(|failure| self.metrics.error(failure.kind()))
     }
@@ -130,6 +139,10 @@ impl Scheduler {
             match self.open(&job, flight, wait_blocks(&facts, &found, prefill.is_some())).await {
                 Ok(opened) => {
                     let took = job.arrived.elapsed();
+                    let span = Span::current();
+                    span.record("stored_tokens", found.matched_tokens);
+                    span.record("prefill", if prefill.is_some() { "remote" } else { "local" });
+                    span.record("worker", opened.worker.name());
                     self.metrics.first_token(place, took);
                     tracing::debug!(
                         worker = opened.worker.name(),

@@ -36,6 +36,7 @@ use kelvin_proto::{Reason, Refusal, worker::v1};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 use self::{
     committer::Committer,
@@ -105,6 +106,7 @@ impl DecodeWorker {
     pub(crate) async fn generate(
         &self,
         job: GenerateJob,
+        span: Span,
     ) -> Result<mpsc::Receiver<Result<v1::GenerateResponse, Status>>, Refusal> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
             Refusal::new(Reason::Exhausted, "the queue of this worker is full: try again or use another")
@@ -139,12 +141,14 @@ impl DecodeWorker {
             sealed,
             finish,
         };
-        self.tasks.spawn(importer.run(start, stop));
-        self.tasks.spawn(async move {
+        self.tasks.spawn(importer.run(start, stop).instrument(span.clone()));
+        let commits = async move {
             committer.run(sealed_blocks, finished, output).await;
             // The place in the bounded queue: held until the last block is stored and the last message taken.
             drop(permit);
-        });
+        };
+        // This task is the request's last, so its span ends with it.
+        self.tasks.spawn(commits.instrument(span));
         let GenerateJob { prompt, tokens_max, stop_tokens, plan, constraint, wait_blocks, .. } = job;
         let expected_tokens = wait_blocks.min(blocks) * block_tokens;
         let job = Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, constraint, pipes };
