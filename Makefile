@@ -25,7 +25,7 @@ CARGO := cargo
 # One profile for everything: llama.cpp is compiled once.
 FLAGS := --release --locked
 
-.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines bench-smoke tools model
+.PHONY: help up build test check fmt clippy unit doc-test test-python test-deploy test-engines bench-smoke tools model
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ up: tools model build ## serve a model on http://127.0.0.1:8080 until Ctrl-C
 build: tools ## the binaries kelvin and kelvin-bench, release
 	$(CARGO) build $(FLAGS) --workspace --bins
 
-test: tools model check unit doc-test test-python ## formatting, lints and every test but those of engines
+test: tools model check unit doc-test test-python test-deploy ## formatting, lints and every test but those of engines
 
 check: fmt clippy ## formatting and lints alone
 
@@ -82,6 +82,13 @@ python-tests:
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 	KELVIN_BIN="$(BIN)/kelvin" KELVIN_TEST_MODEL="$(MODEL)" "$(PYTHON_ENV)/bin/python" -m pytest -q router/tests/openai
+
+test-deploy: build ## dashboards and rules, by a real Prometheus that scrapes a cluster under load
+	@if ! cli/setup.sh prometheus; then \
+	  echo '*** DASHBOARDS AND RULES ARE NOT TESTED: prometheus cannot be installed (above) ***' >&2; \
+	else \
+	  set -x; KELVIN_BIN="$(BIN)/kelvin" python3 -m unittest discover -v deploy/tests; \
+	fi
 
 test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache and TensorRT-LLM over a real store, on the CPU; the first time installs 12 GB
 	@cli/setup.sh engines "$(ENGINES_ENV)"

@@ -6,6 +6,7 @@
 #   cli/setup.sh python DIR   a Python environment in DIR to build and test the package kelvin
 #   cli/setup.sh engines DIR  the same with vLLM and transformers for the CPU: 6 GB
 #   cli/setup.sh lmcache DIR  the same with LMCache, which wants other versions than vLLM: 6 GB
+#   cli/setup.sh prometheus   prometheus and promtool, to test dashboards and rules
 #
 # Does nothing, quickly, when everything is there.
 set -euo pipefail
@@ -86,6 +87,15 @@ tools() {
     [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 }
 
+prometheus() {
+    command -v prometheus >/dev/null && command -v promtool >/dev/null && return
+    # Debian starts a server of its own with the package, which nobody asked for here.
+    install prometheus
+    if command -v systemctl >/dev/null && [ "$(id -u)" -eq 0 ]; then
+        systemctl disable --now prometheus.service >/dev/null 2>&1 || true
+    fi
+}
+
 # Not local to the function, so that the trap finds it.
 scratch=''
 
@@ -157,8 +167,9 @@ lmcache() {
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
+'prometheus 1') prometheus ;;
 'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 'lmcache 2') lmcache "$2" ;;
-*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;
+*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR | prometheus' ;;
 esac
