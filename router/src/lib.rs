@@ -38,5 +38,6 @@ pub use backend::{BackendRole, BackendSpec, BackendSpecError};
 pub use config::{Error, KeyKind, Listening, ModelSource, RouterConfig};
 pub use cost::PrefillPolicy;
 pub use expected::{Candidate, Choice, Expected, Held, choose, expected};
+pub use metrics::metrics_catalogue;
 pub use service::serve;
 pub use text::VocabularyError;

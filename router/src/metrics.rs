@@ -1,7 +1,10 @@
-//! What a router counts, in Prometheus' text format.
+//! What a router counts, for `/metrics`.
+
+mod hits;
 
 use std::time::Duration;
 
+use kelvin_proto::{MetricInfo, describe};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -13,7 +16,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::cost::Place;
+pub(crate) use hits::{Hits, Outcome, Predicted, Target};
+
+use crate::{cost::Place, feeds::Mode};
 
 /// All of a router's metrics. Label values come from fixed sets, so that their number is bounded.
 pub(crate) struct Metrics {
@@ -33,6 +38,10 @@ pub(crate) struct Metrics {
     hints: Family<HintLabels, Counter>,
     workers: Family<WorkerLabels, Gauge>,
     backend_first_token: Histogram,
+    pub(crate) backend_inter_token: Histogram,
+    backend_decisions: Family<CacheLabels, Counter>,
+    /// What of prompts was in caches.
+    pub(crate) hits: Hits,
     backends: Family<BackendLabels, Gauge>,
     feeds: Family<FeedLabels, Gauge>,
     feed_events: Family<ErrorLabels, Counter>,
@@ -80,6 +89,11 @@ struct BackendLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    cache: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FeedLabels {
     mode: &'static str,
 }
@@ -113,6 +127,9 @@ impl Metrics {
             hints: Family::default(),
             workers: Family::default(),
             backend_first_token: Buckets.new_metric(),
+            backend_inter_token: Buckets.new_metric(),
+            backend_decisions: Family::default(),
+            hits: Hits::default(),
             backends: Family::default(),
             feeds: Family::default(),
             feed_events: Family::default(),
@@ -165,6 +182,18 @@ impl Metrics {
             Unit::Seconds,
             metrics.backend_first_token.clone(),
         );
+        r.register_with_unit(
+            "backend_inter_token",
+            "Between two pieces of a backend's stream",
+            Unit::Seconds,
+            metrics.backend_inter_token.clone(),
+        );
+        r.register(
+            "backend_decisions",
+            "Requests handed to a backend, by how its cache was known when it was chosen",
+            metrics.backend_decisions.clone(),
+        );
+        metrics.hits.register(r);
         r.register("backends", "Backends by state", metrics.backends.clone());
         r.register("feeds", "Backends by what is known of their caches", metrics.feeds.clone());
         r.register("feed_events", "KV events of backends by kind", metrics.feed_events.clone());
@@ -180,7 +209,18 @@ impl Metrics {
             metrics.directory_bytes.clone(),
         );
         r.register("directory_refused", "Runs that found no place there", metrics.directory_refused.clone());
+        metrics.begin();
         Self { registry, ..metrics }
+    }
+
+    /// Shows zeros of what has few labels before anything happened.
+    fn begin(&self) {
+        for place in [Place::Local, Place::Remote(0)] {
+            drop(self.decisions.get_or_create(&PlaceLabels { prefill: place_name(place) }));
+        }
+        for mode in Mode::ALL {
+            drop(self.backend_decisions.get_or_create(&CacheLabels { cache: mode.name() }));
+        }
     }
 
     pub(crate) fn request(&self, route: &str, code: u16, took: Duration) {
@@ -215,6 +255,11 @@ impl Metrics {
 
     pub(crate) fn backend_first_token(&self, took: Duration) {
         self.backend_first_token.observe(took.as_secs_f64());
+    }
+
+    /// A request goes to a backend whose cache is known so.
+    pub(crate) fn backend_decision(&self, cache: Mode) {
+        self.backend_decisions.get_or_create(&CacheLabels { cache: cache.name() }).inc();
     }
 
     /// Replaces the numbers of backends.
@@ -257,6 +302,31 @@ impl Metrics {
     }
 }
 
+/// All metrics that a router can show.
+pub fn metrics_catalogue() -> Vec<MetricInfo> {
+    let metrics = Metrics::new();
+    // A family shows itself, and its labels, with its first sample.
+    metrics.request("/v1/models", 200, Duration::ZERO);
+    metrics.first_token(Place::Local, Duration::ZERO);
+    metrics.error("panic");
+    metrics.hint("any", "done");
+    metrics.workers([(("decode", "ready"), 0)]);
+    metrics.backends([("ready", 0)]);
+    metrics.feeds([("exact", 0)]);
+    metrics.feed("stored", 1);
+    let (target, predicted) = (Target::Worker, None);
+    let none = Outcome {
+        target,
+        model: "m",
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        predicted,
+        tokens_per_second: None,
+    };
+    metrics.hits.note(none);
+    describe(&metrics.encode())
+}
+
 fn place_name(place: Place) -> &'static str {
     match place {
         Place::Local => "local",
@@ -267,6 +337,18 @@ fn place_name(place: Place) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_catalogue_has_every_metric_that_is_registered() {
+        let sources = [include_str!("metrics.rs"), include_str!("metrics/hits.rs")];
+        // Put together, so that this line is none of them.
+        let calls = [["r.regis", "ter("], ["r.register_with_", "unit("]].map(|call| call.concat());
+        let count = |call: &String| sources.iter().map(|source| source.matches(call).count()).sum::<usize>();
+        let registered: usize = calls.iter().map(count).sum();
+        let catalogue = metrics_catalogue();
+        let names: Vec<_> = catalogue.iter().map(|metric| &metric.name).collect();
+        assert_eq!(names.len(), registered, "give the new family a sample in metrics_catalogue: {names:#?}");
+    }
 
     #[test]
     fn names_have_the_prefix_and_their_units() {

@@ -5,6 +5,7 @@ mod calls;
 mod config;
 mod convert;
 mod inline;
+mod metrics;
 mod operator;
 mod ranges;
 mod secret;
@@ -32,6 +33,7 @@ pub use crate::store::{
 };
 pub use config::ServerConfig;
 pub use kelvin_tiering::Tier;
+pub use metrics::metrics_catalogue;
 
 use crate::{
     store::{Clock, Store, StoreOptions, SystemClock},

@@ -1,6 +1,9 @@
 //! The gRPC service: checks what arrives, calls the store, answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -16,7 +19,10 @@ use super::{
 use crate::{
     SequenceHash,
     span::{self, Tally},
-    store::{AcquiredBlock, Namespace, Store, Tenant},
+    store::{
+        AcquiredBlock, Namespace, Store, Tenant,
+        meters::{self, Verb, Via},
+    },
 };
 
 const CLIENT_NAME_BYTES_MAX: usize = 128;
@@ -32,6 +38,23 @@ pub(super) struct Service {
     listening: Listening,
     shutdown: CancellationToken,
     prefetches: Arc<Semaphore>,
+}
+
+/// A call in work; its end is counted when it is dropped. Of one that answers with a stream, the time until the
+/// stream begins.
+struct Call {
+    tenant: Arc<Tenant>,
+    verb: Verb,
+    via: Via,
+    began: Option<Instant>,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(began) = self.began {
+            self.tenant.meters().call(self.verb, self.via).took(began.elapsed());
+        }
+    }
 }
 
 impl Service {
@@ -53,14 +76,16 @@ impl Service {
         self.store.tenant(token).cloned()
     }
 
-    /// The tenant and the message of a call.
-    fn enter<T>(&self, request: Request<T>) -> Result<(Arc<Tenant>, T), Refusal> {
-        let tenant = match request.extensions().get::<Arc<Tenant>>() {
+    /// The tenant and the message of a call, and what counts how long it takes.
+    fn enter<T>(&self, verb: Verb, request: Request<T>) -> Result<(Arc<Tenant>, T, Call), Refusal> {
+        let began = meters::begin();
+        let (tenant, via) = match request.extensions().get::<Arc<Tenant>>() {
             // Over a socket that its session's token opened.
-            Some(tenant) => tenant.clone(),
-            None => self.tenant(request.metadata())?,
+            Some(tenant) => (tenant.clone(), Via::Socket),
+            None => (self.tenant(request.metadata())?, Via::Grpc),
         };
-        Ok((tenant, request.into_inner()))
+        let call = Call { tenant: tenant.clone(), verb, via, began };
+        Ok((tenant, request.into_inner(), call))
     }
 
     /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
@@ -109,7 +134,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::OpenNamespaceRequest>,
     ) -> Result<Response<v1::OpenNamespaceResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::OpenNamespace, request)?;
         let name = message.client_name.clone();
         if name.len() > CLIENT_NAME_BYTES_MAX {
             return Err(
@@ -155,7 +180,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::MatchRequest>,
     ) -> Result<Response<v1::MatchResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Match, request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let named = message.return_hashes;
         let hashes = convert::prefix(message.prefix, &namespace)?;
@@ -165,6 +190,10 @@ impl KvService for Service {
             Tally::of(found.iter().map(|holders| convert::hottest(*holders)))
         });
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        let block_tokens = u64::from(namespace.spec.block_tokens);
+        if filling > 0 {
+            tenant.counters().filling_tokens.add(filling as u64 * block_tokens);
+        }
         if let Some(first) = hashes.get(blocks + filling) {
             tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
         }
@@ -182,7 +211,6 @@ impl KvService for Service {
                 looked_at.map(convert::read_lease).collect()
             }
         };
-        let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
@@ -199,7 +227,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::AcquireRequest>,
     ) -> Result<Response<v1::AcquireResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Acquire, request)?;
         let packed = !message.packed_hashes.is_empty();
         let hashes = match packed {
             true => convert::packed_hashes(&message.packed_hashes, &message.hashes)?,
@@ -230,7 +258,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::ReserveRequest>,
     ) -> Result<Response<v1::ReserveResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Reserve, request)?;
         let hashes = convert::hashes(&message.hashes)?;
         let parent = convert::parent(&message.parent)?;
         let ttl = convert::ttl(message.lease_ttl_ms);
@@ -249,7 +277,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::CommitRequest>,
     ) -> Result<Response<v1::CommitResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Commit, request)?;
         convert::keys_within_limit(message.blocks.len())?;
         let blocks: Vec<(u64, Checksum)> =
             message.blocks.iter().map(|block| (block.lease_id, Checksum(block.checksum))).collect();
@@ -268,14 +296,14 @@ impl KvService for Service {
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Abort, request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let statuses = convert::statuses(tenant.abort(message.session_id, &message.lease_ids)?);
         Ok(Response::new(v1::AbortResponse { statuses }))
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Renew, request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let ttl = convert::ttl(message.lease_ttl_ms);
         let statuses = tenant.renew(message.session_id, &message.lease_ids, message.all_leases, ttl)?;
@@ -287,7 +315,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::ReleaseRequest>,
     ) -> Result<Response<v1::ReleaseResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Release, request)?;
         convert::keys_within_limit(message.lease_ids.len() + message.damaged_lease_ids.len())?;
         tenant.drop_damaged(message.session_id, &message.damaged_lease_ids);
         tenant.release(message.session_id, &message.damaged_lease_ids)?;
@@ -301,7 +329,7 @@ impl KvService for Service {
     type ReadStream = BoxStream<'static, Result<v1::ReadResponse, Status>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Read, request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let range = convert::range(message.range, namespace.spec.block_bytes)?;
@@ -312,7 +340,7 @@ impl KvService for Service {
         &self,
         request: Request<Streaming<v1::WriteRequest>>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        let (tenant, frames) = self.enter(request)?;
+        let (tenant, frames, _call) = self.enter(Verb::Write, request)?;
         let status = inline::write(tenant, frames).await?;
         Ok(Response::new(v1::WriteResponse { status: status.into() }))
     }
@@ -320,7 +348,7 @@ impl KvService for Service {
     type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Watch, request)?;
         let namespace = match message.session_id {
             0 => tenant.namespace(message.namespace_id)?,
             session => tenant.namespace_of(session)?,
@@ -331,7 +359,7 @@ impl KvService for Service {
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        let (tenant, _) = self.enter(request)?;
+        let (tenant, _, _call) = self.enter(Verb::Stats, request)?;
         Ok(Response::new(stats::of(&self.store, &tenant)))
     }
 
@@ -339,22 +367,22 @@ impl KvService for Service {
         &self,
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Prefetch, request)?;
         Ok(Response::new(ranges::prefetch(tenant, message, &self.prefetches, &self.shutdown)?))
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Pin, request)?;
         Ok(Response::new(ranges::pin(tenant, message).await?))
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Unpin, request)?;
         Ok(Response::new(ranges::unpin(tenant, message).await?))
     }
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Evict, request)?;
         Ok(Response::new(ranges::evict(tenant, message).await?))
     }
 
@@ -362,7 +390,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::EndSessionRequest>,
     ) -> Result<Response<v1::EndSessionResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::EndSession, request)?;
         Ok(Response::new(ranges::end_session(tenant, message).await?))
     }
 
@@ -370,7 +398,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Explain, request)?;
         Ok(Response::new(ranges::explain(tenant, message).await?))
     }
 
@@ -378,7 +406,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectResponse>, Status> {
-        let (tenant, _) = self.enter(request)?;
+        let (tenant, _, _call) = self.enter(Verb::Inspect, request)?;
         Ok(Response::new(operator::inspect(self.store.clone(), tenant).await?))
     }
 
@@ -388,7 +416,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Verify, request)?;
         Ok(Response::new(operator::verify(&self.store, &tenant, &message, self.shutdown.clone())?))
     }
 
@@ -396,7 +424,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::CollectRequest>,
     ) -> Result<Response<v1::CollectResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Collect, request)?;
         Ok(Response::new(operator::collect(&self.store, &tenant, &message).await?))
     }
 }

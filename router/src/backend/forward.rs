@@ -33,7 +33,6 @@ use hyper::body::Incoming;
 use kelvin_proto::trace;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
-use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -46,6 +45,7 @@ use super::{
     place::{Full, Shape, place},
     roster::{Pool, Roster},
     stream::Watched,
+    usage::Usage,
 };
 use crate::{directory::Directory, metrics::Metrics, openai::Admitted};
 
@@ -83,6 +83,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) request_id: &'a str,
+    /// As it is called in metrics.
+    pub(crate) model: &'a str,
     pub(crate) stream: bool,
     pub(crate) keys: Keys,
 }
@@ -111,24 +113,6 @@ pub(crate) struct Forwarder {
     pub(crate) patience: Patience,
     pub(crate) rng: Mutex<SmallRng>,
     pub(crate) ending: CancellationToken,
-}
-
-/// What an engine says it used.
-#[derive(Deserialize)]
-struct Answer {
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    prompt_tokens_details: Option<Details>,
-}
-
-#[derive(Deserialize)]
-struct Details {
-    cached_tokens: Option<u64>,
 }
 
 impl Forwarder {
@@ -196,6 +180,8 @@ impl Forwarder {
         let (backend, choice) = place(pool, shape, excluded, &mut *rng)?;
         let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);
         drop(rng);
+        let call = call.expecting(keys.tokens().saturating_sub(choice.expected.compute_tokens));
+        self.metrics.backend_decision(backend.mode());
         keys.sent(&self.directory, &backend, self.started.elapsed());
         Ok(call)
     }
@@ -216,9 +202,9 @@ impl Forwarder {
             if !content_type.starts_with("text/event-stream") {
                 return Err(Trouble::Garbage(format!("a stream was asked for, `{content_type}` came")));
             }
-            self.stream(call, body).await?
+            self.stream(call, body, errand.model).await?
         } else {
-            self.whole(call, body, head.status).await?
+            self.whole(call, body, head.status, errand.model).await?
         };
         let mut answer = Response::new(body);
         *answer.status_mut() = head.status;
@@ -231,7 +217,7 @@ impl Forwarder {
     }
 
     /// A stream once its first piece is there: until then it can still come from another server.
-    async fn stream(&self, mut call: Call, mut body: Incoming) -> Result<Answered, Trouble> {
+    async fn stream(&self, mut call: Call, mut body: Incoming, model: &str) -> Result<Answered, Trouble> {
         let patience = self.patience.first_token;
         let first = loop {
             let left = patience.saturating_sub(call.elapsed());
@@ -248,27 +234,28 @@ impl Forwarder {
         call.first_token();
         self.metrics.backend_first_token(call.elapsed());
         let ending = self.ending.clone().cancelled_owned();
-        let watched = Watched::new(body, first, call, self.patience.token, ending, self.metrics.clone());
+        let watched =
+            Watched::new(body, first, call, self.patience.token, ending, self.metrics.clone(), model);
         Ok(Answered::Stream(Box::new(watched)))
     }
 
-    async fn whole(&self, mut call: Call, body: Incoming, status: StatusCode) -> Result<Answered, Trouble> {
+    async fn whole(
+        &self,
+        mut call: Call,
+        body: Incoming,
+        status: StatusCode,
+        model: &str,
+    ) -> Result<Answered, Trouble> {
         let patience = self.patience.first_token;
         let left = patience.saturating_sub(call.elapsed());
         let body = timeout(left, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
         let body = body.map_err(|_| Trouble::Stalled(patience))?;
         let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
         if status.is_success() {
-            let answer: Answer =
-                serde_json::from_slice(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
-            let usage = answer.usage.as_ref();
-            call.whole(usage.and_then(|usage| usage.completion_tokens).unwrap_or(0));
+            let usage = Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
+            call.whole(usage.map_or(0, |usage| usage.generated_tokens));
             if let Some(usage) = usage {
-                let details = usage.prompt_tokens_details.as_ref();
-                let cached = details.and_then(|details| details.cached_tokens).unwrap_or(0);
-                self.metrics.prompt_tokens.inc_by(usage.prompt_tokens.unwrap_or(0));
-                self.metrics.cached_tokens.inc_by(cached);
-                self.metrics.generated_tokens.inc_by(usage.completion_tokens.unwrap_or(0));
+                usage.count(&self.metrics, &call, model);
             }
         }
         Ok(Answered::Whole(body))

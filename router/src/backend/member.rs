@@ -226,6 +226,8 @@ pub(crate) struct Call {
     /// And those of prompts before it.
     before: u64,
     loaded: u64,
+    /// Tokens of the prompt that were expected not to be computed.
+    hit_expected: u64,
 }
 
 impl Call {
@@ -236,7 +238,17 @@ impl Call {
         }
         backend.streams.fetch_add(1, Ordering::Relaxed);
         let before = backend.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
-        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded }
+        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded, hit_expected: 0 }
+    }
+
+    /// The same, of a prompt of which `tokens` are expected to be in its caches.
+    pub(crate) fn expecting(mut self, tokens: u64) -> Self {
+        self.hit_expected = tokens;
+        self
+    }
+
+    pub(crate) fn hit_expected(&self) -> u64 {
+        self.hit_expected
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {

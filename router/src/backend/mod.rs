@@ -25,6 +25,7 @@ mod roster;
 mod spec;
 mod stream;
 mod trouble;
+mod usage;
 
 pub(crate) use client::client;
 pub(crate) use forward::{Errand, Forwarder, Patience};

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{client::why, forward::Trouble, member::Call};
+use super::{client::why, forward::Trouble, member::Call, usage::Usage};
 use crate::{
     metrics::Metrics,
     openai::{Admitted, ApiError},
@@ -69,6 +69,9 @@ pub(super) struct Watched {
     alarm: Pin<Box<Sleep>>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     metrics: Arc<Metrics>,
+    model: String,
+    /// What the engine said it used, last.
+    usage: Option<Usage>,
     admitted: Option<Admitted>,
 }
 
@@ -80,10 +83,12 @@ impl Watched {
         patience: Duration,
         ending: WaitForCancellationFutureOwned,
         metrics: Arc<Metrics>,
+        model: &str,
     ) -> Self {
         let now = Instant::now();
         let mut tail = Tail::default();
         tail.push(&first);
+        let usage = Usage::of_events(&first);
         Self {
             body: Some(body),
             first: Some(first),
@@ -96,6 +101,8 @@ impl Watched {
             alarm: Box::pin(sleep_until(now + patience)),
             ending: Box::pin(ending),
             metrics,
+            model: model.to_owned(),
+            usage,
             admitted: None,
         }
     }
@@ -110,6 +117,9 @@ impl Watched {
     fn end(&mut self) {
         self.body = None;
         self.admitted = None;
+        if let Some(usage) = self.usage.take() {
+            usage.count(&self.metrics, &self.call, &self.model);
+        }
         self.call.backend().learnt.steps(self.pieces - 1, self.last_at - self.first_at);
     }
 
@@ -146,7 +156,9 @@ impl Body for Watched {
                 if let Some(data) = frame.data_ref() {
                     this.tail.push(data);
                     this.pieces += 1;
-                    this.last_at = Instant::now();
+                    this.usage = Usage::of_events(data).or(this.usage);
+                    let before = std::mem::replace(&mut this.last_at, Instant::now());
+                    this.metrics.backend_inter_token.observe((this.last_at - before).as_secs_f64());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -140,6 +140,13 @@ impl Worker {
     }
 
     /// Calls of this router in work there.
+    /// Prompt tokens that it evaluates in a second, as it measured.
+    pub(crate) fn prefill_tokens_per_second(&self) -> Option<f64> {
+        let view = self.view.read();
+        let load = view.described.as_ref()?.load.as_ref()?;
+        Some(load.prefill_tokens_per_second).filter(|rate| *rate > 0.0)
+    }
+
     pub(crate) fn in_flight(&self) -> u32 {
         self.flights.lock().len()
     }

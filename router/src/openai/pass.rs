@@ -83,6 +83,7 @@ pub(super) async fn pass(
         headers,
         body: bytes.clone(),
         request_id: &id.unique,
+        model: &pool.card.id,
         stream: peek.is_stream(),
         keys: Keys::gather(&forwarder.directory, pool, &scope, peek.text(), tokens.as_deref()),
     };

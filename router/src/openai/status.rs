@@ -5,9 +5,13 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, State},
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
 };
+use kelvin_proto::Exposition;
 use serde::Serialize;
 
 use super::{App, error::ApiError};
@@ -189,7 +193,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     app.metrics.workers(app.scheduler.fleet.counts());
     if let Some(forwarder) = &app.forwarder {
         let table = forwarder.roster.table();
@@ -198,6 +202,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         let directory = &forwarder.directory;
         app.metrics.directory(directory.len(), directory.memory_bytes(), directory.refused());
     }
-    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    ([(CONTENT_TYPE, content_type)], app.metrics.encode()).into_response()
+    let format = Exposition::accepted(headers.get(ACCEPT).and_then(|value| value.to_str().ok()));
+    let content_type = HeaderValue::from_static(format.content_type());
+    ([(CONTENT_TYPE, content_type)], format.render(app.metrics.encode())).into_response()
 }

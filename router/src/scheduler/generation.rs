@@ -14,7 +14,7 @@ use tracing::Span;
 use super::{Failure, Job, Scheduler, Timeouts, prefill::Prefill};
 use crate::{
     fleet::{Flight, Worker},
-    metrics::Metrics,
+    metrics::{Metrics, Outcome, Predicted, Target},
 };
 
 /// Why the worker ended a completion.
@@ -52,6 +52,7 @@ pub(super) struct Opened {
 /// A completion under way. Dropping it cancels the work on all workers, and counts its tokens.
 pub(crate) struct Generation {
     request_id: String,
+    model: String,
     worker: Arc<Worker>,
     _flight: Flight,
     stream: Streaming<GenerateResponse>,
@@ -80,6 +81,7 @@ impl Generation {
     ) -> Self {
         Self {
             request_id: job.request_id,
+            model: job.model,
             worker: opened.worker,
             _flight: opened.flight,
             stream: opened.stream,
@@ -191,5 +193,21 @@ impl Drop for Generation {
             span.record("cached_tokens", self.cached_tokens());
             span.record("generated_tokens", self.generated_tokens);
         }
+        // What a prefill worker made for this request was imported too, and is no hit.
+        let predicted = self.usage.as_ref().map(|usage| Predicted {
+            predicted_tokens: self.matched_tokens,
+            observed_tokens: match &self._prefill {
+                Some(_) => self.cached_tokens(),
+                None => usage.imported_tokens,
+            },
+        });
+        self.metrics.hits.note(Outcome {
+            target: Target::Worker,
+            model: &self.model,
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens(),
+            predicted,
+            tokens_per_second: self.worker.prefill_tokens_per_second(),
+        });
     }
 }
