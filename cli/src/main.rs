@@ -3,6 +3,8 @@
 //! Every process of a cluster is this binary under another subcommand; `kelvin up` starts them all. What
 //! the processes do lives in the crates below; here flags become their configurations.
 
+mod explain;
+mod http;
 mod logging;
 mod ready;
 mod router;
@@ -11,6 +13,7 @@ mod stats;
 mod store;
 mod store_at;
 mod telemetry;
+mod top;
 mod up;
 mod values;
 mod watch;
@@ -69,6 +72,8 @@ enum Command {
     Router(router::Args),
     Stats(stats::Args),
     Watch(watch::Args),
+    Top(top::Args),
+    Explain(explain::Args),
 }
 
 fn main() -> ExitCode {
@@ -118,6 +123,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Router(args) => router::run(args).await,
             Command::Stats(args) => stats::run(args).await,
             Command::Watch(args) => watch::run(args).await,
+            Command::Top(args) => top::run(args).await,
+            Command::Explain(args) => explain::run(args).await,
         }
     });
     // The last spans go while the runtime still works for them.
@@ -134,7 +141,11 @@ impl Command {
             }
             Command::Worker(args) => Some(args.service()),
             Command::Router(_) => Some(telemetry::Service { name: "kelvin-router", instance: None }),
-            Command::Up(_) | Command::Stats(_) | Command::Watch(_) => None,
+            Command::Up(_)
+            | Command::Stats(_)
+            | Command::Watch(_)
+            | Command::Top(_)
+            | Command::Explain(_) => None,
         }
     }
 }

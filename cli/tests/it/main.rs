@@ -7,6 +7,7 @@ mod licences;
 mod metrics;
 mod store;
 mod tidy;
+mod top;
 mod torture;
 mod traces;
 mod up;
