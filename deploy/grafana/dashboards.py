@@ -437,10 +437,7 @@ def router():
             ),
             graph(
                 "The router's memory for it",
-                [
-                    query(total("kelvin_router_directory_memory_bytes"), "directory"),
-                    query(total("kelvin_router_metrics_memory_bytes"), "metrics"),
-                ],
+                [query(total("kelvin_router_directory_memory_bytes"), "directory")],
                 "bytes",
             ),
         ],

@@ -10,6 +10,7 @@ use super::run;
 async fn top_of_a_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(dir.path(), &[], &[]);
+    cluster.with_store().await;
     let prompt = "What is hot? ".repeat(40);
     cluster.chat(&prompt).await.unwrap();
     cluster.chat(&prompt).await.unwrap();

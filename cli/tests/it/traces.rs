@@ -98,6 +98,7 @@ async fn a_request_is_one_trace_over_all_processes() {
     // A prompt that takes long enough for a prefill elsewhere to pay.
     let env = [SOON, ("KELVIN_TOY_PROMPT_TOKEN_TIME", "1ms")];
     let cluster = Cluster::start(dir.path(), &["--otlp", &url], &env);
+    cluster.with_store().await;
     ask(&cluster, &"One trace a request. ".repeat(40), true).await;
 
     let services = ["kelvin-decode", "kelvin-prefill", "kelvin-router", "kelvin-store"];
