@@ -19,6 +19,9 @@ const NAME: usize = 22;
 
 /// Draws what `scroll` leaves, and returns how far it could be scrolled.
 pub(super) fn screen(view: &View, scroll: u16, area: Rect, buffer: &mut Buffer) -> u16 {
+    if area.is_empty() {
+        return scroll;
+    }
     let lines = lines(view);
     let hidden = (lines.len() as u16).saturating_sub(area.height);
     let scroll = scroll.min(hidden);

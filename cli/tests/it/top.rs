@@ -46,7 +46,7 @@ async fn top_of_a_cluster() {
 /// Runs it on a terminal of its own (`script` makes one) and presses a key once something is drawn. Whether it ended
 /// well and gave the terminal back, and all that it wrote.
 fn on_terminal(store: &str, key: &str) -> (bool, String) {
-    let top = format!("{} top --store {store}", env!("CARGO_BIN_EXE_kelvin"));
+    let top = format!("stty rows 24 cols 80; {} top --store {store}", env!("CARGO_BIN_EXE_kelvin"));
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--flush", "--command", &top, "/dev/null"]).env("TERM", "xterm");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

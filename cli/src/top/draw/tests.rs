@@ -153,6 +153,14 @@ fn what_does_not_fit_is_scrolled_to() {
 }
 
 #[test]
+fn a_terminal_without_room_is_borne() {
+    let mut buffer = Buffer::empty(Rect::new(0, 0, 0, 0));
+    assert_eq!(screen(&view(), 3, buffer.area, &mut buffer), 3);
+    let mut narrow = Buffer::empty(Rect::new(0, 0, 3, 1));
+    screen(&view(), 0, narrow.area, &mut narrow);
+}
+
+#[test]
 fn plain_text_has_all_of_it() {
     let text = text(&view(), 100);
     for words in ["decode-0", "2/4", "a-model-with-a-very…", "8000", "degraded", "backend", "lost"] {
