@@ -56,11 +56,13 @@ fn on_terminal(store: &str, key: &str) -> (bool, String) {
     let text = |seen: &[u8]| String::from_utf8_lossy(seen).into_owned();
     while !text(&seen).contains("sessions") {
         match screen.read(&mut piece).unwrap() {
-            0 => return (false, text(&seen)),
+            // It ended without a word; what follows fails, and shows why.
+            0 => break,
             bytes => seen.extend_from_slice(&piece[..bytes]),
         }
     }
-    keys.write_all(key.as_bytes()).unwrap();
+    // Who is gone takes no key.
+    let _ = keys.write_all(key.as_bytes());
     screen.read_to_end(&mut seen).unwrap();
     let ended = child.wait().unwrap().success();
     // It left the alternate screen and shows the cursor again.
