@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgGroup, ValueEnum};
-use kelvin_router::{BackendSpec, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig};
+use kelvin_router::{
+    BackendSpec, BackendsRedis, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig,
+};
 
 use crate::ready;
 use crate::shutdown::Shutdown;
@@ -13,7 +16,7 @@ use crate::values::{self, Model};
 
 /// Run the router: the OpenAI-compatible endpoint before workers and other engines
 #[derive(Debug, clap::Args)]
-#[command(group(ArgGroup::new("served").required(true).multiple(true).args(["workers", "backends", "backends_file"])))]
+#[command(group(ArgGroup::new("served").required(true).multiple(true).args(["workers", "backends", "backends_file", "backends_redis"])))]
 pub(crate) struct Args {
     /// Address of the OpenAI API over HTTP; port 0 takes a free one
     #[arg(long, env = "KELVIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_parser = values::loopback)]
@@ -47,6 +50,22 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_BACKENDS_FILE", value_name = "PATH")]
     backends_file: Option<PathBuf>,
 
+    /// Redis where backends register themselves: keys PREFIX:backend:NAME with what the file says of each, set with a
+    /// time to live and again before it is over: redis-cli SET kelvin:backend:one '{"url": "http://10.0.0.1:8000"}'
+    /// EX 15. PREFIX is kelvin if none is given
+    #[arg(
+        long,
+        env = "KELVIN_BACKENDS_REDIS",
+        value_name = "redis://[USER:PASSWORD@]HOST:PORT[/DATABASE][/PREFIX]",
+        hide_env_values = true
+    )]
+    backends_redis: Option<BackendsRedis>,
+
+    /// Milliseconds without the first piece of a backend's stream after which a second backend is asked too; the first
+    /// to answer has the request. At most one in ten requests at a time [default: never]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    hedge_after: Option<u64>,
+
     /// GGUF file of the workers' model, for its vocabulary and chat template, or "toy"; not needed with
     /// backends alone
     #[arg(long, env = "KELVIN_MODEL", value_name = "PATH|toy", value_parser = values::model)]
@@ -68,7 +87,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     tokens_max_default: u32,
 
-    /// Where prompts are evaluated
+    /// Where prompts are evaluated; of backends, those of role=decode have them computed by those of role=prefill
     #[arg(long, env = "KELVIN_ROUTER_PREFILL", value_name = "WHERE", default_value = "auto")]
     prefill: Prefill,
 }
@@ -92,6 +111,8 @@ impl Args {
             workers: self.workers,
             backends: self.backends,
             backends_file: self.backends_file,
+            backends_redis: self.backends_redis,
+            hedge_after: self.hedge_after.map(Duration::from_millis),
             model: self.model.map(|model| match model {
                 Model::Toy => ModelSource::Toy,
                 Model::Gguf(path) => ModelSource::Gguf(path),

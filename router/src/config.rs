@@ -3,7 +3,11 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use crate::text::ModelSource;
-use crate::{backend::BackendSpec, cost::PrefillPolicy, text::VocabularyError};
+use crate::{
+    backend::{BackendSpec, BackendsRedis},
+    cost::PrefillPolicy,
+    text::VocabularyError,
+};
 
 /// What a prompt for another engine is compared by, to know who has a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +36,10 @@ pub struct RouterConfig {
     pub backends: Vec<BackendSpec>,
     /// A file that names backends; read again when it changes.
     pub backends_file: Option<PathBuf>,
+    /// Where backends register themselves.
+    pub backends_redis: Option<BackendsRedis>,
+    /// Without the first piece of a stream for so long, a second backend is asked; never without.
+    pub hedge_after: Option<Duration>,
     /// What prompts for backends are compared by.
     pub keys: KeyKind,
     /// Most bytes for knowing what is in whose memory.
@@ -80,6 +88,8 @@ impl Default for RouterConfig {
             workers: Vec::new(),
             backends: Vec::new(),
             backends_file: None,
+            backends_redis: None,
+            hedge_after: None,
             keys: KeyKind::Auto,
             directory_bytes: 256 << 20,
             probe_interval: Duration::from_secs(1),

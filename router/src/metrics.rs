@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::cost::Place;
+use crate::{backend::Counts, cost::Place};
 
 /// All of a router's metrics. Label values come from fixed sets, so that their number is bounded.
 pub(crate) struct Metrics {
@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     pub(crate) store_degraded: Counter,
     pub(crate) retries: Counter,
     pub(crate) inter_token: Histogram,
+    pub(crate) backend: Counts,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, Buckets>,
     first_token: Family<PlaceLabels, Histogram, Buckets>,
@@ -105,6 +106,7 @@ impl Metrics {
             store_degraded: Counter::default(),
             retries: Counter::default(),
             inter_token: Buckets.new_metric(),
+            backend: Counts::new(&mut registry),
             requests: Family::default(),
             durations: Family::new_with_constructor(Buckets),
             first_token: Family::new_with_constructor(Buckets),

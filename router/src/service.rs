@@ -8,7 +8,7 @@
 use std::{
     future::pending,
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use crate::{
-    backend::{self, Forwarder, Patience, Roster, Source},
+    backend::{self, Forwarder, Patience, Roster, Sessions, Source},
     config::KeyKind,
     config::{Error, Listening, RouterConfig},
     directory::Directory,
@@ -139,7 +139,7 @@ pub async fn serve(
 
 /// Whether somebody could ever answer.
 fn check(config: &RouterConfig) -> Result<(), Error> {
-    if config.workers.is_empty() && config.backends.is_empty() && config.backends_file.is_none() {
+    if config.workers.is_empty() && !has_backends(config) {
         return Err(Error::NoWorkers);
     }
     if config.model.is_none() && !config.workers.is_empty() {
@@ -156,6 +156,11 @@ fn check(config: &RouterConfig) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether there are backends, or a place where they may be found.
+fn has_backends(config: &RouterConfig) -> bool {
+    !config.backends.is_empty() || config.backends_file.is_some() || config.backends_redis.is_some()
+}
+
 /// The way to other engines, with everything that looks after them in the background.
 fn backends(
     config: &RouterConfig,
@@ -164,7 +169,7 @@ fn backends(
     ending: &CancellationToken,
     stop: &CancellationToken,
 ) -> Option<Arc<Forwarder>> {
-    if config.backends.is_empty() && config.backends_file.is_none() {
+    if !has_backends(config) {
         return None;
     }
     let (roster, mut joined) = Roster::new();
@@ -209,7 +214,12 @@ fn backends(
     });
     roster.name(Source::Flags, config.backends.clone());
     if let Some(path) = config.backends_file.clone() {
-        background.spawn(backend::discover::file::follow(path, roster.clone(), stop.clone()));
+        let (roster, metrics) = (roster.clone(), metrics.clone());
+        background.spawn(backend::discover::file::follow(path, roster, metrics, stop.clone()));
+    }
+    if let Some(redis) = config.backends_redis.clone() {
+        let (roster, metrics) = (roster.clone(), metrics.clone());
+        background.spawn(backend::discover::redis::follow(redis, roster, metrics, stop.clone()));
     }
     Some(Arc::new(Forwarder {
         roster,
@@ -219,6 +229,10 @@ fn backends(
         metrics: metrics.clone(),
         patience: Patience { first_token: config.first_token_timeout, token: config.token_timeout },
         rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
+        sessions: Sessions::default(),
+        hedge_after: config.hedge_after,
+        hedges: AtomicUsize::new(0),
+        policy: config.prefill,
         ending: ending.clone(),
     }))
 }

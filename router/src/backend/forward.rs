@@ -6,7 +6,7 @@
 //!           ▲                    ├─ stream: first piece awaited, then passed on as it comes
 //!           └──── another one ───┴─ trouble, and nothing was sent to the client yet
 //! ```
-//! The body goes on as it came, byte for byte. As long as the client has seen nothing, trouble with one
+//! The body goes on as it came, byte for byte ([`pair`](super::pair) adds a field). As long as the client has seen nothing, trouble with one
 //! server means another one, [`ATTEMPTS`] at most; a refusal (4xx) is the engine's answer and passed on.
 //!
 //! # Cancellation
@@ -14,7 +14,7 @@
 //! there.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -41,14 +41,14 @@ use super::{
     client::{Client, why},
     keys::Keys,
     member::{Backend, Call},
-    place::{Full, Shape, place},
     roster::{Pool, Roster},
+    sessions::Sessions,
     stream::Watched,
 };
-use crate::{directory::Directory, metrics::Metrics, openai::Admitted};
+use crate::{cost::PrefillPolicy, directory::Directory, metrics::Metrics, openai::Admitted};
 
 /// Servers that are tried for one request.
-const ATTEMPTS: usize = 3;
+pub(super) const ATTEMPTS: usize = 3;
 /// Most bytes of an answer that comes at once.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -83,10 +83,12 @@ pub(crate) struct Errand<'a> {
     pub(crate) request_id: &'a str,
     pub(crate) stream: bool,
     pub(crate) keys: Keys,
+    /// Which conversation it is of, if it says so.
+    pub(crate) session: Option<u64>,
 }
 
 /// An answer's body.
-enum Answered {
+pub(super) enum Answered {
     Whole(Bytes),
     Stream(Box<Watched>),
 }
@@ -108,6 +110,13 @@ pub(crate) struct Forwarder {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) patience: Patience,
     pub(crate) rng: Mutex<SmallRng>,
+    pub(crate) sessions: Sessions,
+    /// Time without a stream's first piece after which a second server is asked; never without.
+    pub(crate) hedge_after: Option<Duration>,
+    /// Those under way.
+    pub(crate) hedges: AtomicUsize,
+    /// Where prompts are computed, of requests that go to decode backends.
+    pub(crate) policy: PrefillPolicy,
     pub(crate) ending: CancellationToken,
 }
 
@@ -150,50 +159,14 @@ impl Forwarder {
         }))
     }
 
-    async fn attempts(&self, pool: &Pool, errand: &Errand<'_>) -> Result<Response<Answered>, Trouble> {
-        let mut excluded = Vec::new();
-        let mut last: Option<Result<Response<Answered>, Trouble>> = None;
-        while excluded.len() < ATTEMPTS {
-            let call = match self.begin(pool, &errand.keys, &excluded) {
-                Ok(call) => call,
-                Err(Full::Busy) => return last.unwrap_or(Err(Trouble::Busy)),
-                Err(Full::Away) => return last.unwrap_or(Err(Trouble::NoBackend)),
-            };
-            let backend = call.backend().clone();
-            if !excluded.is_empty() {
-                self.metrics.retries.inc();
-            }
-            excluded.push(backend.id);
-            last = Some(match self.ask(call, errand).await {
-                Ok(answer) if answer.status() != StatusCode::TOO_MANY_REQUESTS => return Ok(answer),
-                // Another one may have room.
-                Ok(busy) => Ok(busy),
-                Err(trouble) => {
-                    if trouble.is_fault() {
-                        backend.failed(&trouble.to_string());
-                    }
-                    self.metrics.error(trouble.kind());
-                    tracing::warn!(request = errand.request_id, backend = backend.spec.url, %trouble, "a backend failed before its first token");
-                    Err(trouble)
-                }
-            });
-        }
-        last.unwrap_or(Err(Trouble::NoBackend))
-    }
-
-    /// Chooses a server and counts the request there, in one step: the next decision must see it.
-    fn begin(&self, pool: &Pool, keys: &Keys, excluded: &[u32]) -> Result<Call, Full> {
-        let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
-        let mut rng = self.rng.lock();
-        let (backend, choice) = place(pool, shape, excluded, &mut *rng)?;
-        let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);
-        drop(rng);
-        keys.sent(&self.directory, &backend, self.started.elapsed());
-        Ok(call)
-    }
-
-    async fn ask(&self, call: Call, errand: &Errand<'_>) -> Result<Response<Answered>, Trouble> {
-        let request = request(call.backend(), errand)?;
+    /// One server's answer to `body`, its first part at least.
+    pub(super) async fn ask(
+        &self,
+        call: Call,
+        errand: &Errand<'_>,
+        body: Bytes,
+    ) -> Result<Response<Answered>, Trouble> {
+        let request = request(call.backend(), errand, body)?;
         let patience = self.patience.first_token;
         let head = timeout(patience, self.client.request(request)).await;
         let head = head.map_err(|_| Trouble::Stalled(patience))?;
@@ -267,11 +240,12 @@ impl Forwarder {
     }
 }
 
-fn request(backend: &Backend, errand: &Errand<'_>) -> Result<Request<Body>, Trouble> {
+/// `body` as a request of `errand`'s.
+pub(super) fn request(backend: &Backend, errand: &Errand<'_>, body: Bytes) -> Result<Request<Body>, Trouble> {
     let mut request = Request::post(format!("{}{}", backend.spec.url, errand.path))
         .header(HOST, backend.authority.as_str())
         .header("x-request-id", errand.request_id)
-        .body(Body::from(errand.body.clone()))
+        .body(Body::from(body))
         .map_err(|error| Trouble::Garbage(error.to_string()))?;
     for name in &FORWARDED {
         if let Some(value) = errand.headers.get(name) {

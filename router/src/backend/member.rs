@@ -255,6 +255,19 @@ impl Call {
         self.computed();
     }
 
+    /// It computes so many tokens after all.
+    pub(super) fn recompute(&mut self, tokens: u64) {
+        let more = tokens.saturating_sub(self.tokens);
+        self.backend.queued_tokens.fetch_add(more, Ordering::Relaxed);
+        (self.tokens, self.loaded) = (self.tokens + more, 0);
+    }
+
+    /// It is sent there now only.
+    pub(super) fn restart(&mut self) {
+        self.begun = Instant::now();
+        self.before = self.backend.queued_tokens.load(Ordering::Relaxed).saturating_sub(self.tokens);
+    }
+
     fn computed(&mut self) {
         self.backend.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
     }

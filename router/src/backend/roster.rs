@@ -22,13 +22,15 @@ pub(crate) const BACKENDS_MAX: usize = WORKERS_MAX as usize;
 pub(crate) enum Source {
     Flags,
     File,
+    Redis,
 }
 
 impl Source {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Flags => "flags",
             Self::File => "file",
+            Self::Redis => "redis",
         }
     }
 }
@@ -93,6 +95,8 @@ impl Table {
 pub(crate) struct Roster {
     table: RwLock<Arc<Table>>,
     named: Mutex<Named>,
+    /// What the last look at each source that is looked at found: so many, or why it cannot be seen.
+    seen: Mutex<BTreeMap<Source, Result<usize, String>>>,
     /// Gets each new server, to look after it until the token is cancelled.
     joined: tokio::sync::mpsc::UnboundedSender<(Arc<Backend>, CancellationToken)>,
 }
@@ -110,7 +114,9 @@ impl Roster {
     /// servers, at most.
     pub(crate) fn new() -> (Self, tokio::sync::mpsc::UnboundedReceiver<(Arc<Backend>, CancellationToken)>) {
         let (joined, members) = tokio::sync::mpsc::unbounded_channel();
-        (Self { table: RwLock::default(), named: Mutex::default(), joined }, members)
+        let roster =
+            Self { table: RwLock::default(), named: Mutex::default(), seen: Mutex::default(), joined };
+        (roster, members)
     }
 
     pub(crate) fn table(&self) -> Arc<Table> {
@@ -161,6 +167,17 @@ impl Roster {
             }
         }
         self.rebuild(named);
+    }
+
+    /// Notes what a look at a source found; returns whether it is news.
+    pub(crate) fn seen(&self, source: Source, found: Result<usize, String>) -> bool {
+        let before = self.seen.lock().insert(source, found.clone());
+        before != Some(found)
+    }
+
+    /// What the last look at each source found.
+    pub(crate) fn sources(&self) -> Vec<(Source, Result<usize, String>)> {
+        self.seen.lock().iter().map(|(source, found)| (*source, found.clone())).collect()
     }
 
     /// Nothing is known by this number any more; it may be given to another server.

@@ -32,6 +32,11 @@ impl BackendRole {
     pub(crate) fn answers(self) -> bool {
         self != Self::Prefill
     }
+
+    /// Whether its prompts may be computed by one of role `prefill`.
+    pub(crate) fn pairs(self) -> bool {
+        self == Self::Decode
+    }
 }
 
 /// An engine's server that speaks OpenAI's API.

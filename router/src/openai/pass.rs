@@ -84,6 +84,7 @@ pub(super) async fn pass(
         body: bytes.clone(),
         request_id: &id.unique,
         stream: peek.is_stream(),
+        session: peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name)),
         keys: Keys::gather(&forwarder.directory, pool, &scope, peek.text(), tokens.as_deref()),
     };
     Ok(Ok(forwarder.forward(pool, errand, admitted).await?))

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{App, error::ApiError};
 use crate::{
-    backend::{Backend, BackendHealth},
+    backend::{Backend, BackendHealth, Source},
     cost::Role,
     fleet::{Health, Worker},
 };
@@ -78,6 +78,20 @@ struct HealthReport {
     workers: Vec<WorkerReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backends: Vec<BackendReport>,
+    /// Where backends are looked for beside the command line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<SourceReport>,
+}
+
+#[derive(Serialize)]
+struct SourceReport {
+    source: &'static str,
+    /// `seen`, or `away`: what was found there last counts.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backends: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -95,6 +109,17 @@ struct BackendReport {
     queued_tokens: u64,
     tokens_per_second: Option<f64>,
     step_us: Option<f64>,
+}
+
+impl SourceReport {
+    fn new(source: Source, found: Result<usize, String>) -> Self {
+        Self {
+            source: source.name(),
+            state: if found.is_ok() { "seen" } else { "away" },
+            backends: found.as_ref().ok().copied(),
+            why: found.err(),
+        }
+    }
 }
 
 impl BackendReport {
@@ -163,11 +188,13 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let fleet = &app.scheduler.fleet;
     let store = app.scheduler.prefixes.state();
     let table = app.forwarder.as_ref().map(|forwarder| forwarder.roster.table()).unwrap_or_default();
+    let sources = app.forwarder.as_ref().map(|forwarder| forwarder.roster.sources()).unwrap_or_default();
     let serving =
         (fleet.has_ready(Role::Decode) || table.has_ready()) && !app.scheduler.ending.is_cancelled();
     let all_well = store != "away"
         && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready)
-        && table.all.iter().all(|backend| backend.is_open());
+        && table.all.iter().all(|backend| backend.is_open())
+        && sources.iter().all(|(_, found)| found.is_ok());
     let status = match (serving, all_well) {
         (false, _) => "unavailable",
         (true, false) => "degraded",
@@ -183,6 +210,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         requests_in_flight: app.metrics.in_flight.get(),
         workers: fleet.workers().iter().map(|worker| WorkerReport::new(worker)).collect(),
         backends: table.all.iter().map(|backend| BackendReport::new(backend)).collect(),
+        sources: sources.into_iter().map(|(source, found)| SourceReport::new(source, found)).collect(),
     };
     let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(report)).into_response()
@@ -195,6 +223,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         let table = forwarder.roster.table();
         app.metrics.backends(table.counts());
         app.metrics.feeds(table.modes());
+        app.metrics.backend.sessions(forwarder.sessions.len());
         let directory = &forwarder.directory;
         app.metrics.directory(directory.len(), directory.memory_bytes(), directory.refused());
     }
