@@ -10,6 +10,8 @@ use kelvin_router::{
     BackendSpec, BackendsRedis, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::values::{self, Model};
@@ -97,9 +99,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(model) = &args.model {
         model.check()?;
     }
+    raise_open_files();
     let drain = Shutdown::listen_and_exit()?;
     let ready = |at: Listening| ready::say("router", [("listen", Some(at.http.to_string()))]);
     kelvin_router::serve(args.config(), ready, drain).await.context("run the router")
+}
+
+/// A stream takes two connections: as many files may be open as the system allows, not the thousand that is usual.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 impl Args {

@@ -21,6 +21,8 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+#[doc(hidden)]
+pub mod bench_support;
 mod config;
 mod cost;
 mod directory;

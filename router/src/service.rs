@@ -87,7 +87,7 @@ pub async fn serve(
     let scheduler = Arc::new(Scheduler {
         fleet: fleet.clone(),
         prefixes: prefixes.clone(),
-        metrics,
+        metrics: metrics.clone(),
         timeouts: Timeouts {
             reserve: config.reserve_timeout,
             block: config.block_timeout,
@@ -119,8 +119,9 @@ pub async fn serve(
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let app = App::new(scheduler, forwarder, vocabulary, template, limits, entropy(), now_s);
     let connections = TaskTracker::new();
+    let counted = metrics;
     ready(Listening { http });
-    accept(&config, listener, app.router(), &connections, &shutdown, &gone).await;
+    accept(&config, listener, app.router(), &connections, &counted, &shutdown, &gone).await;
 
     connections.close();
     if timeout(config.drain_grace, connections.wait()).await.is_err() {
@@ -288,6 +289,7 @@ async fn accept(
     listener: TcpListener,
     router: axum::Router,
     connections: &TaskTracker,
+    metrics: &Arc<Metrics>,
     shutdown: &CancellationToken,
     gone: &CancellationToken,
 ) {
@@ -310,7 +312,8 @@ async fn accept(
                 continue;
             }
         };
-        let connection = connection(stream, router.clone(), config.read_timeout, shutdown.clone());
+        let patience = ConnectionPatience { head: config.read_timeout, client: config.client_timeout };
+        let connection = connection(stream, router.clone(), patience, metrics.clone(), shutdown.clone());
         let gone = gone.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -322,17 +325,32 @@ async fn accept(
     }
 }
 
+/// How long a connection is waited for.
+#[derive(Clone, Copy)]
+struct ConnectionPatience {
+    /// For a request's head.
+    head: Duration,
+    /// For room to write to: who reads nothing for so long is gone, and what runs for it is cancelled.
+    client: Duration,
+}
+
 /// Serves one connection to its end; after `shutdown` to the end of the answer under way.
 async fn connection(
     stream: TcpStream,
     router: axum::Router,
-    read_timeout: Duration,
+    patience: ConnectionPatience,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) {
     // Tokens are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
+    // A body is asked for more only when there is room, so nothing above this notices a client that does not read.
+    let client_ms = u32::try_from(patience.client.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, client_ms) {
+        tracing::debug!(%error, "limit the time of a client that does not read");
+    }
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
     let heard = CancellationToken::new();
     let service = TowerToHyperService::new(Routes { router, heard: heard.clone() });
@@ -341,7 +359,8 @@ async fn connection(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         // The builder reads the protocol's version without a limit of time.
-        () = silence(&heard, read_timeout) => {
+        () = silence(&heard, patience.head) => {
+            metrics.backend.connection("silent");
             tracing::debug!("a connection brought no request");
             return;
         }
@@ -350,9 +369,38 @@ async fn connection(
             connection.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(error, "a connection broke");
+    match ended {
+        Ok(()) => metrics.backend.connection("done"),
+        Err(error) => {
+            metrics.backend.connection(how(&*error));
+            tracing::debug!(error, "a connection broke");
+        }
     }
+}
+
+/// What a connection ended by, in metrics.
+fn how(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static str {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            if error.is_parse_too_large() {
+                return "head_too_large";
+            }
+            if error.is_parse() {
+                return "no_request";
+            }
+            if error.is_timeout() {
+                return "head_timeout";
+            }
+        }
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::TimedOut
+        {
+            return "client_stalled";
+        }
+        cause = error.source();
+    }
+    "broken"
 }
 
 /// Ends when nothing is heard within `patience`; never if something is.

@@ -1,4 +1,5 @@
-//! What is counted of backends: where they are found, second tries, prompts that were computed elsewhere.
+//! What is counted of backends (where they are found, second tries, prompts that were computed elsewhere) and of
+//! clients' connections.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -16,6 +17,12 @@ pub(crate) struct Counts {
     found: Family<SourceLabels, Gauge>,
     source_up: Family<SourceLabels, Gauge>,
     source_errors: Family<SourceErrorLabels, Counter>,
+    connections: Family<EndLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndLabels {
+    end: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -65,7 +72,18 @@ impl Counts {
             "Looks at a source of backends that failed, and entries that make no sense",
             counts.source_errors.clone(),
         );
+        registry.register(
+            "connections_ended",
+            "Clients' connections by how they ended",
+            counts.connections.clone(),
+        );
         counts
+    }
+
+    /// A client's connection: `done`, `silent`, `head_timeout`, `head_too_large`, `no_request`, `client_stalled` or
+    /// `broken`.
+    pub(crate) fn connection(&self, end: &'static str) {
+        self.connections.get_or_create(&EndLabels { end }).inc();
     }
 
     /// A hedge: `asked`, `won` (the second answered first), `lost`, `failed` (neither answered), `refused` (too

@@ -35,12 +35,24 @@ impl Keys {
         text: &str,
         tokens: Option<&[u32]>,
     ) -> Self {
-        let by_text = pool.backends.iter().any(|backend| !backend.is_followed());
+        // One look at each of what may be a thousand servers.
+        let (mut by_text, mut sizes) = (false, Vec::new());
+        let mut by_id: Vec<Option<&Backend>> = Vec::with_capacity(pool.backends.len());
+        for backend in &pool.backends {
+            match (backend.is_followed(), backend.block_tokens()) {
+                (false, _) => by_text = true,
+                (true, 0) => {}
+                (true, size) if !sizes.contains(&size) => sizes.push(size),
+                (true, _) => {}
+            }
+            let id = backend.id as usize;
+            if by_id.len() <= id {
+                by_id.resize(id + 1, None);
+            }
+            by_id[id] = Some(backend);
+        }
         let hashes = if by_text { directory.hash_text(scope, text) } else { Vec::new() };
-        let ids = pool.backends.iter().map(|backend| backend.id as usize + 1).max().unwrap_or(0);
-        let mut by_id: Vec<Option<&Backend>> = vec![None; ids];
-        pool.backends.iter().for_each(|backend| by_id[backend.id as usize] = Some(backend));
-        let mut own = vec![0; ids];
+        let mut own = vec![0; by_id.len()];
         let mut found = Vec::new();
         let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(&Backend) -> bool| {
             directory.prefixes(hashes, &mut found);
@@ -53,15 +65,7 @@ impl Keys {
         };
         add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|backend| !backend.is_followed());
         if let Some(tokens) = tokens {
-            let mut sizes: Vec<_> = pool
-                .backends
-                .iter()
-                .filter(|backend| backend.is_followed())
-                .map(|backend| backend.block_tokens())
-                .collect();
-            sizes.sort_unstable();
-            sizes.dedup();
-            for size in sizes.into_iter().filter(|size| *size > 0) {
+            for size in sizes {
                 let hashes = directory.hash_tokens(scope, tokens, size as usize);
                 add(&hashes, size.into(), &|backend| backend.is_followed() && backend.block_tokens() == size);
             }
