@@ -130,8 +130,9 @@ impl Forwarder {
         let (backend, choice) = place(pool, shape, Part::Answer, preferred.as_deref(), excluded, &mut *rng)?;
         let prefill =
             backend.role().pairs().then(|| place(pool, shape, Part::Prefill, None, excluded, &mut *rng));
-        let prefill = prefill.and_then(Result::ok).filter(|(_, elsewhere)| {
-            pair::pays(self.policy, &choice.expected, &backend.load(), &elsewhere.expected)
+        let prefill = prefill.and_then(Result::ok).filter(|(other, elsewhere)| {
+            let here = (&choice.expected, &backend.load());
+            pair::pays(self.policy, here, (&elsewhere.expected, &other.load()))
         });
         let (compute, load) = (choice.expected.compute_tokens, choice.expected.load_tokens);
         let placed = match prefill {

@@ -41,19 +41,25 @@ const ELSEWHERE: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"r
 /// The field of both requests and of the answer between them.
 const PARAMETERS: &str = "kv_transfer_params";
 
-/// Whether the prompt is better computed elsewhere; `load` is that of the decode backend.
-pub(super) fn pays(policy: PrefillPolicy, here: &Expected, load: &Load, elsewhere: &Expected) -> bool {
+/// Whether the prompt is better computed elsewhere: what is expected of the decode backend and of the other, each
+/// with its load. One that was never measured counts as fast as the other.
+pub(super) fn pays(policy: PrefillPolicy, here: (&Expected, &Load), elsewhere: (&Expected, &Load)) -> bool {
     match policy {
         PrefillPolicy::Local => return false,
         PrefillPolicy::Remote => return true,
         PrefillPolicy::Auto => {}
     }
-    let rate = measured(load.terms.tokens_per_second, RATE_DEFAULT);
-    let beyond = here.compute_tokens.saturating_sub(CHUNK_TOKENS) as f64 * 1e6 / rate;
-    let stalls = (f64::from(load.streams) + 1.0) * beyond;
-    let transfer = load.terms.load_us_per_token.unwrap_or(0.0) * here.compute_tokens as f64;
-    let time = |expected: &Expected| expected.wait_us + expected.compute_us + expected.load_us;
-    time(elsewhere) + HAND_OFF_US + transfer < time(here) + stalls
+    let time = |(expected, load): (&Expected, &Load), other: &Load| {
+        let rate = measured(load.terms.tokens_per_second.or(other.terms.tokens_per_second), RATE_DEFAULT);
+        let tokens_us = |tokens: u64| tokens as f64 * 1e6 / rate;
+        let beyond = tokens_us(expected.compute_tokens.saturating_sub(CHUNK_TOKENS));
+        let all = tokens_us(load.queued_tokens) + tokens_us(expected.compute_tokens) + expected.load_us;
+        (all, (f64::from(load.streams) + 1.0) * beyond)
+    };
+    let (here_us, stalls_us) = time(here, elsewhere.1);
+    let (elsewhere_us, _) = time(elsewhere, here.1);
+    let transfer_us = here.1.terms.load_us_per_token.unwrap_or(0.0) * here.0.compute_tokens as f64;
+    elsewhere_us + HAND_OFF_US + transfer_us < here_us + stalls_us
 }
 
 /// The request for the prefill backend; `None` where the pair cannot serve it, as several answers to one prompt.
@@ -110,29 +116,33 @@ mod tests {
     use super::*;
     use crate::backend::learn::Terms;
 
-    fn expected(tokens: u64, rate: f64) -> Expected {
-        Expected { compute_us: tokens as f64 * 1e6 / rate, compute_tokens: tokens, ..Expected::default() }
+    fn expected(tokens: u64) -> Expected {
+        Expected { compute_tokens: tokens, ..Expected::default() }
     }
 
-    fn load(streams: u32, load_us_per_token: Option<f64>) -> Load {
-        let terms = Terms { tokens_per_second: Some(10_000.0), step_us: Some(10_000.0), load_us_per_token };
-        Load { queued_tokens: 0, streams, terms }
+    fn load(streams: u32, queued_tokens: u64) -> Load {
+        let terms = Terms { tokens_per_second: Some(10_000.0), ..Terms::default() };
+        Load { queued_tokens, streams, terms }
     }
 
     #[test]
     fn a_long_prompt_goes_elsewhere_and_a_short_one_does_not() {
-        let auto = |tokens, load: &Load, elsewhere: Expected| {
-            pays(PrefillPolicy::Auto, &expected(tokens, 10_000.0), load, &elsewhere)
+        let auto = |tokens, here: Load, elsewhere: Load| {
+            let expected = expected(tokens);
+            pays(PrefillPolicy::Auto, (&expected, &here), (&expected, &elsewhere))
         };
-        let idle = load(0, None);
-        assert!(!auto(500, &idle, expected(500, 10_000.0)), "a chunk rides along");
-        assert!(auto(5_000, &idle, expected(5_000, 10_000.0)), "a decode worker is worth keeping free");
-        assert!(!auto(5_000, &idle, expected(20_000, 10_000.0)), "the other is busy");
-        assert!(auto(5_000, &load(4, None), expected(20_000, 10_000.0)), "each stream would wait");
-        assert!(!auto(5_000, &load(0, Some(200.0)), expected(5_000, 10_000.0)), "the way is too long");
-        let far = expected(1 << 30, 1.0);
-        assert!(pays(PrefillPolicy::Remote, &expected(1, 1e9), &idle, &far));
-        assert!(!pays(PrefillPolicy::Local, &far, &idle, &expected(1, 1e9)));
+        let idle = load(0, 0);
+        assert!(!auto(500, idle, idle), "a chunk rides along");
+        assert!(auto(5_000, idle, idle), "a decode worker is worth keeping free");
+        assert!(!auto(5_000, idle, load(0, 15_000)), "the other is busy");
+        assert!(auto(5_000, load(4, 0), load(0, 15_000)), "each stream would wait");
+        let far = Load { terms: Terms { load_us_per_token: Some(200.0), ..idle.terms }, ..idle };
+        assert!(!auto(5_000, far, idle), "the way is too long");
+        let new = Load { terms: Terms::default(), ..idle };
+        assert!(!auto(500, new, idle) && !auto(500, idle, new), "one that was never measured is as fast");
+        let (one, many) = (expected(1), expected(1 << 30));
+        assert!(pays(PrefillPolicy::Remote, (&one, &idle), (&many, &idle)));
+        assert!(!pays(PrefillPolicy::Local, (&many, &idle), (&one, &idle)));
     }
 
     #[test]

@@ -85,6 +85,7 @@ async fn a_session_stays_where_it_was_while_that_costs_little_more() {
     };
     for field in ["session_id", "prompt_cache_key", "user"] {
         for session in ["a", "b", "c", "d"] {
+            let session = &format!("{field} {session}");
             let first = ask(field, session, "nothing that others have").await;
             for turn in 0..4 {
                 // Too short to be known by its text.
@@ -98,9 +99,9 @@ async fn a_session_stays_where_it_was_while_that_costs_little_more() {
     assert_eq!((affinity("new").await, affinity("kept").await), (Some(12.0), Some(48.0)));
     assert_eq!(router.metric("kelvin_router_backend_sessions").await, Some(12.0));
     // One that is gone is no reason to wait.
-    let first = ask("user", "a", "again").await;
+    let first = ask("user", "user a", "again").await;
     let (gone, stays) = if first == "one" { (one, "two") } else { (two, "one") };
     drop(gone);
-    assert_eq!(ask("user", "a", "again").await, stays);
-    assert_eq!(ask("user", "a", "again").await, stays);
+    assert_eq!(ask("user", "user a", "again").await, stays);
+    assert_eq!(ask("user", "user a", "again").await, stays);
 }
