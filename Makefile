@@ -25,7 +25,7 @@ CARGO := cargo
 # One profile for everything: llama.cpp is compiled once.
 FLAGS := --release --locked
 
-.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines bench-smoke tools model
+.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines bench-smoke tools test-tools model
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,7 @@ clippy: tools
 	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
 
 unit: export KELVIN_TEST_MODEL = $(MODEL)
-unit: tools model
+unit: tools test-tools model
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; \
 	  $(CARGO) nextest run $(FLAGS) --workspace --profile $(NEXTEST_PROFILE); \
 	else set -x; \
@@ -108,6 +108,9 @@ bench-smoke: build ## the benches at their smallest, seconds
 
 tools:
 	@cli/setup.sh tools
+
+test-tools:
+	@cli/setup.sh test-tools
 
 model:
 ifeq ($(MODEL),$(DEFAULT_MODEL))

@@ -2,6 +2,7 @@
 # Brings what building and running Kelvin needs and the Rust toolchain does not have.
 #
 #   cli/setup.sh tools        a C++ compiler, cmake, libclang: installs what is missing, or says how
+#   cli/setup.sh test-tools   a Redis for the tests that need a real one; without it they say that they are skipped
 #   cli/setup.sh model FILE   the model that `make up` serves by default, checked, at FILE
 #   cli/setup.sh python DIR   a Python environment in DIR to build and test the package kelvin
 #   cli/setup.sh engines DIR  the same with vLLM and transformers for the CPU: 6 GB
@@ -86,6 +87,12 @@ tools() {
     [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 }
 
+# Not redis-server, which would be started as a service: the same program is in redis-tools under another name.
+test_tools() {
+    command -v redis-server >/dev/null || command -v redis-check-rdb >/dev/null || (install redis-tools) ||
+        say '*** THE TESTS OF REDIS ARE SKIPPED: there is no redis-server and it cannot be installed (above) ***'
+}
+
 # Not local to the function, so that the trap finds it.
 scratch=''
 
@@ -156,9 +163,10 @@ lmcache() {
 
 case "${1:-} $#" in
 'tools 1') tools ;;
+'test-tools 1') test_tools ;;
 'model 2') model "$2" ;;
 'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 'lmcache 2') lmcache "$2" ;;
-*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;
+*) fail 'usage: cli/setup.sh tools | test-tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;
 esac
