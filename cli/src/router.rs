@@ -38,7 +38,8 @@ pub(crate) struct Args {
 
     /// Another engine's server (vLLM, SGLang, TensorRT-LLM, llama.cpp) that speaks OpenAI's API; give one
     /// flag for each. Behind the URL, with commas: role=both|prefill|decode, events=tcp://HOST:PORT (KV
-    /// events), events-bind=true (the engine connects to it), replay=tcp://HOST:PORT, ranks=N, requests-max=N
+    /// events), events-bind=true (the engine connects to it), replay=tcp://HOST:PORT, ranks=N,
+    /// store=http://HOST:PORT (the store that it loads from), requests-max=N
     #[arg(
         long = "backend",
         env = "KELVIN_BACKENDS",
@@ -52,15 +53,10 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_BACKENDS_FILE", value_name = "PATH")]
     backends_file: Option<PathBuf>,
 
-    /// Redis where backends register themselves: keys PREFIX:backend:NAME with what the file says of each, set with a
-    /// time to live and again before it is over: redis-cli SET kelvin:backend:one '{"url": "http://10.0.0.1:8000"}'
-    /// EX 15. PREFIX is kelvin if none is given
-    #[arg(
-        long,
-        env = "KELVIN_BACKENDS_REDIS",
-        value_name = "redis://[USER:PASSWORD@]HOST:PORT[/DATABASE][/PREFIX]",
-        hide_env_values = true
-    )]
+    /// Redis where backends register themselves, redis://[USER:PASSWORD@]HOST:PORT[/DATABASE][/PREFIX]: keys
+    /// PREFIX:backend:NAME, PREFIX being kelvin if none is given, with what the file says of each. Who registers sets
+    /// its key again before its time is over: redis-cli SET kelvin:backend:one '{"url": "http://10.0.0.1:8000"}' EX 15
+    #[arg(long, env = "KELVIN_BACKENDS_REDIS", value_name = "URL", hide_env_values = true)]
     backends_redis: Option<BackendsRedis>,
 
     /// Milliseconds without the first piece of a backend's stream after which a second backend is asked too; the first

@@ -263,7 +263,10 @@ fn keeping() {
 
 #[test]
 fn watching() {
-    check("watch_request", &v1::WatchRequest { session_id: 2, namespace_id: 1, cursor: 5, incarnation: 6 });
+    check(
+        "watch_request",
+        &v1::WatchRequest { session_id: 2, namespace_id: 1, cursor: 5, incarnation: 6, describe: false },
+    );
     check(
         "watch_response",
         &v1::WatchResponse {
@@ -278,6 +281,7 @@ fn watching() {
             lost: 3,
             snapshot_begin: true,
             snapshot_end: true,
+            described: None,
         },
     );
 }

@@ -56,8 +56,11 @@ pub struct Candidate<'a> {
     pub streams: u32,
     /// Leading tokens of the prompt in its own memory.
     pub own_tokens: u64,
-    /// Where the tokens behind those are, in the order of the prompt.
+    /// Where tokens are outside of that, in the order of the prompt.
     pub held: &'a [Held],
+    /// Tokens of those that count for nothing, since its own memory has them: `own_tokens` where `held` is of the
+    /// whole prompt, 0 where it is of what is behind them.
+    pub skip_tokens: u64,
     /// Prompt tokens it computes a second.
     pub tokens_per_second: Option<f64>,
     /// Microseconds of its decode steps.
@@ -105,8 +108,14 @@ pub fn expected(prompt_tokens: u64, candidate: &Candidate<'_>) -> Expected {
     let mut rest = prompt_tokens.saturating_sub(candidate.own_tokens).max(1);
     let mut best = Expected { compute_us: compute_us(rest), compute_tokens: rest, ..Expected::default() };
     let (mut load_us, mut load_tokens) = (0.0, 0);
+    let mut skip = candidate.skip_tokens;
     for held in candidate.held {
-        let tokens = held.tokens.min(rest - 1);
+        let skipped = held.tokens.min(skip);
+        skip -= skipped;
+        let tokens = (held.tokens - skipped).min(rest - 1);
+        if tokens == 0 {
+            continue;
+        }
         load_us += positive(held.latency_us) + tokens as f64 * positive(held.us_per_token);
         load_tokens += tokens;
         rest -= tokens;

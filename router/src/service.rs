@@ -33,7 +33,7 @@ use crate::{
     config::KeyKind,
     config::{Error, Listening, RouterConfig},
     directory::Directory,
-    feeds::{self, Feed},
+    feeds::{self, Feed, Stores},
     fleet::Fleet,
     metrics::Metrics,
     openai::{App, Limits},
@@ -213,6 +213,8 @@ fn backends(
             roster.close();
         }
     });
+    let stores = Arc::new(Stores::new(config.token.clone(), config.directory_bytes, metrics.clone()));
+    background.spawn(stores.clone().follow(roster.clone(), background.clone(), stop.clone()));
     roster.name(Source::Flags, config.backends.clone());
     if let Some(path) = config.backends_file.clone() {
         let (roster, metrics) = (roster.clone(), metrics.clone());
@@ -225,6 +227,7 @@ fn backends(
     Some(Arc::new(Forwarder {
         roster,
         directory,
+        stores,
         started,
         client,
         metrics: metrics.clone(),

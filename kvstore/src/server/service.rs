@@ -303,7 +303,13 @@ impl KvService for Service {
         };
         let incarnation = self.store.incarnation();
         let cursor = (message.incarnation == incarnation && message.cursor > 0).then_some(message.cursor);
-        Ok(Response::new(watch::stream(namespace, cursor, incarnation, self.shutdown.clone())))
+        Ok(Response::new(watch::stream(
+            namespace,
+            cursor,
+            incarnation,
+            message.describe,
+            self.shutdown.clone(),
+        )))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {

@@ -4,8 +4,10 @@
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
+
+use crate::feeds::{Mode, StoreReport};
 
 /// Part of the router's metrics. Label values come from fixed sets.
 #[derive(Default)]
@@ -18,6 +20,14 @@ pub(crate) struct Counts {
     source_up: Family<SourceLabels, Gauge>,
     source_errors: Family<SourceErrorLabels, Counter>,
     connections: Family<EndLabels, Counter>,
+    stores: Family<ModeLabels, Gauge>,
+    store_blocks: Gauge,
+    store_bytes: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabels {
+    mode: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,6 +83,18 @@ impl Counts {
             counts.source_errors.clone(),
         );
         registry.register(
+            "stores",
+            "Stores that backends load from, by what is known of what they have",
+            counts.stores.clone(),
+        );
+        registry.register("store_blocks", "Blocks known to be in those stores", counts.store_blocks.clone());
+        registry.register_with_unit(
+            "store_memory",
+            "Of that knowledge",
+            Unit::Bytes,
+            counts.store_bytes.clone(),
+        );
+        registry.register(
             "connections_ended",
             "Clients' connections by how they ended",
             counts.connections.clone(),
@@ -100,6 +122,17 @@ impl Counts {
     /// A session's request: `kept`, `left` or `new`.
     pub(super) fn affinity(&self, result: &'static str) {
         self.affinity.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Replaces what is said of stores.
+    pub(crate) fn stores(&self, reports: &[StoreReport]) {
+        let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        for mode in Mode::ALL {
+            let count = reports.iter().filter(|store| store.mode == mode).count();
+            self.stores.get_or_create(&ModeLabels { mode: mode.name() }).set(number(count));
+        }
+        self.store_blocks.set(number(reports.iter().map(|store| store.blocks).sum()));
+        self.store_bytes.set(number(reports.iter().map(|store| store.memory_bytes).sum()));
     }
 
     pub(crate) fn sessions(&self, count: usize) {

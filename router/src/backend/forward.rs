@@ -45,7 +45,7 @@ use super::{
     sessions::Sessions,
     stream::Watched,
 };
-use crate::{cost::PrefillPolicy, directory::Directory, metrics::Metrics, openai::Admitted};
+use crate::{cost::PrefillPolicy, directory::Directory, feeds::Stores, metrics::Metrics, openai::Admitted};
 
 /// Servers that are tried for one request.
 pub(super) const ATTEMPTS: usize = 3;
@@ -104,6 +104,8 @@ pub(crate) struct Patience {
 pub(crate) struct Forwarder {
     pub(crate) roster: Arc<Roster>,
     pub(crate) directory: Arc<Directory>,
+    /// Those that backends load from.
+    pub(crate) stores: Arc<Stores>,
     /// What the directory counts time from.
     pub(crate) started: Instant,
     pub(crate) client: Client,

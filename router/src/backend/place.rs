@@ -14,8 +14,8 @@ pub(super) struct Shape<'a> {
     pub(super) tokens: u64,
     /// Leading tokens in servers' own memories: at the place of the server's id, if there is one.
     pub(super) own: &'a [u64],
-    /// What the store has of it, from its beginning on.
-    pub(super) stored: &'a [Held],
+    /// What stores have of it, from its beginning on, by their addresses.
+    pub(super) stored: &'a [(String, Vec<Held>)],
 }
 
 /// What a server is wanted for.
@@ -52,12 +52,15 @@ pub(super) fn place(
             return None;
         }
         let load = backend.load();
+        let store = backend.spec.store.as_ref().filter(|_| !shape.stored.is_empty());
+        let held = store.and_then(|store| shape.stored.iter().find(|(known, _)| known == store));
         Some(Candidate {
             worker: at,
             queued_tokens: load.queued_tokens,
             streams: load.streams,
             own_tokens: own(backend.id),
-            held: shape.stored,
+            held: held.map_or(&[], |(_, held)| held),
+            skip_tokens: own(backend.id),
             tokens_per_second: load.terms.tokens_per_second,
             step_us: load.terms.step_us,
         })

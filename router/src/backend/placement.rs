@@ -12,11 +12,12 @@ use super::{
 };
 use crate::{
     directory::{Directory, Scope},
-    feeds::Mode,
+    feeds::{Mode, Stores},
+    metrics::Metrics,
 };
 
 /// Ready servers of one model.
-pub(crate) struct Placement(Pool);
+pub(crate) struct Placement(Pool, Stores);
 
 impl Placement {
     /// Their caches count as known in blocks of `block_tokens`.
@@ -28,7 +29,8 @@ impl Placement {
             backend.set_known(Mode::Exact, block_tokens);
             Arc::new(backend)
         });
-        Self(Pool { backends: backends.collect(), card })
+        let stores = Stores::new(None, 0, Arc::new(Metrics::new()));
+        Self(Pool { backends: backends.collect(), card }, stores)
     }
 
     /// The server at `at` was seen to compute so many tokens a second, and to take so long for a step.
@@ -46,7 +48,7 @@ impl Placement {
         tokens: &[u32],
         rng: &mut impl Rng,
     ) -> Option<(u32, Call)> {
-        let keys = Keys::gather(directory, &self.0, scope, "", Some(tokens));
+        let keys = Keys::gather(directory, &self.1, &self.0, scope, "", Some(tokens), false);
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
         let (backend, choice) = place(&self.0, shape, Part::Answer, None, &[], rng).ok()?;
         let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);

@@ -75,7 +75,11 @@ pub(super) async fn pass(
     let scope = Scope::new(&pool.card.id, salt.as_bytes());
     let tokens = match app.keys {
         KeyKind::Text => None,
-        KeyKind::Auto if !pool.backends.iter().any(|backend| backend.is_followed()) => None,
+        KeyKind::Auto
+            if !pool.backends.iter().any(|backend| backend.is_followed() || backend.spec.store.is_some()) =>
+        {
+            None
+        }
         KeyKind::Auto | KeyKind::Tokens => tokens(app, peek.messages, peek.prompt).await,
     };
     let errand = Errand {
@@ -85,7 +89,15 @@ pub(super) async fn pass(
         request_id: &id.unique,
         stream: peek.is_stream(),
         session: peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name)),
-        keys: Keys::gather(&forwarder.directory, pool, &scope, peek.text(), tokens.as_deref()),
+        keys: Keys::gather(
+            &forwarder.directory,
+            &forwarder.stores,
+            pool,
+            &scope,
+            peek.text(),
+            tokens.as_deref(),
+            !salt.is_empty(),
+        ),
     };
     Ok(Ok(forwarder.forward(pool, errand, admitted).await?))
 }

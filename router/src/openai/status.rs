@@ -78,9 +78,23 @@ struct HealthReport {
     workers: Vec<WorkerReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backends: Vec<BackendReport>,
+    /// Those that backends load from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stores: Vec<StoreReport>,
     /// Where backends are looked for beside the command line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sources: Vec<SourceReport>,
+}
+
+#[derive(Serialize)]
+struct StoreReport {
+    url: String,
+    /// What is known of what it has.
+    known: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    namespaces: usize,
+    blocks: usize,
 }
 
 #[derive(Serialize)]
@@ -188,12 +202,14 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let fleet = &app.scheduler.fleet;
     let store = app.scheduler.prefixes.state();
     let table = app.forwarder.as_ref().map(|forwarder| forwarder.roster.table()).unwrap_or_default();
+    let stores = app.forwarder.as_ref().map(|forwarder| forwarder.stores.reports()).unwrap_or_default();
     let sources = app.forwarder.as_ref().map(|forwarder| forwarder.roster.sources()).unwrap_or_default();
     let serving =
         (fleet.has_ready(Role::Decode) || table.has_ready()) && !app.scheduler.ending.is_cancelled();
     let all_well = store != "away"
         && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready)
         && table.all.iter().all(|backend| backend.is_open())
+        && stores.iter().all(|store| store.why.is_none())
         && sources.iter().all(|(_, found)| found.is_ok());
     let status = match (serving, all_well) {
         (false, _) => "unavailable",
@@ -210,6 +226,16 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         requests_in_flight: app.metrics.in_flight.get(),
         workers: fleet.workers().iter().map(|worker| WorkerReport::new(worker)).collect(),
         backends: table.all.iter().map(|backend| BackendReport::new(backend)).collect(),
+        stores: stores
+            .into_iter()
+            .map(|store| StoreReport {
+                url: store.url,
+                known: store.mode.name(),
+                why: store.why,
+                namespaces: store.namespaces,
+                blocks: store.blocks,
+            })
+            .collect(),
         sources: sources.into_iter().map(|(source, found)| SourceReport::new(source, found)).collect(),
     };
     let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -223,6 +249,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         let table = forwarder.roster.table();
         app.metrics.backends(table.counts());
         app.metrics.feeds(table.modes());
+        app.metrics.backend.stores(&forwarder.stores.reports());
         app.metrics.backend.sessions(forwarder.sessions.len());
         let directory = &forwarder.directory;
         app.metrics.directory(directory.len(), directory.memory_bytes(), directory.refused());

@@ -8,6 +8,7 @@ mod errors;
 mod failures;
 mod feeds;
 mod fleet;
+mod followed;
 mod harness;
 mod hedges;
 mod limits;
