@@ -3,7 +3,10 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use kelvin_proto::kv::v1::{self, BlockStatus, Tier};
+use kelvin_proto::{
+    kv::v1::{self, BlockStatus, Tier},
+    worker,
+};
 use prost::Message;
 
 /// Sixteen bytes a line, so that a difference can be seen.
@@ -278,6 +281,53 @@ fn watching() {
             lost: 3,
             snapshot_begin: true,
             snapshot_end: true,
+        },
+    );
+}
+
+#[test]
+fn generating() {
+    let sampling = worker::v1::Sampling {
+        temperature: 0.5,
+        top_p: 0.9,
+        top_k: 40,
+        seed: Some(7),
+        logit_bias: [(3, -1.5)].into(),
+        ..Default::default()
+    };
+    let request = worker::v1::GenerateRequest {
+        request_id: "r-1".into(),
+        model: "m".into(),
+        tokens: vec![1, 300, 70_000],
+        extra: b"salt:a".as_slice().into(),
+        sampling: Some(sampling),
+        tokens_max: 64,
+        stop_tokens: vec![2],
+        wait_blocks: 1,
+        wait_ms: 250,
+        logprobs: Some(2),
+        grammar: "start: \"a\"".into(),
+        generated_tokens: 0,
+    };
+    check("generate_request", &request);
+    check("generate_request_resumed", &worker::v1::GenerateRequest { generated_tokens: 2, ..request });
+    let top = vec![worker::v1::TokenLogprob { token: 5, logprob: -0.25 }];
+    let token = worker::v1::GeneratedToken { token: 5, logprob: Some(-0.25), top };
+    check("generate_response", &worker::v1::GenerateResponse { tokens: vec![token], ..Default::default() });
+    let usage = worker::v1::Usage {
+        prompt_tokens: 40,
+        generated_tokens: 1,
+        imported_tokens: 32,
+        evaluated_tokens: 8,
+        import_us: 90,
+        evaluate_us: 1_000,
+    };
+    check(
+        "generate_response_last",
+        &worker::v1::GenerateResponse {
+            finish: worker::v1::FinishReason::Stop.into(),
+            usage: Some(usage),
+            ..Default::default()
         },
     );
 }

@@ -158,12 +158,20 @@ impl Service {
         if wire.stop_tokens.len() > STOP_TOKENS_MAX {
             return Err(Refusal::invalid(format!("stop_tokens has more than {STOP_TOKENS_MAX} entries")));
         }
+        let generated_tokens = wire.generated_tokens as usize;
+        if generated_tokens >= wire.tokens.len() {
+            return Err(Refusal::invalid(format!(
+                "generated_tokens is {generated_tokens}, but must be less than the {} tokens",
+                wire.tokens.len()
+            )));
+        }
         // The context ends the completion as tokens_max does.
         let tokens_max = wire.tokens_max.min(spec.context_tokens_max - wire.tokens.len() as u32);
         let plan = SamplingPlan::check(wire.sampling.as_ref(), wire.logprobs, tokens_max, spec.vocab_tokens)?;
         Ok(GenerateJob {
             request_id: wire.request_id,
             prompt: wire.tokens,
+            generated_tokens,
             extra: wire.extra.into(),
             tokens_max,
             stop_tokens: wire.stop_tokens,
@@ -233,12 +241,25 @@ impl WorkerService for Service {
         let grammar = std::mem::take(&mut wire.grammar);
         let mut job = self.check_generate(wire)?;
         if !grammar.is_empty() {
-            job.constraint = Some(self.0.grammars.clone().compile(grammar).await?);
+            let constraint = self.0.grammars.clone().compile(grammar, job.generated().to_vec()).await?;
+            if constraint.is_complete() {
+                // All that was lost with the other worker is its last message.
+                return Ok(Response::new(ended(job.prompt.len())));
+            }
+            job.constraint = Some(constraint);
         }
         let messages = worker.generate(job).await?;
         let last = |message: &v1::GenerateResponse| message.usage.is_some();
         Ok(Response::new(whole(messages, self.0.streams.token(), last)))
     }
+}
+
+/// The last message of a completion that lacks nothing else.
+fn ended(prompt_tokens: usize) -> Messages<v1::GenerateResponse> {
+    let usage = v1::Usage { prompt_tokens: prompt_tokens as u64, ..Default::default() };
+    let finish = v1::FinishReason::Stop.into();
+    let last = v1::GenerateResponse { finish, usage: Some(usage), ..Default::default() };
+    Box::pin(stream::iter([Ok(last)]))
 }
 
 /// A stream that ends behind its last message or an error; should the sender vanish before, with an error too.

@@ -211,6 +211,7 @@ impl Scheduler {
             wait_ms: u64::try_from(self.timeouts.block.as_millis()).unwrap_or(u64::MAX),
             logprobs: job.logprobs,
             grammar: job.grammar.clone(),
+            generated_tokens: 0,
         };
         let mut client = worker.client();
         let opening = async {

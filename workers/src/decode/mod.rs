@@ -58,6 +58,8 @@ pub(crate) struct GenerateJob {
     pub(crate) request_id: String,
     /// At least one token, with room for one more behind.
     pub(crate) prompt: Vec<u32>,
+    /// How many of them, the last ones, are output that another worker generated.
+    pub(crate) generated_tokens: usize,
     /// What else decides the KV.
     pub(crate) extra: Vec<u8>,
     /// At least one; prompt and these fit the context.
@@ -72,6 +74,13 @@ pub(crate) struct GenerateJob {
     pub(crate) wait_blocks: usize,
     /// How long to wait for one of them.
     pub(crate) wait: Duration,
+}
+
+impl GenerateJob {
+    /// The output that is there already.
+    pub(crate) fn generated(&self) -> &[u32] {
+        &self.prompt[self.prompt.len() - self.generated_tokens..]
+    }
 }
 
 /// The commands' channel; its receiver goes to the scheduler.
@@ -145,9 +154,28 @@ impl DecodeWorker {
             // The place in the bounded queue: held until the last block is stored and the last message taken.
             drop(permit);
         });
-        let GenerateJob { prompt, tokens_max, stop_tokens, plan, constraint, wait_blocks, .. } = job;
+        let GenerateJob {
+            prompt,
+            generated_tokens,
+            tokens_max,
+            stop_tokens,
+            plan,
+            constraint,
+            wait_blocks,
+            ..
+        } = job;
         let expected_tokens = wait_blocks.min(blocks) * block_tokens;
-        let job = Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, constraint, pipes };
+        let job = Job {
+            key,
+            prompt,
+            generated_tokens,
+            expected_tokens,
+            tokens_max,
+            stop_tokens,
+            plan,
+            constraint,
+            pipes,
+        };
         let gone = |_| Refusal::new(Reason::Internal, "the engine of this worker ended");
         self.commands.send(Command::Submit(Box::new(job))).await.map_err(gone)?;
         Ok(messages)
