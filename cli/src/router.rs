@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgGroup, ValueEnum};
@@ -56,9 +57,32 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     keys: Keys,
 
-    /// Most requests at once; one more is answered 429
+    /// Most requests in work at once, of workers and of backends each; more of them wait in the queue
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     requests_max: u32,
+
+    /// Requests handed to workers at once for each slot of a decode worker, so that the others wait here, where
+    /// priorities count; 0 for as many as --requests-max allows
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    requests_per_slot: u32,
+
+    /// Most requests in the queue, of workers and of backends each; one more is answered 429, or takes the place of
+    /// one of a lower "priority"; 0 for no queue
+    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    queue_max: u32,
+
+    /// Most time in the queue, after which a request is answered 429; its "deadline_ms" can make it less
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = values::duration)]
+    queue_timeout: Duration,
+
+    /// Uncached tokens from which on a prompt is long: long ones share the workers' time with the others, so that
+    /// neither starves
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
+    long_tokens: u64,
+
+    /// Most long prompts in work at once [default: half of what may be]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    long_max: Option<u32>,
 
     /// Most connections at once; one more waits
     #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
@@ -67,6 +91,15 @@ pub(crate) struct Args {
     /// Most tokens of a completion for which the request names no limit
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     tokens_max_default: u32,
+
+    /// How often an answer goes on at another decode worker when its own is lost in the middle of it; 0 ends it
+    /// with an error
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    migrations_max: u8,
+
+    /// Most time that such an answer waits for a decode worker, which may be its own, started again
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    migration_wait: Duration,
 
     /// Where prompts are evaluated
     #[arg(long, env = "KELVIN_ROUTER_PREFILL", value_name = "WHERE", default_value = "auto")]
@@ -102,8 +135,15 @@ impl Args {
                 Keys::Tokens => KeyKind::Tokens,
             },
             requests_max: self.requests_max as usize,
+            requests_per_slot: self.requests_per_slot,
+            queue_max: self.queue_max as usize,
+            queue_timeout: self.queue_timeout,
+            long_tokens: self.long_tokens,
+            long_max: self.long_max.map(|max| max as usize),
             connections_max: self.connections_max as usize,
             tokens_max_default: self.tokens_max_default,
+            migrations_max: self.migrations_max.into(),
+            migration_wait: self.migration_wait,
             prefill: match self.prefill {
                 Prefill::Auto => PrefillPolicy::Auto,
                 Prefill::Remote => PrefillPolicy::Remote,

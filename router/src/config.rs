@@ -43,8 +43,18 @@ pub struct RouterConfig {
     pub model: Option<ModelSource>,
     /// Most tokens of a completion whose request does not say.
     pub tokens_max_default: u32,
-    /// Requests in work at once; one more is answered 429.
+    /// Requests in work at once, of workers and of backends each; more of them wait.
     pub requests_max: usize,
+    /// Requests handed to workers at once for each of their decode workers' slots; 0 for `requests_max` alone.
+    pub requests_per_slot: u32,
+    /// Requests that wait at once; one more is answered 429.
+    pub queue_max: usize,
+    /// Most time that a request waits.
+    pub queue_timeout: Duration,
+    /// A prompt of which so many tokens are not cached is long.
+    pub long_tokens: u64,
+    /// Long prompts in work at once; half of what may be in work without.
+    pub long_max: Option<usize>,
     /// Connections at once; one more waits to be accepted.
     pub connections_max: usize,
     /// Most bytes of a request's body.
@@ -65,6 +75,10 @@ pub struct RouterConfig {
     pub first_token_timeout: Duration,
     /// Most time between two tokens.
     pub token_timeout: Duration,
+    /// How often a completion goes on at another worker when its decode worker is lost; 0 ends it with an error.
+    pub migrations_max: usize,
+    /// Most time that such a completion waits for a worker to be there: a lost one may be started again.
+    pub migration_wait: Duration,
     /// Time that running requests get to end once a shutdown has begun.
     pub drain_grace: Duration,
     /// Where prompts are evaluated.
@@ -86,6 +100,11 @@ impl Default for RouterConfig {
             model: None,
             tokens_max_default: 1024,
             requests_max: 256,
+            requests_per_slot: 2,
+            queue_max: 1024,
+            queue_timeout: Duration::from_secs(120),
+            long_tokens: 4096,
+            long_max: None,
             connections_max: 1024,
             body_bytes_max: 4 << 20,
             read_timeout: Duration::from_secs(30),
@@ -96,6 +115,8 @@ impl Default for RouterConfig {
             block_timeout: Duration::from_secs(30),
             first_token_timeout: Duration::from_secs(600),
             token_timeout: Duration::from_secs(60),
+            migrations_max: 2,
+            migration_wait: Duration::from_secs(10),
             drain_grace: Duration::from_secs(20),
             prefill: PrefillPolicy::Auto,
         }

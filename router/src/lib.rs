@@ -7,6 +7,8 @@
 //! Between the modules a request goes one way down and its tokens one way up:
 //!
 //! ```text
+//! admission: how many at once, and who is next
+//!   ▲
 //! openai ──► scheduler ──► cost
 //!   │  │         ├───────► fleet    ──► workers
 //!   │  └──► text └───────► prefix   ──► store
@@ -20,6 +22,7 @@
 //! - A stream ends with `[DONE]` or with an error, never silently.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod backend;
 mod config;
 mod cost;

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::cost::Place;
+use crate::{admission::Class, cost::Place};
 
 /// All of a router's metrics. Label values come from fixed sets, so that their number is bounded.
 pub(crate) struct Metrics {
@@ -24,12 +24,20 @@ pub(crate) struct Metrics {
     pub(crate) generated_tokens: Counter,
     pub(crate) store_degraded: Counter,
     pub(crate) retries: Counter,
+    queue_depth: Family<ClassLabels, Gauge>,
+    queue_wait: Family<ClassLabels, Histogram, Buckets>,
+    pub(crate) migrations: Counter,
+    pub(crate) migration_tokens: Counter,
+    pub(crate) migration_recomputed_tokens: Counter,
+    pub(crate) migration_pause: Histogram,
     pub(crate) inter_token: Histogram,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, Buckets>,
     first_token: Family<PlaceLabels, Histogram, Buckets>,
     decisions: Family<PlaceLabels, Counter>,
     errors: Family<ErrorLabels, Counter>,
+    session_turns: Family<TurnLabels, Counter>,
+    sessions: Gauge,
     hints: Family<HintLabels, Counter>,
     workers: Family<WorkerLabels, Gauge>,
     backend_first_token: Histogram,
@@ -60,6 +68,16 @@ struct PlaceLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabels {
+    class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TurnLabels {
+    worker: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,12 +122,20 @@ impl Metrics {
             generated_tokens: Counter::default(),
             store_degraded: Counter::default(),
             retries: Counter::default(),
+            queue_depth: Family::default(),
+            queue_wait: Family::new_with_constructor(Buckets),
+            migrations: Counter::default(),
+            migration_tokens: Counter::default(),
+            migration_recomputed_tokens: Counter::default(),
+            migration_pause: Buckets.new_metric(),
             inter_token: Buckets.new_metric(),
             requests: Family::default(),
             durations: Family::new_with_constructor(Buckets),
             first_token: Family::new_with_constructor(Buckets),
             decisions: Family::default(),
             errors: Family::default(),
+            session_turns: Family::default(),
+            sessions: Gauge::default(),
             hints: Family::default(),
             workers: Family::default(),
             backend_first_token: Buckets.new_metric(),
@@ -156,6 +182,41 @@ impl Metrics {
             metrics.store_degraded.clone(),
         );
         r.register("retries", "Requests handed to a second decode worker", metrics.retries.clone());
+        let m = &metrics;
+        r.register(
+            "queue_depth",
+            "Requests that wait for their turn, by the length of what is not cached of their prompts",
+            m.queue_depth.clone(),
+        );
+        r.register_with_unit(
+            "queue_wait",
+            "From a request's coming to its turn",
+            Unit::Seconds,
+            m.queue_wait.clone(),
+        );
+        r.register("migrations", "Completions that went on at another decode worker", m.migrations.clone());
+        r.register(
+            "migration_tokens",
+            "Tokens of their prompts and outputs by then: what a cluster without a store evaluates again",
+            m.migration_tokens.clone(),
+        );
+        r.register(
+            "migration_recomputed_tokens",
+            "Of migration_tokens, those that were evaluated again",
+            m.migration_recomputed_tokens.clone(),
+        );
+        r.register_with_unit(
+            "migration_pause",
+            "From a decode worker's failure to the next one's first token",
+            Unit::Seconds,
+            m.migration_pause.clone(),
+        );
+        r.register(
+            "session_turns",
+            "Turns of conversations by who had the turn before",
+            m.session_turns.clone(),
+        );
+        r.register("sessions", "Conversations whose last worker is known", m.sessions.clone());
         r.register("errors", "Failures by kind", metrics.errors.clone());
         r.register("hints", "Hints to the store by what became of them", metrics.hints.clone());
         r.register("workers", "Workers by role and state", metrics.workers.clone());
@@ -190,6 +251,31 @@ impl Metrics {
 
     pub(crate) fn hint(&self, hint: &'static str, result: &'static str) {
         self.hints.get_or_create(&HintLabels { hint, result }).inc();
+    }
+
+    /// Replaces the number of requests that wait.
+    pub(crate) fn queue_depth(&self, class: Class, waiting: usize) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.queue_depth.get_or_create(&ClassLabels { class: class.name() }).set(waiting);
+    }
+
+    pub(crate) fn queue_wait(&self, class: Class, waited: Duration) {
+        self.queue_wait.get_or_create(&ClassLabels { class: class.name() }).observe(waited.as_secs_f64());
+    }
+
+    /// Counts a conversation's turn; `same` is whether its worker had the one before, if that is known.
+    pub(crate) fn session_turn(&self, same: Option<bool>) {
+        let worker = match same {
+            None => "first",
+            Some(true) => "same",
+            Some(false) => "other",
+        };
+        self.session_turns.get_or_create(&TurnLabels { worker }).inc();
+    }
+
+    /// Replaces the number of conversations that are known.
+    pub(crate) fn sessions(&self, count: usize) {
+        self.sessions.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn first_token(&self, place: Place, took: Duration) {

@@ -29,6 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use crate::{
+    admission::{Admission, AdmissionLimits},
     backend::{self, Forwarder, Patience, Roster, Source},
     config::KeyKind,
     config::{Error, Listening, RouterConfig},
@@ -36,7 +37,7 @@ use crate::{
     feeds::{self, Feed},
     fleet::Fleet,
     metrics::Metrics,
-    openai::{App, Limits},
+    openai::{App, Limits, Start},
     prefix::Prefixes,
     scheduler::{Scheduler, Timeouts},
     text::{ChatTemplate, ModelSource, Vocabulary},
@@ -95,6 +96,9 @@ pub async fn serve(
             token: config.token_timeout,
         },
         policy: config.prefill,
+        migrations_max: config.migrations_max,
+        migration_wait: config.migration_wait,
+        sessions: Mutex::default(),
         rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
         ending: ending.clone(),
     });
@@ -115,9 +119,20 @@ pub async fn serve(
         tokens_max_default: config.tokens_max_default,
         keys: if config.model.is_some() { config.keys } else { KeyKind::Text },
     };
+    let gates = gates(&config, &fleet, &scheduler.metrics);
+    background.spawn({
+        let (native, every, stop) = (gates[0].clone(), config.poll_interval, stop.clone());
+        // Workers come without anybody asking for a place.
+        async move {
+            while stop.run_until_cancelled(sleep(every)).await.is_some() {
+                native.look();
+            }
+        }
+    });
     let template = template(&vocabulary);
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let app = App::new(scheduler, forwarder, vocabulary, template, limits, entropy(), now_s);
+    let app =
+        App::new(scheduler, forwarder, vocabulary, template, limits, gates, Start { seed: entropy(), now_s });
     let connections = TaskTracker::new();
     ready(Listening { http });
     accept(&config, listener, app.router(), &connections, &shutdown, &gone).await;
@@ -154,6 +169,24 @@ fn check(config: &RouterConfig) -> Result<(), Error> {
         backend::discover::file::read(path).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The gates in front of the workers and in front of other engines.
+fn gates(config: &RouterConfig, fleet: &Arc<Fleet>, metrics: &Arc<Metrics>) -> [Admission; 2] {
+    let limits = AdmissionLimits {
+        requests_max: config.requests_max,
+        queue_max: config.queue_max,
+        queue_timeout: config.queue_timeout,
+        long_tokens: config.long_tokens,
+        long_max: config.long_max,
+    };
+    let (fleet, per_slot) = (fleet.clone(), config.requests_per_slot as usize);
+    // Without a worker requests go on, to hear so.
+    let native = move || match fleet.decode_slots() {
+        Some(slots) if per_slot > 0 => slots.saturating_mul(per_slot),
+        _ => usize::MAX,
+    };
+    [Admission::new(limits, native, metrics.clone()), Admission::new(limits, || usize::MAX, metrics.clone())]
 }
 
 /// The way to other engines, with everything that looks after them in the background.

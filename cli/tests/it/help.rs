@@ -42,7 +42,22 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
         "worker",
         &["prefill", "decode", "http://127.0.0.1:7440", "4096", "16", "128", "KELVIN_MODEL", "tokens"],
     ),
-    ("router", &["127.0.0.1:8080", "--worker <URL>", "1024", "KELVIN_LISTEN", "auto"]),
+    (
+        "router",
+        &[
+            "127.0.0.1:8080",
+            "--worker <URL>",
+            "1024",
+            "KELVIN_LISTEN",
+            "auto",
+            "--queue-timeout <DURATION>",
+            "2m",
+            "deadline_ms",
+            "--long-tokens <TOKENS>",
+            "--migrations-max <COUNT>",
+            "10s",
+        ],
+    ),
     ("stats", &["http://127.0.0.1:7440", "--json", "KELVIN_STORE"]),
     ("watch", &["http://127.0.0.1:7440", "--json", "Ctrl-C"]),
 ];

@@ -12,6 +12,8 @@ pub(crate) struct Peek<'a> {
     #[serde(borrow)]
     pub(crate) model: Option<Cow<'a, str>>,
     pub(crate) stream: Option<bool>,
+    pub(crate) priority: Option<i32>,
+    pub(crate) deadline_ms: Option<u64>,
     #[serde(borrow)]
     pub(crate) messages: Option<&'a RawValue>,
     #[serde(borrow)]

@@ -119,6 +119,11 @@ impl Worker {
         view.described.as_ref().map_or_else(|| self.endpoint.clone(), |described| described.name.clone())
     }
 
+    /// Which start of it answered last.
+    pub(crate) fn incarnation(&self) -> Option<u64> {
+        self.view.read().described.as_ref().map(|described| described.incarnation)
+    }
+
     pub(crate) fn client(&self) -> WorkerServiceClient<Channel> {
         WorkerServiceClient::new(self.channel.clone())
     }

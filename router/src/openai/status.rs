@@ -191,6 +191,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.workers(app.scheduler.fleet.counts());
+    app.metrics.sessions(app.scheduler.sessions.lock().len());
     if let Some(forwarder) = &app.forwarder {
         let table = forwarder.roster.table();
         app.metrics.backends(table.counts());
