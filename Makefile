@@ -20,12 +20,14 @@ ENGINES_ENV := $(KELVIN_CACHE)/engines/vllm
 LMCACHE_ENV := $(KELVIN_CACHE)/engines/lmcache
 ENGINES_MODEL := $(KELVIN_CACHE)/engines/smollm2
 CONNECTORS := workers/connectors
+# What the tests in a browser need.
+UI_PACKAGES := $(KELVIN_CACHE)/ui
 
 CARGO := cargo
 # One profile for everything: llama.cpp is compiled once.
 FLAGS := --release --locked
 
-.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines bench-smoke tools model
+.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines test-ui bench-smoke tools model
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +96,13 @@ test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache a
 	  "$(ENGINES_ENV)/bin/python" -m pytest -q tests/engines --ignore tests/engines/test_lmcache.py
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" OMP_NUM_THREADS=1 \
 	  "$(LMCACHE_ENV)/bin/python" -m pytest -q tests/engines/test_lmcache.py
+
+test-ui: build ## the built-in page in a browser, on a cluster under load; screenshots in ~/.cache/kelvin/screenshots
+	@if ! cli/setup.sh ui "$(UI_PACKAGES)"; then \
+	  echo '*** THE BUILT-IN PAGE IS NOT TESTED IN A BROWSER: what drives one cannot be installed (above) ***' >&2; \
+	else set -x; \
+	  KELVIN_BIN="$(BIN)/kelvin" KELVIN_UI_PACKAGES="$(UI_PACKAGES)" node --test cli/tests/ui/run.test.mjs; \
+	fi
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"

@@ -6,6 +6,7 @@
 #   cli/setup.sh python DIR   a Python environment in DIR to build and test the package kelvin
 #   cli/setup.sh engines DIR  the same with vLLM and transformers for the CPU: 6 GB
 #   cli/setup.sh lmcache DIR  the same with LMCache, which wants other versions than vLLM: 6 GB
+#   cli/setup.sh ui DIR       a browser, and packages in DIR to drive it, for the tests of the built-in page
 #
 # Does nothing, quickly, when everything is there.
 set -euo pipefail
@@ -32,6 +33,9 @@ LMCACHE_OVERRIDES=('torch==2.13.0')
 for package in cupy-cuda13x cuda-python cufile-python google-cloud-bigtable awscrt; do
     LMCACHE_OVERRIDES+=("$package; python_version < '3'")
 done
+
+# Of the tests in a browser.
+UI_PACKAGES=('playwright-core@1.65.1' 'axe-core@4')
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -154,11 +158,29 @@ lmcache() {
     environment "$1" "${PYTHON_PACKAGES[@]}" "${LMCACHE_PACKAGES[@]}" --override "$overrides"
 }
 
+# A browser of Debian's: the packages bring none.
+ui() {
+    local dir=$1 missing=()
+    command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core)
+    command -v node >/dev/null || missing+=(nodejs)
+    command -v npm >/dev/null || missing+=(npm)
+    [ ${#missing[@]} -eq 0 ] || install "${missing[@]}" || fail 'the browser cannot be installed'
+    local wanted="${UI_PACKAGES[*]}"
+    [ "$(cat "$dir/.kelvin-packages" 2>/dev/null)" = "$wanted" ] && return
+    say "installing $wanted in $dir"
+    mkdir -p "$dir"
+    printf '{"private": true}' >"$dir/package.json"
+    npm install --prefix "$dir" --silent --no-audit --no-fund "${UI_PACKAGES[@]}" >&2 ||
+        fail "npm cannot install $wanted: is its registry out of reach?"
+    printf '%s' "$wanted" >"$dir/.kelvin-packages"
+}
+
 case "${1:-} $#" in
 'tools 1') tools ;;
 'model 2') model "$2" ;;
 'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 'lmcache 2') lmcache "$2" ;;
-*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;
+'ui 2') ui "$2" ;;
+*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR | ui DIR' ;;
 esac

@@ -3,6 +3,7 @@
 //! Every process of a cluster is this binary under another subcommand; `kelvin up` starts them all. What
 //! the processes do lives in the crates below; here flags become their configurations.
 
+mod admin;
 mod logging;
 mod ready;
 mod router;

@@ -19,6 +19,14 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_parser = values::loopback)]
     listen: SocketAddr,
 
+    /// Address of the built-in page (/ui) and of /metrics over HTTP [default: none]
+    #[arg(long, env = "KELVIN_ROUTER_ADMIN_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
+    admin_listen: Option<SocketAddr>,
+
+    /// The store's own page, for a link to it, e.g. http://127.0.0.1:7441/ui/ [default: none]
+    #[arg(long, value_name = "URL")]
+    store_page: Option<String>,
+
     /// The store, asked which prefixes are cached; without it nothing counts as cached [default: none]
     #[arg(long, env = "KELVIN_STORE", value_name = "URL", value_parser = values::endpoint)]
     store: Option<String>,
@@ -79,7 +87,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         model.check()?;
     }
     let drain = Shutdown::listen_and_exit()?;
-    let ready = |at: Listening| ready::say("router", [("listen", Some(at.http.to_string()))]);
+    let ready = |at: Listening| {
+        let admin = at.admin.map(|admin| admin.to_string());
+        ready::say("router", [("listen", Some(at.http.to_string())), ("admin", admin)]);
+    };
     kelvin_router::serve(args.config(), ready, drain).await.context("run the router")
 }
 
@@ -87,6 +98,8 @@ impl Args {
     fn config(self) -> RouterConfig {
         RouterConfig {
             listen: self.listen,
+            admin_listen: self.admin_listen,
+            store_page: self.store_page,
             store: self.store,
             token: self.token,
             workers: self.workers,

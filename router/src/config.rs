@@ -22,6 +22,10 @@ pub enum KeyKind {
 pub struct RouterConfig {
     /// Loopback address of the OpenAI endpoint; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Loopback address of the built-in page (`/ui`), with `/metrics` and `/health`; port 0 takes a free one.
+    pub admin_listen: Option<SocketAddr>,
+    /// Address of the store's own page, for people: a link.
+    pub store_page: Option<String>,
     /// Store to ask for prefixes, e.g. `http://127.0.0.1:7440`; without one nothing is known to be cached.
     pub store: Option<String>,
     /// Bearer token for the store, if it wants one.
@@ -75,6 +79,8 @@ impl Default for RouterConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_listen: None,
+            store_page: None,
             store: None,
             token: None,
             workers: Vec::new(),
@@ -107,6 +113,8 @@ impl Default for RouterConfig {
 pub struct Listening {
     /// The OpenAI endpoint.
     pub http: SocketAddr,
+    /// The page.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Why a router does not start, or stopped.

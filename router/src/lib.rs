@@ -29,6 +29,7 @@ mod feeds;
 mod fleet;
 mod metrics;
 mod openai;
+mod page;
 mod prefix;
 mod scheduler;
 mod service;

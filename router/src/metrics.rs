@@ -13,11 +13,13 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::cost::Place;
+use crate::{cost::Place, page::Requests};
 
 /// All of a router's metrics. Label values come from fixed sets, so that their number is bounded.
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Recent requests, one by one.
+    pub(crate) seen: Requests,
     pub(crate) in_flight: Gauge,
     pub(crate) prompt_tokens: Counter,
     pub(crate) cached_tokens: Counter,
@@ -120,6 +122,7 @@ impl Metrics {
             directory_bytes: Gauge::default(),
             directory_refused: Gauge::default(),
             registry: Registry::default(),
+            seen: Requests::default(),
         };
         let r = &mut registry;
         r.register("requests", "Answered requests", metrics.requests.clone());

@@ -6,8 +6,9 @@
 //! [`END_GRACE`] more the connections that are still open, because nobody reads from them, are dropped.
 
 use std::{
-    future::pending,
+    future::{IntoFuture, pending},
     hash::{BuildHasher, RandomState},
+    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -18,6 +19,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use kelvin_kvstore::page::Page;
 use parking_lot::Mutex;
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
@@ -37,6 +39,7 @@ use crate::{
     fleet::Fleet,
     metrics::Metrics,
     openai::{App, Limits},
+    page::{RouterPage, StoreAt},
     prefix::Prefixes,
     scheduler::{Scheduler, Timeouts},
     text::{ChatTemplate, ModelSource, Vocabulary},
@@ -61,15 +64,19 @@ pub async fn serve(
     ready: impl FnOnce(Listening) + Send,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    if !config.listen.ip().is_loopback() {
-        return Err(Error::NotLoopback(config.listen));
+    for listen in [Some(config.listen), config.admin_listen].into_iter().flatten() {
+        if !listen.ip().is_loopback() {
+            return Err(Error::NotLoopback(listen));
+        }
     }
     check(&config)?;
     let vocabulary = load(&config).await?;
     let fleet = Arc::new(Fleet::new(&config.workers, vocabulary.len())?);
-    let failed = |source| Error::Listen { listen: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-    let http = listener.local_addr().map_err(failed)?;
+    let (listener, http) = bind(config.listen).await?;
+    let (admin_listener, admin) = match config.admin_listen {
+        None => (None, None),
+        Some(listen) => bind(listen).await.map(|(listener, at)| (Some(listener), Some(at)))?,
+    };
 
     let background = TaskTracker::new();
     // The fleet is watched and the store held until the last request is done.
@@ -117,9 +124,12 @@ pub async fn serve(
     };
     let template = template(&vocabulary);
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let app = App::new(scheduler, forwarder, vocabulary, template, limits, entropy(), now_s);
+    let app = Arc::new(App::new(scheduler, forwarder, vocabulary, template, limits, entropy(), now_s));
+    if let Some(listener) = admin_listener {
+        background.spawn(administer(listener, page(&config, app.clone()), app.clone(), stop.clone()));
+    }
     let connections = TaskTracker::new();
-    ready(Listening { http });
+    ready(Listening { http, admin });
     accept(&config, listener, app.router(), &connections, &shutdown, &gone).await;
 
     connections.close();
@@ -135,6 +145,29 @@ pub async fn serve(
     background.close();
     background.wait().await;
     Ok(())
+}
+
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let at = listener.local_addr().map_err(failed)?;
+    Ok((listener, at))
+}
+
+/// The built-in page over this router and the store that it asks.
+fn page(config: &RouterConfig, app: Arc<App>) -> Page {
+    let at = |endpoint: &String| StoreAt { endpoint: endpoint.clone(), token: config.token.clone() };
+    Page::new(Arc::new(RouterPage::new(app, config.store.as_ref().map(at), config.store_page.clone())))
+}
+
+/// Serves the admin listener until `stop`.
+async fn administer(listener: TcpListener, page: Page, app: Arc<App>, stop: CancellationToken) {
+    let routes = app.admin().merge(page.routes());
+    let served = axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let (served, ()) = tokio::join!(served.into_future(), page.watch(stop));
+    if let Err(error) = served {
+        tracing::warn!(%error, "the admin listener ended");
+    }
 }
 
 /// Whether somebody could ever answer.

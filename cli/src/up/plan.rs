@@ -14,6 +14,7 @@ use super::Args;
 use super::ports::Ports;
 use super::probe::{Health, http_get};
 use super::run_dir::RunDir;
+use crate::admin::AdminToken;
 use crate::logging::LogFormat;
 use crate::store::Places;
 use crate::values::{self, Model, Size};
@@ -42,6 +43,8 @@ pub(super) struct Plan {
     socket: PathBuf,
     store: SocketAddr,
     store_admin: SocketAddr,
+    router_admin: SocketAddr,
+    admin: AdminToken,
     workers: Vec<Worker>,
 }
 
@@ -64,7 +67,7 @@ impl Plan {
         }
         let mut ports = Ports::new(args.listen)?;
         let mut internal = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.take()?)));
-        let (store, store_admin) = (internal()?, internal()?);
+        let (store, store_admin, router_admin) = (internal()?, internal()?, internal()?);
         let roles = [(Role::Prefill, args.prefill), (Role::Decode, args.decode)];
         let mut workers = Vec::new();
         for (role, count) in roles {
@@ -95,6 +98,8 @@ impl Plan {
             socket,
             store,
             store_admin,
+            router_admin,
+            admin: args.admin.clone(),
             workers,
         })
     }
@@ -107,10 +112,15 @@ impl Plan {
         url(self.store_admin)
     }
 
+    pub(super) fn router_admin_url(&self) -> String {
+        url(self.router_admin)
+    }
+
     pub(super) fn store(&self) -> Child {
         let mut child = self.child("store");
         child.args.extend(flags([("--listen", self.store.to_string()), ("--dram", self.dram.0.to_string())]));
         child.args.extend(flags([("--admin-listen", self.store_admin.to_string())]));
+        child.env.extend(self.admin.env());
         child.args.extend([OsString::from("--socket"), self.socket.clone().into()]);
         child.args.extend(self.places.flags());
         child.ready_timeout = START_TIME_MAX;
@@ -144,6 +154,8 @@ impl Plan {
         let mut child = self.child("router");
         child.args.extend(self.model_flag());
         child.args.extend(flags([("--listen", self.listen.to_string()), ("--store", self.store_url())]));
+        child.args.extend(flags([("--admin-listen", self.router_admin.to_string())]));
+        child.args.extend(flags([("--store-page", format!("{}/ui/", self.store_admin_url()))]));
         child.args.extend(self.workers.iter().flat_map(|worker| flags([("--worker", url(worker.listen))])));
         child.ready_timeout = START_TIME_MAX;
         let router = self.listen;
@@ -239,10 +251,10 @@ mod tests {
     fn ports_are_all_different() {
         let plan = plan(&["--prefill", "8", "--decode", "8", "--listen", "127.0.0.1:0"]);
         let mut ports: Vec<_> = plan.workers.iter().map(|worker| worker.listen.port()).collect();
-        ports.extend([plan.store.port(), plan.listen.port()]);
+        ports.extend([plan.store.port(), plan.listen.port(), plan.router_admin.port()]);
         ports.sort_unstable();
         ports.dedup();
-        assert_eq!(ports.len(), 18);
+        assert_eq!(ports.len(), 19);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The admin page of a store: `/metrics` for Prometheus, `/health`.
+//! The admin listener of a store: the page, `/metrics` for Prometheus, `/health`.
 
 mod tiers;
 
@@ -20,13 +20,14 @@ use crate::{
     store::{Counters, Namespace, PinSurvey, Store, Tenant, tier_name},
 };
 
-pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, stop: CancellationToken) {
+pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, page: Router, stop: CancellationToken) {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(StoreCollector(store)));
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
-        .with_state(Arc::new(registry));
+        .with_state(Arc::new(registry))
+        .merge(page);
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::warn!(%error, "admin page ended");

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    KEYS_MAX, Listening, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator, ranges, stats, watch,
+    KEYS_MAX, Listening, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator,
+    page::{Calls, Outcome},
+    ranges, stats, watch,
 };
 use crate::{
     SequenceHash,
@@ -31,11 +33,18 @@ pub(super) struct Service {
     listening: Listening,
     shutdown: CancellationToken,
     prefetches: Arc<Semaphore>,
+    /// Recent calls, for the page.
+    calls: Arc<Calls>,
 }
 
 impl Service {
-    pub(super) fn new(store: Arc<Store>, listening: Listening, shutdown: CancellationToken) -> Self {
-        Self { store, listening, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
+    pub(super) fn new(
+        store: Arc<Store>,
+        listening: Listening,
+        shutdown: CancellationToken,
+        calls: Arc<Calls>,
+    ) -> Self {
+        Self { store, listening, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)), calls }
     }
 
     /// Of the token in a call over gRPC.
@@ -148,6 +157,7 @@ impl KvService for Service {
         request: Request<v1::MatchRequest>,
     ) -> Result<Response<v1::MatchResponse>, Status> {
         let (tenant, message) = self.enter(request)?;
+        let begun = tenant.now();
         let namespace = tenant.namespace_of(message.session_id)?;
         let named = message.return_hashes;
         let hashes = convert::prefix(message.prefix, &namespace)?;
@@ -171,6 +181,8 @@ impl KvService for Service {
                 looked_at.map(convert::read_lease).collect()
             }
         };
+        let outcome = Outcome { verb: "match", hashes: &hashes, hits: blocks, filling };
+        self.calls.note(&tenant, &namespace, begun, &outcome);
         let block_tokens = u64::from(namespace.spec.block_tokens);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
@@ -196,7 +208,13 @@ impl KvService for Service {
         };
         let wait = Duration::from_millis(message.wait_ms);
         let ttl = convert::ttl(message.lease_ttl_ms);
+        let begun = tenant.now();
         let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
+        let leased = blocks.iter().take_while(|block| block.status == v1::BlockStatus::Leased).count();
+        let outcome = Outcome { verb: "acquire", hashes: &hashes, hits: leased, filling: 0 };
+        if let Ok(namespace) = tenant.namespace_of(message.session_id) {
+            self.calls.note(&tenant, &namespace, begun, &outcome);
+        }
         Ok(Response::new(match packed {
             true => {
                 let packed = Some(convert::packed_leases(&blocks));

@@ -45,7 +45,12 @@ use super::{
     roster::{Pool, Roster},
     stream::Watched,
 };
-use crate::{directory::Directory, metrics::Metrics, openai::Admitted};
+use crate::{
+    directory::Directory,
+    metrics::Metrics,
+    openai::Admitted,
+    page::{Placed, Served},
+};
 
 /// Servers that are tried for one request.
 const ATTEMPTS: usize = 3;
@@ -164,7 +169,7 @@ impl Forwarder {
                 self.metrics.retries.inc();
             }
             excluded.push(backend.id);
-            last = Some(match self.ask(call, errand).await {
+            last = Some(match self.ask(call, &pool.card.id, errand).await {
                 Ok(answer) if answer.status() != StatusCode::TOO_MANY_REQUESTS => return Ok(answer),
                 // Another one may have room.
                 Ok(busy) => Ok(busy),
@@ -192,7 +197,15 @@ impl Forwarder {
         Ok(call)
     }
 
-    async fn ask(&self, call: Call, errand: &Errand<'_>) -> Result<Response<Answered>, Trouble> {
+    async fn ask(&self, call: Call, model: &str, errand: &Errand<'_>) -> Result<Response<Answered>, Trouble> {
+        let placed = Placed {
+            model: Some(model.to_owned()),
+            worker: Some(call.backend().spec.url.clone()),
+            mode: Some("backend"),
+            ..Placed::default()
+        };
+        let served =
+            |has_first_token| Served::begin(&self.metrics, errand.request_id, placed, has_first_token);
         let request = request(call.backend(), errand)?;
         let patience = self.patience.first_token;
         let head = timeout(patience, self.client.request(request)).await;
@@ -208,9 +221,9 @@ impl Forwarder {
             if !content_type.starts_with("text/event-stream") {
                 return Err(Trouble::Garbage(format!("a stream was asked for, `{content_type}` came")));
             }
-            self.stream(call, body).await?
+            self.stream(call, body, served).await?
         } else {
-            self.whole(call, body, head.status).await?
+            self.whole(call, body, head.status, served).await?
         };
         let mut answer = Response::new(body);
         *answer.status_mut() = head.status;
@@ -223,7 +236,12 @@ impl Forwarder {
     }
 
     /// A stream once its first piece is there: until then it can still come from another server.
-    async fn stream(&self, mut call: Call, mut body: Incoming) -> Result<Answered, Trouble> {
+    async fn stream(
+        &self,
+        mut call: Call,
+        mut body: Incoming,
+        served: impl FnOnce(bool) -> Served,
+    ) -> Result<Answered, Trouble> {
         let patience = self.patience.first_token;
         let first = loop {
             let left = patience.saturating_sub(call.elapsed());
@@ -240,11 +258,18 @@ impl Forwarder {
         call.first_token();
         self.metrics.backend_first_token(call.elapsed());
         let ending = self.ending.clone().cancelled_owned();
-        let watched = Watched::new(body, first, call, self.patience.token, ending, self.metrics.clone());
+        let (patience, metrics) = (self.patience.token, self.metrics.clone());
+        let watched = Watched::new(body, first, call, patience, ending, metrics, served(true));
         Ok(Answered::Stream(Box::new(watched)))
     }
 
-    async fn whole(&self, mut call: Call, body: Incoming, status: StatusCode) -> Result<Answered, Trouble> {
+    async fn whole(
+        &self,
+        mut call: Call,
+        body: Incoming,
+        status: StatusCode,
+        served: impl FnOnce(bool) -> Served,
+    ) -> Result<Answered, Trouble> {
         let patience = self.patience.first_token;
         let left = patience.saturating_sub(call.elapsed());
         let body = timeout(left, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
@@ -255,12 +280,15 @@ impl Forwarder {
                 serde_json::from_slice(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
             let usage = answer.usage.as_ref();
             call.whole(usage.and_then(|usage| usage.completion_tokens).unwrap_or(0));
+            let mut served = served(false);
             if let Some(usage) = usage {
                 let details = usage.prompt_tokens_details.as_ref();
                 let cached = details.and_then(|details| details.cached_tokens).unwrap_or(0);
                 self.metrics.prompt_tokens.inc_by(usage.prompt_tokens.unwrap_or(0));
                 self.metrics.cached_tokens.inc_by(cached);
                 self.metrics.generated_tokens.inc_by(usage.completion_tokens.unwrap_or(0));
+                let counts = [usage.prompt_tokens, Some(cached), usage.completion_tokens];
+                served.used(counts.map(|count| count.unwrap_or(0)));
             }
         }
         Ok(Answered::Whole(body))

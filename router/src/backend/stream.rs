@@ -20,6 +20,7 @@ use super::{client::why, forward::Trouble, member::Call};
 use crate::{
     metrics::Metrics,
     openai::{Admitted, ApiError},
+    page::Served,
 };
 
 const DONE: &[u8] = b"data: [DONE]";
@@ -70,6 +71,8 @@ pub(super) struct Watched {
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     metrics: Arc<Metrics>,
     admitted: Option<Admitted>,
+    /// Among the recent requests it ends with this.
+    _served: Served,
 }
 
 impl Watched {
@@ -80,6 +83,7 @@ impl Watched {
         patience: Duration,
         ending: WaitForCancellationFutureOwned,
         metrics: Arc<Metrics>,
+        served: Served,
     ) -> Self {
         let now = Instant::now();
         let mut tail = Tail::default();
@@ -97,6 +101,7 @@ impl Watched {
             ending: Box::pin(ending),
             metrics,
             admitted: None,
+            _served: served,
         }
     }
 

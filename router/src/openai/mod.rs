@@ -72,13 +72,13 @@ pub(crate) struct Limits {
 
 /// What the routes work with.
 pub(crate) struct App {
-    scheduler: Arc<Scheduler>,
+    pub(crate) scheduler: Arc<Scheduler>,
     /// The way to other engines; `None` without any.
     forwarder: Option<Arc<Forwarder>>,
     keys: KeyKind,
     vocabulary: Arc<Vocabulary>,
     template: Option<Arc<ChatTemplate>>,
-    metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     limits: Limits,
     admission: Arc<Semaphore>,
     /// Places for bodies that are being read.
@@ -114,8 +114,8 @@ impl App {
     }
 
     /// All routes.
-    pub(crate) fn router(self) -> Router {
-        let app = Arc::new(self);
+    pub(crate) fn router(self: Arc<Self>) -> Router {
+        let app = self;
         Router::new()
             .route("/v1/chat/completions", post(complete::chat))
             .route("/v1/completions", post(complete::text))
@@ -128,6 +128,21 @@ impl App {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(app.clone(), trace::observe))
             .with_state(app)
+    }
+}
+
+impl App {
+    /// What an operator may ask as well, where clients are not.
+    pub(crate) fn admin(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/health", get(status::health))
+            .route("/metrics", get(status::metrics))
+            .with_state(self)
+    }
+
+    /// What `/health` says, as JSON.
+    pub(crate) fn report(&self) -> serde_json::Value {
+        serde_json::to_value(status::report(self).1).unwrap_or_default()
     }
 }
 

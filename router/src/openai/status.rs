@@ -67,7 +67,7 @@ fn cards(app: &App) -> Vec<ModelCard> {
 }
 
 #[derive(Serialize)]
-struct HealthReport {
+pub(super) struct HealthReport {
     /// `ok`, `degraded` (serving, but not all is well) or `unavailable`.
     status: &'static str,
     model: Option<String>,
@@ -160,6 +160,13 @@ impl WorkerReport {
 
 /// `GET /health`: 200 when a request could be served now, else 503.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let (serving, report) = report(&app);
+    let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(report)).into_response()
+}
+
+/// Whether a request could be served now, and how all are.
+pub(super) fn report(app: &App) -> (bool, HealthReport) {
     let fleet = &app.scheduler.fleet;
     let store = app.scheduler.prefixes.state();
     let table = app.forwarder.as_ref().map(|forwarder| forwarder.roster.table()).unwrap_or_default();
@@ -184,8 +191,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         workers: fleet.workers().iter().map(|worker| WorkerReport::new(worker)).collect(),
         backends: table.all.iter().map(|backend| BackendReport::new(backend)).collect(),
     };
-    let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(report)).into_response()
+    (serving, report)
 }
 
 /// `GET /metrics`.

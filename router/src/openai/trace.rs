@@ -58,6 +58,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!("request", id = id.shown, unique = id.unique, route);
     request.extensions_mut().insert(id.clone());
+    app.metrics.seen.begin(&id.shown, &id.unique, &route);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
     let _entered = span.enter();
     let mut response = handled.unwrap_or_else(|_| {
@@ -67,6 +68,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     });
     let (status, took) = (response.status().as_u16(), begun.elapsed());
     app.metrics.request(&route, status, took);
+    app.metrics.seen.answered(&id.unique, status);
     tracing::info!(status, ?took, "answered");
     if let Ok(value) = HeaderValue::from_str(&id.shown) {
         response.headers_mut().insert(HEADER, value);

@@ -181,5 +181,7 @@ impl Drop for Generation {
         self.metrics.prompt_tokens.inc_by(self.prompt_tokens);
         self.metrics.cached_tokens.inc_by(self.cached_tokens());
         self.metrics.generated_tokens.inc_by(self.generated_tokens);
+        let cached = self.cached_tokens();
+        self.metrics.seen.used(&self.request_id, self.prompt_tokens, cached, self.generated_tokens);
     }
 }

@@ -39,6 +39,7 @@ use crate::{
     cost::{Decision, Place, PrefillPolicy, RequestFacts, decide},
     fleet::{Fleet, Flight},
     metrics::Metrics,
+    page::Placed,
     prefix::{Found, Prefixes},
 };
 use generation::{NOTHING, Opened, is_empty};
@@ -131,6 +132,7 @@ impl Scheduler {
                 Ok(opened) => {
                     let took = job.arrived.elapsed();
                     self.metrics.first_token(place, took);
+                    self.metrics.seen.placed(&job.request_id, self.seen(&job, &opened, place, &found), true);
                     tracing::debug!(
                         worker = opened.worker.name(),
                         ?place,
@@ -155,6 +157,23 @@ impl Scheduler {
             }
         }
         Err(failed.unwrap_or(Failure::NoWorker))
+    }
+
+    /// Who serves, for the list of recent requests.
+    fn seen(&self, job: &Job, opened: &Opened, place: Place, found: &Found) -> Placed {
+        Placed {
+            model: Some(job.model.clone()),
+            worker: Some(opened.worker.name()),
+            mode: Some(if place == Place::Local { "local" } else { "remote" }),
+            prefill: match place {
+                Place::Local => None,
+                Place::Remote(id) => Some(self.fleet.worker(id).name()),
+            },
+            prompt_tokens: job.tokens.len() as u64,
+            matched_tokens: found.matched_tokens,
+            namespace: self.prefixes.namespace_id(),
+            first_missing: found.first_missing,
+        }
     }
 
     /// Who serves, already counted at the decode worker.
