@@ -27,6 +27,7 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
             "60s",
             "KELVIN_STORE_LISTEN",
             "--socket",
+            "--admin-token-file",
             "--data <DIR>",
             "--nvme <PATH=SIZE>",
             "--object <URL>",
@@ -42,7 +43,7 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
         "worker",
         &["prefill", "decode", "http://127.0.0.1:7440", "4096", "16", "128", "KELVIN_MODEL", "tokens"],
     ),
-    ("router", &["127.0.0.1:8080", "--worker <URL>", "1024", "KELVIN_LISTEN", "auto"]),
+    ("router", &["127.0.0.1:8080", "--admin-listen", "--worker <URL>", "1024", "KELVIN_LISTEN", "auto"]),
     ("stats", &["http://127.0.0.1:7440", "--json", "KELVIN_STORE"]),
     ("watch", &["http://127.0.0.1:7440", "--json", "Ctrl-C"]),
 ];

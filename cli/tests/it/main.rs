@@ -4,6 +4,7 @@ mod cluster;
 mod harness;
 mod help;
 mod licences;
+mod page;
 mod store;
 mod tidy;
 mod torture;

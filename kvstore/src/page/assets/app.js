@@ -38,7 +38,7 @@ function build(kind) {
   parts.tiers = new Tiers();
   const moved = card({ id: "moved", title: "Throughput", width: "w6", sub: "payload between clients and the store, and between its tiers" });
   charts.moved = new TimeChart(moved.body, {
-    label: "Throughput", none: "Nothing moved in this range.", format: byteRate,
+    label: "Throughput", none: "Nothing moved in this range.", format: byteRate, areBytes: true,
     series: [
       { label: "clients read", colour: "dram" }, { label: "clients wrote", colour: "c4" },
       { label: "NVMe read", colour: "nvme" }, { label: "NVMe written", colour: "c5" },
@@ -47,7 +47,7 @@ function build(kind) {
   });
   const fill = card({ id: "fill", title: "Fill", width: "w6", sub: "bytes of blocks in each tier" });
   charts.fill = new TimeChart(fill.body, {
-    label: "Fill", none: "Nothing is stored.", format: bytes,
+    label: "Fill", none: "Nothing is stored.", format: bytes, areBytes: true,
     series: ["dram", "nvme", "object"].map((tier) => ({ label: TIER_NAMES[tier], colour: tier })),
   });
   if (kind === "router") {
@@ -62,9 +62,9 @@ function build(kind) {
       series: [{ label: "in flight", colour: "c3" }],
     });
   }
+  if (kind === "router") parts.workers = new Workers();
   parts.requests = new Requests();
   parts.tenants = new Tenants();
-  if (kind === "router") parts.workers = new Workers();
 }
 
 function drawCharts() {
@@ -108,7 +108,7 @@ function drawTiles({ kind, store, router }) {
   const all = (store?.namespaces ?? []).reduce((sum, { requested_tokens: a, hit_tokens: h }) => [sum[0] + a, sum[1] + h], [0, 0]);
   tiles.push(tile("Token hit rate, last minute", now, sign, all[0] > 0 ? `${percent(all[1] / all[0])} since the start` : "nothing was asked for yet"));
   const [tokens, tokensUnit] = apart(rate(history.perSecond("requested"), "tokens"));
-  tiles.push(tile("Asked for", tokens, tokensUnit, `${count(all[0])} tokens since the start`));
+  tiles.push(tile("Asked for", tokens, tokensUnit, `${count(all[0])} since the start`));
   if (kind === "router") {
     const [generated, unit] = apart(rate(history.perSecond("router.generated"), "tokens"));
     tiles.push(tile("Generated", generated, unit, plural(router.requests_in_flight, "request in flight", "requests in flight")));
@@ -122,7 +122,7 @@ function drawTiles({ kind, store, router }) {
   }
   if (kind === "store") {
     const [evicted, unit] = apart(rate(history.perSecond("dram.evictions"), "blocks"));
-    tiles.push(tile("Evictions from DRAM", evicted, unit, plural(store.tiers[0]?.evictions ?? 0, "block since the start", "blocks since the start")));
+    tiles.push(tile("Evictions from DRAM", evicted, unit, `${count(store.tiers[0]?.evictions ?? 0)} since the start`));
     tiles.push(tile("Sessions", count(store.sessions), "", `${count(store.read_leases)} read, ${count(store.write_leases)} write leases`));
   } else if (!store) {
     tiles.push(tile("Store", router.store === "none" ? "none" : "away", "", "its figures are not known"));

@@ -13,25 +13,34 @@ function axisWidth(plot, values, axis, cycle) {
 
 const FONT = '11px system-ui, "DejaVu Sans", sans-serif';
 
-function axes(format) {
+// Ticks of bytes at powers of two.
+const BYTE_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
+const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const CLOCK_SECONDS = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+
+// Seconds only where ticks are closer than a minute.
+function clock(_, ticks) {
+  const format = ticks.length > 1 && ticks[1] - ticks[0] < 60 ? CLOCK_SECONDS : CLOCK;
+  return ticks.map((tick) => format.format(new Date(tick * 1000)));
+}
+
+function axes(format, areBytes) {
   const common = () => ({
     font: FONT, stroke: () => colour("quiet"), grid: { stroke: () => colour("grid"), width: 1 }, ticks: { show: false },
   });
   return [
-    { ...common(), space: 64, size: 26, gap: 4 },
-    { ...common(), values: (_, ticks) => ticks.map(format), size: axisWidth, gap: 6, space: 34 },
+    { ...common(), space: 70, size: 26, gap: 4, values: clock },
+    { ...common(), values: (_, ticks) => ticks.map(format), size: axisWidth, gap: 6, space: 34, ...(areBytes ? { incrs: BYTE_STEPS } : {}) },
   ];
 }
-
-const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
 // series: [{name, label, colour}], bottom first when stacked; format: number to text with its unit.
 export class TimeChart {
   #plot = null;
   #columns = [];
 
-  constructor(parent, { series, format, stacked = false, max = null, height = 190, label, none }) {
-    Object.assign(this, { series, format, stacked, max, height, label, none });
+  constructor(parent, { series, format, stacked = false, max = null, height = 190, areBytes = false, label, none }) {
+    Object.assign(this, { series, format, stacked, max, height, areBytes, label, none });
     this.holder = el("div", { class: "plot", role: "img", "aria-label": label });
     this.legend = el("ul", { class: "legend" });
     this.blank = empty(none);
@@ -85,7 +94,7 @@ export class TimeChart {
       cursor: { y: false, points: { show: !this.stacked }, drag: { x: false, y: false } },
       legend: { show: false },
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, show ?? Math.max(high * 1.08, 1e-9)] } },
-      axes: axes(this.format),
+      axes: axes(this.format, this.areBytes),
       series: [{}, ...lines],
       hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
     }, this.data, this.holder);
@@ -95,7 +104,7 @@ export class TimeChart {
   #point(at) {
     const index = at ?? this.#lastKnown();
     this.items.forEach(({ value }, which) => { value.textContent = this.format(this.#columns[which]?.[index] ?? null); });
-    const time = index >= 0 ? CLOCK.format(new Date(this.data[0][index] * 1000)) : "";
+    const time = index >= 0 ? CLOCK_SECONDS.format(new Date(this.data[0][index] * 1000)) : "";
     this.legend.title = time;
   }
 

@@ -72,7 +72,8 @@ export class History {
     const rows = this.#now;
     const last = rows.times.at(-1);
     if (last === undefined) return { times: [], change: () => [], last: () => [], bucketSeconds: bucketMs / 1000 };
-    const end = Math.ceil(last / bucketMs) * bucketMs;
+    // A step that is not over yet would look like a fall.
+    const end = Math.floor(last / bucketMs) * bucketMs;
     const count = Math.round((this.seconds * 1000) / bucketMs);
     const begin = end - count * bucketMs;
     const times = Array.from({ length: count }, (_, at) => (begin + (at + 1) * bucketMs) / 1000);
@@ -81,7 +82,7 @@ export class History {
       const out = new Array(count).fill(null);
       const values = rows.series[name]?.values ?? [];
       for (let row = 1; row < values.length; row += 1) {
-        if (at[row] < 0 || values[row] === null || values[row - 1] === null) continue;
+        if (at[row] < 0 || at[row] >= count || values[row] === null || values[row - 1] === null) continue;
         // A counter that falls began anew.
         out[at[row]] = (out[at[row]] ?? 0) + Math.max(0, values[row] - values[row - 1]);
       }
@@ -90,7 +91,7 @@ export class History {
     const lastOf = (name) => {
       const out = new Array(count).fill(null);
       const values = rows.series[name]?.values ?? [];
-      values.forEach((value, row) => { if (at[row] >= 0 && value !== null) out[at[row]] = value; });
+      values.forEach((value, row) => { if (at[row] >= 0 && at[row] < count && value !== null) out[at[row]] = value; });
       return out;
     };
     return { times, change, last: lastOf, bucketSeconds: bucketMs / 1000 };
