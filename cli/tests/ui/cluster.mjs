@@ -1,7 +1,7 @@
 // A real cluster under load, for the browser to look at.
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { once } from "node:events";
@@ -12,6 +12,7 @@ export const TOKEN = "operator";
 // Starts `kelvin up` and returns when it serves. It is stopped with `stop`.
 export async function startCluster() {
   const dir = mkdtempSync(join(tmpdir(), "kelvin-ui-"));
+  mkdirSync(join(dir, "nvme"));
   const flags = [
     "up", "--model", process.env.KELVIN_UI_MODEL ?? "toy", "--listen", "127.0.0.1:0", "--json", "--run-dir", dir,
     "--dram", process.env.KELVIN_UI_DRAM ?? "1MiB", "--data", join(dir, "data"), "--nvme", `${join(dir, "nvme")}=64MiB`,
