@@ -43,8 +43,14 @@ export function buys(points, capacities) {
   return sizes(capacities).map(({ tier, capacity, upTo }) => {
     const more = amount(capacity);
     const [now, then] = [hitAt(points, upTo), hitAt(points, upTo + more)];
-    return { tier, more, now, then, gain: (then - now) * 100 };
+    return { tier, more, now, then, gain: (then - now) * 100, step: nextStep(points, upTo) };
   });
+}
+
+// The least size at which more would be hit than at this one; null if none.
+export function nextStep(points, size) {
+  const now = hitAt(points, size);
+  return points.find(([larger, share]) => larger > size && share > now + 0.01)?.[0] ?? null;
 }
 
 export class Curve {
@@ -166,10 +172,10 @@ export class Curve {
   }
 
   #say() {
-    const lines = buys(this.points, this.capacities).map(({ tier, more, now, then, gain }) => {
+    const lines = buys(this.points, this.capacities).map(({ tier, more, now, then, gain, step }) => {
       const whose = tier === "dram" ? "hits in DRAM" : tier === "nvme" ? "hits in DRAM or NVMe" : "hits in any tier";
       const result = gain < 0.05
-        ? ["buys nothing: what repeats is there already ", `(${whose} ${percent(now)}).`]
+        ? [step === null ? "buys nothing: what repeats is there already " : `buys nothing: the curve is flat up to about ${bytes(step)} `, `(${whose} ${percent(now)}).`]
         : ["buys ", el("b", {}, `${gain.toFixed(1)} points`), `: ${whose} from ${percent(now)} to ${percent(then)}.`];
       return el("li", {}, el("b", {}, `+${bytes(more)} ${TIER_NAMES[tier]} `), result);
     });

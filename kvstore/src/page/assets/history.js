@@ -2,12 +2,13 @@
 
 import { get } from "./api.js";
 
-const RANGES = {
-  300: { step: "1s", bucketMs: 5000 },
-  900: { step: "1s", bucketMs: 10000 },
-  3600: { step: "1s", bucketMs: 30000 },
-  86400: { step: "1m", bucketMs: 300000 },
-};
+const RANGES = { 300: "1s", 900: "1s", 3600: "1s", 86400: "1m" };
+
+// Some ninety steps, whatever there is so far.
+function bucketFor(spanMs, step) {
+  const sizes = step === "1m" ? [60000, 300000, 900000] : [2000, 5000, 10000, 30000, 60000];
+  return sizes.find((size) => spanMs / size <= 120) ?? sizes.at(-1);
+}
 
 class Rows {
   constructor(step) {
@@ -51,12 +52,12 @@ export class History {
   seconds = 900;
 
   get #now() {
-    return this.#rows[RANGES[this.seconds].step];
+    return this.#rows[RANGES[this.seconds]];
   }
 
   async poll() {
     await this.#rows["1s"].poll();
-    if (RANGES[this.seconds].step === "1m" && Date.now() - this.#minutesAt > 20000) {
+    if (RANGES[this.seconds] === "1m" && Date.now() - this.#minutesAt > 20000) {
       this.#minutesAt = Date.now();
       await this.#rows["1m"].poll();
     }
@@ -68,13 +69,15 @@ export class History {
 
   // The range in steps: their ends in seconds since 1970, and the change of counters, or the last of gauges, in each.
   steps() {
-    const { bucketMs } = RANGES[this.seconds];
     const rows = this.#now;
     const last = rows.times.at(-1);
-    if (last === undefined) return { times: [], change: () => [], last: () => [], bucketSeconds: bucketMs / 1000 };
+    if (last === undefined) return { times: [], change: () => [], last: () => [], bucketSeconds: 1 };
+    // A young history fills the chart rather than leave it empty.
+    const spanMs = Math.max(30000, Math.min(this.seconds * 1000, last - rows.times[0]));
+    const bucketMs = bucketFor(spanMs, rows.step);
     // A step that is not over yet would look like a fall.
     const end = Math.floor(last / bucketMs) * bucketMs;
-    const count = Math.round((this.seconds * 1000) / bucketMs);
+    const count = Math.ceil(spanMs / bucketMs);
     const begin = end - count * bucketMs;
     const times = Array.from({ length: count }, (_, at) => (begin + (at + 1) * bucketMs) / 1000);
     const at = rows.times.map((time) => Math.ceil((time - begin) / bucketMs) - 1);
