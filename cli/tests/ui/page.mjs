@@ -80,5 +80,7 @@ export async function overflows(page) {
 
 export async function shoot(page, name) {
   mkdirSync(SHOTS, { recursive: true });
+  // The head stays at the top of the window, and would be in the midst of a picture of all of the page.
+  await page.evaluate(() => globalThis.scrollTo(0, 0));
   await page.screenshot({ path: join(SHOTS, `${name}.png`), fullPage: true });
 }

@@ -44,7 +44,6 @@ for (const [kind, cards] of [["store", ["hits", "misses", "curve", "moved", "fil
       for (const colorScheme of ["light", "dark"]) {
         const { page, context, wrong } = await settled(kind, { width, colorScheme });
         for (const card of cards) assert.ok(await isDrawn(page, card), `${card} is not drawn at ${width} in ${colorScheme}`);
-        await page.evaluate(() => globalThis.scrollTo(0, 0));
         await shoot(page, `${kind}-${width}-${colorScheme}`);
         assert.deepEqual(await overflows(page), []);
         assert.deepEqual(await faults(page), []);
@@ -132,6 +131,7 @@ test("actions want a token, and work with it", async () => {
   await page.getByLabel("Name of this prefix").fill("everything about caches");
   await page.getByRole("button", { name: "Name it" }).click();
   await say("^It is called everything about caches");
+  await page.waitForFunction(() => document.querySelector("#tree .detail h3").textContent.startsWith("everything about caches"));
   await shoot(page, "store-acting");
   await page.getByRole("button", { name: "Evict…" }).click();
   await page.getByRole("button", { name: /^Evict .* really$/ }).click();

@@ -218,6 +218,8 @@ export class Flame {
       fact("First block", node.first, true), fact("Last block", node.last, true));
     const heading = el("h3", {}, node.name ?? `Prefix ${node.first.slice(0, 8)}`, " ", node.pinned ? badge("pinned", "good") : null);
     if (this.detail.contains(document.activeElement)) {
+      // Who is at a button stays there.
+      this.detail.querySelector("h3").replaceWith(heading);
       this.detail.querySelector("dl").replaceWith(facts);
       return;
     }
