@@ -8,8 +8,8 @@ use anyhow::{Context, ensure};
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub(crate) struct AdminToken {
-    /// Bearer token with which the page may pin, prefetch, evict and name prefixes; without one the page shows
-    /// only, unless the store has a --token. Better given by the variable than by the flag [default: none]
+    /// Bearer token with which the page may pin, prefetch, evict and name prefixes, beside the store's own; without
+    /// either the page only shows. Better given by the variable than by the flag [default: none]
     #[arg(long, env = "KELVIN_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
 
