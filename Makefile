@@ -20,12 +20,14 @@ ENGINES_ENV := $(KELVIN_CACHE)/engines/vllm
 LMCACHE_ENV := $(KELVIN_CACHE)/engines/lmcache
 ENGINES_MODEL := $(KELVIN_CACHE)/engines/smollm2
 CONNECTORS := workers/connectors
+# What the tests in a browser need.
+UI_PACKAGES := $(KELVIN_CACHE)/ui
 
 CARGO := cargo
 # One profile for everything: llama.cpp is compiled once.
 FLAGS := --release --locked
 
-.PHONY: help up build test check fmt clippy unit doc-test test-python test-engines bench-smoke tools model
+.PHONY: help up build test check fmt clippy unit doc-test test-python test-deploy test-engines test-ui bench-smoke tools test-tools model
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +39,7 @@ up: tools model build ## serve a model on http://127.0.0.1:8080 until Ctrl-C
 build: tools ## the binaries kelvin and kelvin-bench, release
 	$(CARGO) build $(FLAGS) --workspace --bins
 
-test: tools model check unit doc-test test-python ## formatting, lints and every test but those of engines
+test: tools model check unit doc-test test-python test-deploy ## formatting, lints and every test but those of engines
 
 check: fmt clippy ## formatting and lints alone
 
@@ -48,7 +50,7 @@ clippy: tools
 	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
 
 unit: export KELVIN_TEST_MODEL = $(MODEL)
-unit: tools model
+unit: tools test-tools model
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; \
 	  $(CARGO) nextest run $(FLAGS) --workspace --profile $(NEXTEST_PROFILE); \
 	else set -x; \
@@ -83,6 +85,13 @@ python-tests:
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 	KELVIN_BIN="$(BIN)/kelvin" KELVIN_TEST_MODEL="$(MODEL)" "$(PYTHON_ENV)/bin/python" -m pytest -q router/tests/openai
 
+test-deploy: build ## dashboards and rules, by a real Prometheus that scrapes a cluster under load
+	@if ! cli/setup.sh prometheus; then \
+	  echo '*** DASHBOARDS AND RULES ARE NOT TESTED: prometheus cannot be installed (above) ***' >&2; \
+	else \
+	  set -x; KELVIN_BIN="$(BIN)/kelvin" python3 -m unittest discover -v deploy/tests; \
+	fi
+
 test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache and TensorRT-LLM over a real store, on the CPU; the first time installs 12 GB
 	@cli/setup.sh engines "$(ENGINES_ENV)"
 	@cli/setup.sh lmcache "$(LMCACHE_ENV)"
@@ -94,6 +103,13 @@ test-engines: build model ## vLLM, transformers, connectors of SGLang, LMCache a
 	  "$(ENGINES_ENV)/bin/python" -m pytest -q tests/engines --ignore tests/engines/test_lmcache.py
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" OMP_NUM_THREADS=1 \
 	  "$(LMCACHE_ENV)/bin/python" -m pytest -q tests/engines/test_lmcache.py
+
+test-ui: build ## the built-in page in a browser, on a cluster under load; screenshots in ~/.cache/kelvin/screenshots
+	@if ! cli/setup.sh ui "$(UI_PACKAGES)"; then \
+	  echo '*** THE BUILT-IN PAGE IS NOT TESTED IN A BROWSER: what drives one cannot be installed (above) ***' >&2; \
+	else set -x; \
+	  KELVIN_BIN="$(BIN)/kelvin" KELVIN_UI_PACKAGES="$(UI_PACKAGES)" node --test cli/tests/ui/run.test.mjs; \
+	fi
 
 bench-smoke: build ## the benches at their smallest, seconds
 	"$(BIN)/kelvin-bench" serve --smoke --kelvin "$(BIN)/kelvin"
@@ -109,6 +125,9 @@ bench-smoke: build ## the benches at their smallest, seconds
 
 tools:
 	@cli/setup.sh tools
+
+test-tools:
+	@cli/setup.sh test-tools
 
 model:
 ifeq ($(MODEL),$(DEFAULT_MODEL))

@@ -2,10 +2,13 @@
 # Brings what building and running Kelvin needs and the Rust toolchain does not have.
 #
 #   cli/setup.sh tools        a C++ compiler, cmake, libclang: installs what is missing, or says how
+#   cli/setup.sh test-tools   a Redis for the tests that need a real one; without it they say that they are skipped
 #   cli/setup.sh model FILE   the model that `make up` serves by default, checked, at FILE
 #   cli/setup.sh python DIR   a Python environment in DIR to build and test the package kelvin
 #   cli/setup.sh engines DIR  the same with vLLM and transformers for the CPU: 6 GB
 #   cli/setup.sh lmcache DIR  the same with LMCache, which wants other versions than vLLM: 6 GB
+#   cli/setup.sh prometheus   prometheus and promtool, to test dashboards and rules
+#   cli/setup.sh ui DIR       a browser, and packages in DIR to drive it, for the tests of the built-in page
 #
 # Does nothing, quickly, when everything is there.
 set -euo pipefail
@@ -32,6 +35,9 @@ LMCACHE_OVERRIDES=('torch==2.13.0')
 for package in cupy-cuda13x cuda-python cufile-python google-cloud-bigtable awscrt; do
     LMCACHE_OVERRIDES+=("$package; python_version < '3'")
 done
+
+# Of the tests in a browser.
+UI_PACKAGES=('playwright-core@1.65.1' 'axe-core@4')
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -84,6 +90,21 @@ tools() {
     command -v cmake >/dev/null || missing+=(cmake)
     has_libclang && has_libclang_headers || missing+=(libclang-dev)
     [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
+}
+
+prometheus() {
+    command -v prometheus >/dev/null && command -v promtool >/dev/null && return
+    # Debian starts a server of its own with the package, which nobody asked for here.
+    install prometheus
+    if command -v systemctl >/dev/null && [ "$(id -u)" -eq 0 ]; then
+        systemctl disable --now prometheus.service >/dev/null 2>&1 || true
+    fi
+}
+
+# Not redis-server, which would be started as a service: the same program is in redis-tools under another name.
+test_tools() {
+    command -v redis-server >/dev/null || command -v redis-check-rdb >/dev/null || (install redis-tools) ||
+        say '*** THE TESTS OF REDIS ARE SKIPPED: there is no redis-server and it cannot be installed (above) ***'
 }
 
 # Not local to the function, so that the trap finds it.
@@ -154,11 +175,31 @@ lmcache() {
     environment "$1" "${PYTHON_PACKAGES[@]}" "${LMCACHE_PACKAGES[@]}" --override "$overrides"
 }
 
+# A browser of Debian's: the packages bring none.
+ui() {
+    local dir=$1 missing=()
+    command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core)
+    command -v node >/dev/null || missing+=(nodejs)
+    command -v npm >/dev/null || missing+=(npm)
+    [ ${#missing[@]} -eq 0 ] || install "${missing[@]}" || fail 'the browser cannot be installed'
+    local wanted="${UI_PACKAGES[*]}"
+    [ "$(cat "$dir/.kelvin-packages" 2>/dev/null)" = "$wanted" ] && return
+    say "installing $wanted in $dir"
+    mkdir -p "$dir"
+    printf '{"private": true}' >"$dir/package.json"
+    npm install --prefix "$dir" --silent --no-audit --no-fund "${UI_PACKAGES[@]}" >&2 ||
+        fail "npm cannot install $wanted: is its registry out of reach?"
+    printf '%s' "$wanted" >"$dir/.kelvin-packages"
+}
+
 case "${1:-} $#" in
 'tools 1') tools ;;
+'test-tools 1') test_tools ;;
 'model 2') model "$2" ;;
+'prometheus 1') prometheus ;;
 'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" ;;
 'engines 2') engines "$2" ;;
 'lmcache 2') lmcache "$2" ;;
-*) fail 'usage: cli/setup.sh tools | model FILE | python DIR | engines DIR | lmcache DIR' ;;
+'ui 2') ui "$2" ;;
+*) fail 'usage: cli/setup.sh tools | test-tools | model FILE | python DIR | engines DIR | lmcache DIR | prometheus | ui DIR' ;;
 esac

@@ -7,6 +7,8 @@
 //! `told` is the first lease on a block since the last time that the order of eviction was asked for, which
 //! the policy is told of; further ones are not.
 
+mod metering;
+
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Barrier;
@@ -24,7 +26,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::report::{Report, number};
 
-/// Match, acquire, release and put in the store's core, on one thread and two
+/// Match, acquire, release and put in the store's core, on one thread and two; and what metrics cost
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Run in seconds, with few blocks and the small sizes
@@ -72,6 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     leases(&mut report, &mut rng, blocks, args.prompt_blocks, rounds)?;
     let memory = args.memory_mib.unwrap_or(if args.smoke { 64 } else { 512 }) * MIB;
     puts(&mut report, &mut rng, memory, args.smoke)?;
+    metering::measure(&mut report, args.seed, args.smoke)?;
     report.finish(args.json.as_deref())
 }
 

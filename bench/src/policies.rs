@@ -6,6 +6,8 @@
 //! rates stand beside those of an independent simulator. That one's FIFO drops blocks from the middle of
 //! sequences, which no policy here does; so it is replayed as it is defined there too, as `fifo, any block`.
 
+mod curve;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::hint::black_box;
@@ -76,8 +78,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     let mut report = Report::new("policies", args.seed, &subject);
     hits(&trace, &mut report);
+    let curve = curve::compare(&trace, &mut report);
     costs(args.smoke, &mut report);
-    report.finish(args.json.as_deref())
+    report.finish(args.json.as_deref())?;
+    // After the figures were shown.
+    curve
 }
 
 fn hits(trace: &Trace, report: &mut Report) {

@@ -3,6 +3,9 @@
 //! Every process of a cluster is this binary under another subcommand; `kelvin up` starts them all. What
 //! the processes do lives in the crates below; here flags become their configurations.
 
+mod admin;
+mod explain;
+mod http;
 mod logging;
 mod ready;
 mod router;
@@ -10,6 +13,8 @@ mod shutdown;
 mod stats;
 mod store;
 mod store_at;
+mod telemetry;
+mod top;
 mod up;
 mod values;
 mod watch;
@@ -45,6 +50,17 @@ struct Cli {
     )]
     log_format: LogFormat,
 
+    /// Where traces go: a collector that takes OTLP over gRPC, e.g. http://127.0.0.1:4317 [default: nowhere]
+    #[arg(
+        long,
+        global = true,
+        display_order = 901,
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        value_name = "URL",
+        value_parser = values::otlp
+    )]
+    otlp: Option<String>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -54,9 +70,11 @@ enum Command {
     Up(up::Args),
     Store(store::Args),
     Worker(worker::Args),
-    Router(router::Args),
+    Router(Box<router::Args>),
     Stats(stats::Args),
     Watch(watch::Args),
+    Top(top::Args),
+    Explain(explain::Args),
 }
 
 fn main() -> ExitCode {
@@ -87,18 +105,50 @@ fn chain(error: &anyhow::Error) -> String {
 fn run(cli: Cli) -> anyhow::Result<()> {
     // First of all, so that no child is left should its supervisor end right now.
     kelvin_planner::bind_to_supervisor()?;
-    logging::start(cli.log_format, matches!(cli.command, Command::Up(_)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let otlp = cli.otlp.filter(|endpoint| !endpoint.is_empty());
+    let (exported, telemetry) = match (&otlp, cli.command.exports()) {
+        (Some(endpoint), Some(service)) => {
+            let _entered = runtime.enter();
+            let (layer, telemetry) = telemetry::start(endpoint, service)?;
+            (Some(layer), Some(telemetry))
+        }
+        _ => (None, None),
+    };
+    logging::start(cli.log_format, matches!(cli.command, Command::Up(_)), exported)?;
+    let result = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::run(args, cli.log_format).await,
+            Command::Up(args) => up::run(args, cli.log_format, otlp).await,
             Command::Store(args) => store::run(args).await,
             Command::Worker(args) => worker::run(args).await,
-            Command::Router(args) => router::run(args).await,
+            Command::Router(args) => router::run(*args).await,
             Command::Stats(args) => stats::run(args).await,
             Command::Watch(args) => watch::run(args).await,
+            Command::Top(args) => top::run(args).await,
+            Command::Explain(args) => explain::run(args).await,
         }
-    })
+    });
+    // The last spans go while the runtime still works for them.
+    drop(telemetry);
+    result
+}
+
+impl Command {
+    /// As whom this exports spans: the processes of a cluster do, what people ask of them does not.
+    fn exports(&self) -> Option<telemetry::Service> {
+        match self {
+            Command::Store(args) => {
+                args.serves().then_some(telemetry::Service { name: "kelvin-store", instance: None })
+            }
+            Command::Worker(args) => Some(args.service()),
+            Command::Router(_) => Some(telemetry::Service { name: "kelvin-router", instance: None }),
+            Command::Up(_)
+            | Command::Stats(_)
+            | Command::Watch(_)
+            | Command::Top(_)
+            | Command::Explain(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

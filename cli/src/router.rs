@@ -2,10 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgGroup, ValueEnum};
-use kelvin_router::{BackendSpec, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig};
+use kelvin_router::{
+    BackendSpec, BackendsRedis, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig,
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::ready;
 use crate::shutdown::Shutdown;
@@ -13,11 +18,19 @@ use crate::values::{self, Model};
 
 /// Run the router: the OpenAI-compatible endpoint before workers and other engines
 #[derive(Debug, clap::Args)]
-#[command(group(ArgGroup::new("served").required(true).multiple(true).args(["workers", "backends", "backends_file"])))]
+#[command(group(ArgGroup::new("served").required(true).multiple(true).args(["workers", "backends", "backends_file", "backends_redis"])))]
 pub(crate) struct Args {
     /// Address of the OpenAI API over HTTP; port 0 takes a free one
     #[arg(long, env = "KELVIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_parser = values::loopback)]
     listen: SocketAddr,
+
+    /// Address of the built-in page (/ui) and of /metrics over HTTP [default: none]
+    #[arg(long, env = "KELVIN_ROUTER_ADMIN_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
+    admin_listen: Option<SocketAddr>,
+
+    /// The store's own page, for a link to it, e.g. http://127.0.0.1:7441/ui/ [default: none]
+    #[arg(long, value_name = "URL")]
+    store_page: Option<String>,
 
     /// The store, asked which prefixes are cached; without it nothing counts as cached [default: none]
     #[arg(long, env = "KELVIN_STORE", value_name = "URL", value_parser = values::endpoint)]
@@ -33,7 +46,8 @@ pub(crate) struct Args {
 
     /// Another engine's server (vLLM, SGLang, TensorRT-LLM, llama.cpp) that speaks OpenAI's API; give one
     /// flag for each. Behind the URL, with commas: role=both|prefill|decode, events=tcp://HOST:PORT (KV
-    /// events), events-bind=true (the engine connects to it), replay=tcp://HOST:PORT, ranks=N, requests-max=N
+    /// events), events-bind=true (the engine connects to it), replay=tcp://HOST:PORT, ranks=N,
+    /// store=http://HOST:PORT (the store that it loads from), requests-max=N
     #[arg(
         long = "backend",
         env = "KELVIN_BACKENDS",
@@ -47,6 +61,17 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_BACKENDS_FILE", value_name = "PATH")]
     backends_file: Option<PathBuf>,
 
+    /// Redis where backends register themselves, redis://[USER:PASSWORD@]HOST:PORT[/DATABASE][/PREFIX]: keys
+    /// PREFIX:backend:NAME, PREFIX being kelvin if none is given, with what the file says of each. Who registers sets
+    /// its key again before its time is over: redis-cli SET kelvin:backend:one '{"url": "http://10.0.0.1:8000"}' EX 15
+    #[arg(long, env = "KELVIN_BACKENDS_REDIS", value_name = "URL", hide_env_values = true)]
+    backends_redis: Option<BackendsRedis>,
+
+    /// Milliseconds without the first piece of a backend's stream after which a second backend is asked too; the first
+    /// to answer has the request. At most one in ten requests at a time [default: never]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    hedge_after: Option<u64>,
+
     /// GGUF file of the workers' model, for its vocabulary and chat template, or "toy"; not needed with
     /// backends alone
     #[arg(long, env = "KELVIN_MODEL", value_name = "PATH|toy", value_parser = values::model)]
@@ -56,9 +81,32 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     keys: Keys,
 
-    /// Most requests at once; one more is answered 429
+    /// Most requests in work at once, of workers and of backends each; more of them wait in the queue
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     requests_max: u32,
+
+    /// Requests handed to workers at once for each slot of a decode worker, so that the others wait here, where
+    /// priorities count; 0 for as many as --requests-max allows
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    requests_per_slot: u32,
+
+    /// Most requests in the queue, of workers and of backends each; one more is answered 429, or takes the place of
+    /// one of a lower "priority"; 0 for no queue
+    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    queue_max: u32,
+
+    /// Most time in the queue, after which a request is answered 429; its "deadline_ms" can make it less
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = values::duration)]
+    queue_timeout: Duration,
+
+    /// Uncached tokens from which on a prompt is long: long ones share the workers' time with the others, so that
+    /// neither starves
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
+    long_tokens: u64,
+
+    /// Most long prompts in work at once [default: half of what may be]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    long_max: Option<u32>,
 
     /// Most connections at once; one more waits
     #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
@@ -68,7 +116,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     tokens_max_default: u32,
 
-    /// Where prompts are evaluated
+    /// How often an answer goes on at another decode worker when its own is lost in the middle of it; 0 ends it
+    /// with an error
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    migrations_max: u8,
+
+    /// Most time that such an answer waits for a decode worker, which may be its own, started again
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    migration_wait: Duration,
+
+    /// Where prompts are evaluated; of backends, those of role=decode have them computed by those of role=prefill
     #[arg(long, env = "KELVIN_ROUTER_PREFILL", value_name = "WHERE", default_value = "auto")]
     prefill: Prefill,
 }
@@ -78,20 +135,36 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(model) = &args.model {
         model.check()?;
     }
+    raise_open_files();
     let drain = Shutdown::listen_and_exit()?;
-    let ready = |at: Listening| ready::say("router", [("listen", Some(at.http.to_string()))]);
+    let ready = |at: Listening| {
+        let admin = at.admin.map(|admin| admin.to_string());
+        ready::say("router", [("listen", Some(at.http.to_string())), ("admin", admin)]);
+    };
     kelvin_router::serve(args.config(), ready, drain).await.context("run the router")
+}
+
+/// A stream takes two connections: as many files may be open as the system allows, not the thousand that is usual.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 impl Args {
     fn config(self) -> RouterConfig {
         RouterConfig {
             listen: self.listen,
+            admin_listen: self.admin_listen,
+            store_page: self.store_page,
             store: self.store,
             token: self.token,
             workers: self.workers,
             backends: self.backends,
             backends_file: self.backends_file,
+            backends_redis: self.backends_redis,
+            hedge_after: self.hedge_after.map(Duration::from_millis),
             model: self.model.map(|model| match model {
                 Model::Toy => ModelSource::Toy,
                 Model::Gguf(path) => ModelSource::Gguf(path),
@@ -102,8 +175,15 @@ impl Args {
                 Keys::Tokens => KeyKind::Tokens,
             },
             requests_max: self.requests_max as usize,
+            requests_per_slot: self.requests_per_slot,
+            queue_max: self.queue_max as usize,
+            queue_timeout: self.queue_timeout,
+            long_tokens: self.long_tokens,
+            long_max: self.long_max.map(|max| max as usize),
             connections_max: self.connections_max as usize,
             tokens_max_default: self.tokens_max_default,
+            migrations_max: self.migrations_max.into(),
+            migration_wait: self.migration_wait,
             prefill: match self.prefill {
                 Prefill::Auto => PrefillPolicy::Auto,
                 Prefill::Remote => PrefillPolicy::Remote,

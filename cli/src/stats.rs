@@ -106,12 +106,12 @@ fn write_table(out: &mut String, store: &str, stats: &StatsResponse) -> std::fmt
 }
 
 /// `never stored` of `MISS_REASON_NEVER_STORED`.
-fn reason(miss: &MissStats) -> String {
+pub(crate) fn reason(miss: &MissStats) -> String {
     miss.reason().as_str_name().trim_start_matches("MISS_REASON_").to_lowercase().replace('_', " ")
 }
 
 /// The two largest units: `3d 4h`, `5m 6s`, `7s`.
-fn uptime(time: Duration) -> String {
+pub(crate) fn uptime(time: Duration) -> String {
     let seconds = time.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

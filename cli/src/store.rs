@@ -52,6 +52,13 @@ enum Command {
     Explain(ranges::Explain),
 }
 
+impl Args {
+    /// Whether this runs a store, and does not ask one.
+    pub(crate) fn serves(&self) -> bool {
+        self.command.is_none()
+    }
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         None => serve::run(*args.serve).await,

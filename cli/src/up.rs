@@ -25,6 +25,7 @@ use anyhow::{Context, bail};
 use futures::future::try_join_all;
 use kelvin_planner::{Supervisor, SupervisorOptions};
 
+use crate::admin::AdminToken;
 use crate::logging::LogFormat;
 use crate::shutdown::Shutdown;
 use crate::store::Places;
@@ -77,6 +78,9 @@ pub(crate) struct Args {
     json: bool,
 
     #[command(flatten)]
+    admin: AdminToken,
+
+    #[command(flatten)]
     places: Places,
 }
 
@@ -87,12 +91,12 @@ const GRACE: Duration = Duration::from_secs(25);
 /// Most time from the router's ready line to its first good answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(args: Args, log_format: LogFormat) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Args, log_format: LogFormat, otlp: Option<String>) -> anyhow::Result<()> {
     // Before the first child, so that a signal during the start drains too.
     let shutdown = Shutdown::listen()?;
     preflight::check(&args)?;
     let run_dir = RunDir::create(args.run_dir.as_deref())?;
-    let plan = Plan::make(&args, &run_dir, log_format)?;
+    let plan = Plan::make(&args, &run_dir, log_format, otlp)?;
     let supervisor = Supervisor::new(SupervisorOptions { grace: GRACE, ..SupervisorOptions::default() })?;
 
     let served = tokio::select! {
@@ -174,10 +178,12 @@ fn announce(plan: &Plan, model: &str, json: bool) {
             ("model", Some(model.to_owned())),
             ("store", Some(plan.store_url())),
             ("store_admin", Some(plan.store_admin_url())),
+            ("router_admin", Some(plan.router_admin_url())),
         ];
         return crate::ready::say("up", facts);
     }
-    let (listen, store, admin) = (plan.listen, plan.store_url(), plan.store_admin_url());
+    let (listen, store) = (plan.listen, plan.store_url());
+    let (admin, router_admin) = (plan.store_admin_url(), plan.router_admin_url());
     let body = serde_json::json!({
         "model": model,
         "messages": [
@@ -190,7 +196,8 @@ fn announce(plan: &Plan, model: &str, json: bool) {
     let text = format!(
         "\nServing {model}\n\n  \
          OpenAI API    http://{listen}/v1\n  \
-         metrics       http://{listen}/metrics  {admin}/metrics\n  \
+         dashboard     {router_admin}/ui/  (the cache itself: {admin}/ui/)\n  \
+         metrics       {router_admin}/metrics  {admin}/metrics\n  \
          KV API        {store}  (gRPC; try: kelvin stats --store {store})\n\n\
          Try:\n\n  \
          curl -s http://{listen}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n\n\

@@ -109,6 +109,19 @@ pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     Ok(format!("http://{rest}"))
 }
 
+/// Reads where traces go. Empty is nowhere, as OpenTelemetry has it for its variables.
+pub(crate) fn otlp(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    endpoint(text).map_err(|_| {
+        format!(
+            "{text:?} is no collector that can be reached; write http://HOST:PORT of one that takes OTLP over gRPC, \
+             without TLS and without a path, e.g. http://127.0.0.1:4317"
+        )
+    })
+}
+
 /// What is served: the built-in toy, or a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Model {
@@ -274,6 +287,15 @@ mod tests {
         }
         for text in ["", "127.0.0.1", "https://127.0.0.1:1", "http://h:1/v1", ":1", "h:70000"] {
             assert!(endpoint(text).unwrap_err().contains("http://HOST:PORT"), "{text}");
+        }
+    }
+
+    #[test]
+    fn collectors() {
+        assert_eq!(otlp("http://127.0.0.1:4317").as_deref(), Ok("http://127.0.0.1:4317"));
+        assert_eq!(otlp("").as_deref(), Ok(""));
+        for text in ["https://127.0.0.1:4317", "http://127.0.0.1:4318/v1/traces", "collector"] {
+            assert!(otlp(text).unwrap_err().contains("without TLS"), "{text}");
         }
     }
 

@@ -10,6 +10,7 @@ use kelvin_workers::{Listening, ModelSource, ToyOptions, WorkerConfig};
 use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::store_at::StoreAt;
+use crate::telemetry::Service;
 use crate::values::{self, Model};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,6 +112,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Args {
+    /// As whom it exports spans.
+    pub(crate) fn service(&self) -> Service {
+        let name = match self.role {
+            Role::Prefill => "kelvin-prefill",
+            Role::Decode => "kelvin-decode",
+        };
+        Service { name, instance: self.name.clone() }
+    }
+
     fn config(self) -> WorkerConfig {
         let role = match self.role {
             Role::Prefill => kelvin_workers::Role::Prefill,

@@ -13,14 +13,25 @@ use kelvin_tiering::MemoryError;
 
 use crate::{
     SequenceHash,
-    store::{AcquiredBlock, Namespace, Store, StoreOptions, SystemClock, Tenant, TenantOptions},
+    store::{
+        AcquiredBlock, Namespace, Store, StoreOptions, SystemClock, Tenant, TenantOptions,
+        meters::{self, Verb, Via},
+    },
 };
 
 pub use crate::store::{NvmeSpace, ObjectSpace, Offload, TierOptions};
 pub use tiered::{Moved, Served, Tiered};
 
+/// Blocks that a namespace's miss-ratio curve follows.
+pub const CURVE_SAMPLES_MAX: usize = crate::store::CURVE_SAMPLES_MAX;
+
 /// A day: nothing expires.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Whether stores of this process measure themselves; they do unless told otherwise here.
+pub fn set_measuring(on: bool) {
+    meters::set_measuring(on);
+}
 
 /// A tenant.
 pub struct Core {
@@ -119,6 +130,30 @@ impl Core {
     /// Blocks of the longest stored prefix.
     pub fn longest_prefix(&self, session: &Session, hashes: &[SequenceHash]) -> usize {
         self.tenant().longest_prefix(&session.namespace, hashes)
+    }
+
+    /// The same as the service does it for `Match`: with what is counted and watched.
+    pub fn look_up(&self, session: &Session, hashes: &[SequenceHash]) -> usize {
+        let began = meters::begin();
+        let (tenant, namespace) = (self.tenant(), &session.namespace);
+        let found = tenant.match_prefix(namespace, hashes).len();
+        if let Some(first) = hashes.get(found) {
+            tenant.count_misses(namespace, *first, (hashes.len() - found) as u64);
+        }
+        if let Some(began) = began {
+            tenant.meters().call(Verb::Match, Via::Socket).took(began.elapsed());
+        }
+        found
+    }
+
+    /// What the namespace would hit in memory for so many blocks, by the curve that its matches drew.
+    pub fn estimated_hit_ratio(&self, session: &Session, blocks: u64) -> f64 {
+        session.namespace.curve.lock().hit_ratio(blocks)
+    }
+
+    /// Memory of what is kept for metrics.
+    pub fn metrics_memory_bytes(&self) -> usize {
+        self.tenant().metrics_memory_bytes()
     }
 
     /// Leases the leading run of `hashes` that is stored.

@@ -1,7 +1,7 @@
 //! What Kelvin's bytes mean: sequence hashes, the radix index, leases, the service and its client.
 //!
-//! Features: `index` is hashes and the radix index alone; `client` adds the client library; `server`
-//! (default) adds the store itself.
+//! Features: `index` is hashes and the radix index alone; `client` adds the client library; `page` the built-in
+//! page, for a store or a router; `server` (default) adds the store itself.
 
 #[cfg(feature = "server")]
 #[doc(hidden)]
@@ -18,10 +18,14 @@ mod index;
 pub mod insight;
 #[cfg(feature = "server")]
 pub mod maintenance;
+#[cfg(feature = "page")]
+pub mod page;
 #[cfg(feature = "server")]
 mod random;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "client")]
+mod span;
 #[cfg(feature = "server")]
 mod store;
 #[cfg(feature = "client")]
@@ -48,6 +52,6 @@ pub use client::{
 };
 pub use hash::{NamespaceKey, SequenceHash, WrongLength};
 pub use index::{
-    Entry, FleetSet, HashMixer, HolderSet, InsertError, Inserted, Loaded, RUN_BLOCKS_MAX, RadixIndex,
-    Subtree, TierSet, WorkerSet,
+    Branch, Entry, FleetSet, HashMixer, HolderSet, InsertError, Inserted, Loaded, OUTLINE_HOLDERS, Outline,
+    RUN_BLOCKS_MAX, RadixIndex, Subtree, TierSet, WorkerSet,
 };

@@ -6,9 +6,12 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod exposition;
 mod fingerprint;
+pub mod trace;
 
 pub use error::{REASON_METADATA, Reason, Refusal, refusal_of};
+pub use exposition::{Exposition, MetricInfo, catalogue, describe};
 pub use fingerprint::{Fingerprint, NamespaceSpec, Shard};
 
 /// The KV API.

@@ -3,7 +3,10 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use kelvin_proto::kv::v1::{self, BlockStatus, Tier};
+use kelvin_proto::{
+    kv::v1::{self, BlockStatus, Tier},
+    worker,
+};
 use prost::Message;
 
 /// Sixteen bytes a line, so that a difference can be seen.
@@ -86,6 +89,7 @@ fn the_handshake() {
                 token: hash(5),
                 region_bytes: 1 << 30,
                 takes_calls: false,
+                takes_traces: false,
             }),
             limits: Some(v1::Limits {
                 keys_max: 8192,
@@ -107,6 +111,7 @@ fn the_handshake() {
             token: hash(5),
             region_bytes: 1 << 30,
             takes_calls: true,
+            takes_traces: false,
         },
     );
     check(
@@ -263,7 +268,10 @@ fn keeping() {
 
 #[test]
 fn watching() {
-    check("watch_request", &v1::WatchRequest { session_id: 2, namespace_id: 1, cursor: 5, incarnation: 6 });
+    check(
+        "watch_request",
+        &v1::WatchRequest { session_id: 2, namespace_id: 1, cursor: 5, incarnation: 6, describe: false },
+    );
     check(
         "watch_response",
         &v1::WatchResponse {
@@ -278,6 +286,54 @@ fn watching() {
             lost: 3,
             snapshot_begin: true,
             snapshot_end: true,
+            described: None,
+        },
+    );
+}
+
+#[test]
+fn generating() {
+    let sampling = worker::v1::Sampling {
+        temperature: 0.5,
+        top_p: 0.9,
+        top_k: 40,
+        seed: Some(7),
+        logit_bias: [(3, -1.5)].into(),
+        ..Default::default()
+    };
+    let request = worker::v1::GenerateRequest {
+        request_id: "r-1".into(),
+        model: "m".into(),
+        tokens: vec![1, 300, 70_000],
+        extra: b"salt:a".as_slice().into(),
+        sampling: Some(sampling),
+        tokens_max: 64,
+        stop_tokens: vec![2],
+        wait_blocks: 1,
+        wait_ms: 250,
+        logprobs: Some(2),
+        grammar: "start: \"a\"".into(),
+        generated_tokens: 0,
+    };
+    check("generate_request", &request);
+    check("generate_request_resumed", &worker::v1::GenerateRequest { generated_tokens: 2, ..request });
+    let top = vec![worker::v1::TokenLogprob { token: 5, logprob: -0.25 }];
+    let token = worker::v1::GeneratedToken { token: 5, logprob: Some(-0.25), top };
+    check("generate_response", &worker::v1::GenerateResponse { tokens: vec![token], ..Default::default() });
+    let usage = worker::v1::Usage {
+        prompt_tokens: 40,
+        generated_tokens: 1,
+        imported_tokens: 32,
+        evaluated_tokens: 8,
+        import_us: 90,
+        evaluate_us: 1_000,
+    };
+    check(
+        "generate_response_last",
+        &worker::v1::GenerateResponse {
+            finish: worker::v1::FinishReason::Stop.into(),
+            usage: Some(usage),
+            ..Default::default()
         },
     );
 }

@@ -3,7 +3,11 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use crate::text::ModelSource;
-use crate::{backend::BackendSpec, cost::PrefillPolicy, text::VocabularyError};
+use crate::{
+    backend::{BackendSpec, BackendsRedis},
+    cost::PrefillPolicy,
+    text::VocabularyError,
+};
 
 /// What a prompt for another engine is compared by, to know who has a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +26,10 @@ pub enum KeyKind {
 pub struct RouterConfig {
     /// Loopback address of the OpenAI endpoint; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Loopback address of the built-in page (`/ui`), with `/metrics` and `/health`; port 0 takes a free one.
+    pub admin_listen: Option<SocketAddr>,
+    /// Address of the store's own page, for people: a link.
+    pub store_page: Option<String>,
     /// Store to ask for prefixes, e.g. `http://127.0.0.1:7440`; without one nothing is known to be cached.
     pub store: Option<String>,
     /// Bearer token for the store, if it wants one.
@@ -32,6 +40,10 @@ pub struct RouterConfig {
     pub backends: Vec<BackendSpec>,
     /// A file that names backends; read again when it changes.
     pub backends_file: Option<PathBuf>,
+    /// Where backends register themselves.
+    pub backends_redis: Option<BackendsRedis>,
+    /// Without the first piece of a stream for so long, a second backend is asked; never without.
+    pub hedge_after: Option<Duration>,
     /// What prompts for backends are compared by.
     pub keys: KeyKind,
     /// Most bytes for knowing what is in whose memory.
@@ -43,8 +55,18 @@ pub struct RouterConfig {
     pub model: Option<ModelSource>,
     /// Most tokens of a completion whose request does not say.
     pub tokens_max_default: u32,
-    /// Requests in work at once; one more is answered 429.
+    /// Requests in work at once, of workers and of backends each; more of them wait.
     pub requests_max: usize,
+    /// Requests handed to workers at once for each of their decode workers' slots; 0 for `requests_max` alone.
+    pub requests_per_slot: u32,
+    /// Requests that wait at once; one more is answered 429.
+    pub queue_max: usize,
+    /// Most time that a request waits.
+    pub queue_timeout: Duration,
+    /// A prompt of which so many tokens are not cached is long.
+    pub long_tokens: u64,
+    /// Long prompts in work at once; half of what may be in work without.
+    pub long_max: Option<usize>,
     /// Connections at once; one more waits to be accepted.
     pub connections_max: usize,
     /// Most bytes of a request's body.
@@ -65,6 +87,10 @@ pub struct RouterConfig {
     pub first_token_timeout: Duration,
     /// Most time between two tokens.
     pub token_timeout: Duration,
+    /// How often a completion goes on at another worker when its decode worker is lost; 0 ends it with an error.
+    pub migrations_max: usize,
+    /// Most time that such a completion waits for a worker to be there: a lost one may be started again.
+    pub migration_wait: Duration,
     /// Time that running requests get to end once a shutdown has begun.
     pub drain_grace: Duration,
     /// Where prompts are evaluated.
@@ -75,17 +101,26 @@ impl Default for RouterConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_listen: None,
+            store_page: None,
             store: None,
             token: None,
             workers: Vec::new(),
             backends: Vec::new(),
             backends_file: None,
+            backends_redis: None,
+            hedge_after: None,
             keys: KeyKind::Auto,
             directory_bytes: 256 << 20,
             probe_interval: Duration::from_secs(1),
             model: None,
             tokens_max_default: 1024,
             requests_max: 256,
+            requests_per_slot: 2,
+            queue_max: 1024,
+            queue_timeout: Duration::from_secs(120),
+            long_tokens: 4096,
+            long_max: None,
             connections_max: 1024,
             body_bytes_max: 4 << 20,
             read_timeout: Duration::from_secs(30),
@@ -96,6 +131,8 @@ impl Default for RouterConfig {
             block_timeout: Duration::from_secs(30),
             first_token_timeout: Duration::from_secs(600),
             token_timeout: Duration::from_secs(60),
+            migrations_max: 2,
+            migration_wait: Duration::from_secs(10),
             drain_grace: Duration::from_secs(20),
             prefill: PrefillPolicy::Auto,
         }
@@ -107,6 +144,8 @@ impl Default for RouterConfig {
 pub struct Listening {
     /// The OpenAI endpoint.
     pub http: SocketAddr,
+    /// The page.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Why a router does not start, or stopped.

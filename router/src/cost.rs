@@ -25,6 +25,13 @@
 //! - `company = streams * step`: each stream makes the batch and so its step longer, which is why the
 //!   less loaded of two otherwise equal decode workers is taken.
 //!
+//! A worker that was not measured yet counts as the fastest of its role that was, or else of all: were it taken for
+//! slow, it would get no prompt, and never be measured. So whether a remote prefill pays is decided by what both
+//! workers are measured to gain by it.
+//!
+//! The worker that had a conversation's turn before gets the next one [`PREFERENCE_US`] cheaper. All of a node's
+//! workers find its KV in the same store, so this is worth little, and one stream more outweighs it.
+//!
 //! Costs within [`TIE`] of the cheapest are equal: local goes before remote (fewer hands), then the decode
 //! worker with the fewest streams, and then chance decides, so that equal workers share the load.
 
@@ -40,6 +47,8 @@ pub(crate) const STEP_US_DEFAULT: f64 = 20_000.0;
 const HAND_OFF_US: f64 = 3_000.0;
 /// Tokens a sequence is expected to have left when another waits for its slot.
 const SLOT_TOKENS: f64 = 64.0;
+/// What having had a conversation's last turn is worth, at most half of the cost.
+const PREFERENCE_US: f64 = 2_000.0;
 /// Relative difference below which two costs are equal: measured rates waver more than that.
 pub(crate) const TIE: f64 = 0.02;
 
@@ -52,6 +61,8 @@ pub(crate) struct RequestFacts {
     pub(crate) matched_tokens: u64,
     /// Tokens a block.
     pub(crate) block_tokens: u64,
+    /// Decode worker that had the conversation's last turn.
+    pub(crate) preferred: Option<usize>,
 }
 
 /// What a worker does.
@@ -131,6 +142,7 @@ pub(crate) fn decide(
     policy: PrefillPolicy,
     rng: &mut impl Rng,
 ) -> Result<Decision, NoDecodeWorker> {
+    let workers = completed(workers);
     let of = |role| workers.iter().filter(move |worker| worker.role == role);
     let shape = Shape::of(request);
     let mut ways: Vec<(u32, Decision)> = Vec::new();
@@ -149,6 +161,11 @@ pub(crate) fn decide(
             ways.push((decode.streams, local));
         }
     }
+    for (_, way) in &mut ways {
+        if request.preferred == Some(way.decode) {
+            way.cost_us -= PREFERENCE_US.min(way.cost_us / 2.0);
+        }
+    }
     let least_us = ways.iter().map(|(_, way)| way.cost_us).fold(f64::INFINITY, f64::min);
     ways.retain(|(_, way)| way.cost_us <= least_us * (1.0 + TIE));
     if ways.iter().any(|(_, way)| way.prefill == Place::Local) {
@@ -156,7 +173,38 @@ pub(crate) fn decide(
     }
     let fewest = ways.iter().map(|(streams, _)| *streams).min().ok_or(NoDecodeWorker)?;
     ways.retain(|(streams, _)| *streams == fewest);
+    if ways.iter().any(|(_, way)| request.preferred == Some(way.decode)) {
+        ways.retain(|(_, way)| request.preferred == Some(way.decode));
+    }
     Ok(ways[rng.random_range(0..ways.len())].1)
+}
+
+/// The workers, with what was not measured taken from the best of the others.
+fn completed(workers: &[WorkerFacts]) -> Vec<WorkerFacts> {
+    type Figure = fn(&WorkerFacts) -> Option<f64>;
+    type Better = fn(f64, f64) -> f64;
+    let figures: [(Figure, Better); 3] = [
+        (|worker| worker.prefill_tokens_per_second, f64::max),
+        (|worker| worker.import_block_us, f64::min),
+        (|worker| worker.decode_step_us, f64::min),
+    ];
+    let known = |value: Option<f64>| value.filter(|value| value.is_finite() && *value > 0.0);
+    let best = |(figure, better): (Figure, Better), role: Option<Role>| {
+        let among = workers.iter().filter(|worker| role.is_none_or(|role| worker.role == role));
+        among.filter_map(|worker| known(figure(worker))).reduce(better)
+    };
+    let of = |role| figures.map(|figure| best(figure, Some(role)).or_else(|| best(figure, None)));
+    let (prefill, decode) = (of(Role::Prefill), of(Role::Decode));
+    let complete = |worker: &WorkerFacts| {
+        let [rate, import, step] = if worker.role == Role::Prefill { prefill } else { decode };
+        WorkerFacts {
+            prefill_tokens_per_second: known(worker.prefill_tokens_per_second).or(rate),
+            import_block_us: known(worker.import_block_us).or(import),
+            decode_step_us: known(worker.decode_step_us).or(step),
+            ..*worker
+        }
+    };
+    workers.iter().map(complete).collect()
 }
 
 /// A request's numbers as the formulas use them.

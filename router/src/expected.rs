@@ -22,11 +22,17 @@
 //!
 //! Costs within [`TIE`] of the cheapest are equal: then the worker with the fewest streams is taken, and of
 //! those chance takes one. So a prefix that many ask for at once spreads: the queue in front of the worker
-//! that has it becomes dearer than to load or compute it elsewhere, and from then on there are two.
+//! that has it becomes dearer than to load or compute it elsewhere, and from then on there are two. A session's worker is kept within [`NEAR`] ([`choose_near`]).
 
 use rand::Rng;
 
 use crate::cost::{RATE_DEFAULT, STEP_US_DEFAULT, TIE, measured};
+
+/// How much more than the cheapest a worker may cost that had the session's last request: something of it is there
+/// that is not known of, as a block that was not full, or an image.
+const NEAR: f64 = 0.25;
+/// Candidates that are made room for at once.
+const CANDIDATES: usize = 4096;
 
 /// Tokens that are in some place outside of a worker's own memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,8 +56,11 @@ pub struct Candidate<'a> {
     pub streams: u32,
     /// Leading tokens of the prompt in its own memory.
     pub own_tokens: u64,
-    /// Where the tokens behind those are, in the order of the prompt.
+    /// Where tokens are outside of that, in the order of the prompt.
     pub held: &'a [Held],
+    /// Tokens of those that count for nothing, since its own memory has them: `own_tokens` where `held` is of the
+    /// whole prompt, 0 where it is of what is behind them.
+    pub skip_tokens: u64,
     /// Prompt tokens it computes a second.
     pub tokens_per_second: Option<f64>,
     /// Microseconds of its decode steps.
@@ -99,8 +108,14 @@ pub fn expected(prompt_tokens: u64, candidate: &Candidate<'_>) -> Expected {
     let mut rest = prompt_tokens.saturating_sub(candidate.own_tokens).max(1);
     let mut best = Expected { compute_us: compute_us(rest), compute_tokens: rest, ..Expected::default() };
     let (mut load_us, mut load_tokens) = (0.0, 0);
+    let mut skip = candidate.skip_tokens;
     for held in candidate.held {
-        let tokens = held.tokens.min(rest - 1);
+        let skipped = held.tokens.min(skip);
+        skip -= skipped;
+        let tokens = (held.tokens - skipped).min(rest - 1);
+        if tokens == 0 {
+            continue;
+        }
         load_us += positive(held.latency_us) + tokens as f64 * positive(held.us_per_token);
         load_tokens += tokens;
         rest -= tokens;
@@ -128,29 +143,66 @@ pub fn choose<'a>(
     candidates: impl IntoIterator<Item = Candidate<'a>>,
     rng: &mut impl Rng,
 ) -> Option<Choice> {
-    let candidates: Vec<_> = candidates.into_iter().collect();
+    choose_near(prompt_tokens, candidates, None, rng)
+}
+
+/// The same, but the `preferred` worker as long as it costs at most [`NEAR`] more than the cheapest.
+pub fn choose_near<'a>(
+    prompt_tokens: u64,
+    candidates: impl IntoIterator<Item = Candidate<'a>>,
+    preferred: Option<usize>,
+    rng: &mut impl Rng,
+) -> Option<Choice> {
+    let given = candidates.into_iter();
+    let mut candidates = Vec::with_capacity(given.size_hint().1.unwrap_or(0).min(CANDIDATES));
     let known = |value: Option<f64>| value.filter(|value| value.is_finite() && *value > 0.0);
-    let rates = candidates.iter().filter_map(|candidate| known(candidate.tokens_per_second));
-    let steps = candidates.iter().filter_map(|candidate| known(candidate.step_us));
-    let (fastest, shortest) = (rates.reduce(f64::max), steps.reduce(f64::min));
-    let priced: Vec<_> = candidates
-        .iter()
-        .map(|candidate| {
-            let candidate = Candidate {
-                tokens_per_second: known(candidate.tokens_per_second).or(fastest),
-                step_us: known(candidate.step_us).or(shortest),
-                ..*candidate
-            };
-            let expected = expected(prompt_tokens, &candidate);
-            (expected.cost_us(), candidate.streams, Choice { worker: candidate.worker, expected })
-        })
-        .collect();
-    let least_us = priced.iter().map(|(cost_us, ..)| *cost_us).fold(f64::INFINITY, f64::min);
+    let (mut fastest, mut shortest) = (None, None);
+    for candidate in given {
+        let candidate = Candidate {
+            tokens_per_second: known(candidate.tokens_per_second),
+            step_us: known(candidate.step_us),
+            ..candidate
+        };
+        let (rate, step) = (candidate.tokens_per_second, candidate.step_us);
+        fastest = rate.map(|rate| fastest.map_or(rate, |most: f64| most.max(rate))).or(fastest);
+        shortest = step.map(|step| shortest.map_or(step, |least: f64| least.min(step))).or(shortest);
+        candidates.push(candidate);
+    }
+    let mut least_us = f64::INFINITY;
+    let mut preferred_us = None;
+    let mut costs = Vec::with_capacity(candidates.len());
+    for candidate in &mut candidates {
+        candidate.tokens_per_second = candidate.tokens_per_second.or(fastest);
+        candidate.step_us = candidate.step_us.or(shortest);
+        let cost_us = expected(prompt_tokens, candidate).cost_us();
+        least_us = least_us.min(cost_us);
+        if preferred == Some(candidate.worker) {
+            preferred_us = Some(cost_us);
+        }
+        costs.push(cost_us);
+    }
+    let near = preferred_us.is_some_and(|cost_us| cost_us <= least_us * (1.0 + NEAR));
     let limit_us = least_us * (1.0 + TIE);
-    let cheap = || priced.iter().filter(|(cost_us, ..)| *cost_us <= limit_us);
-    let fewest = cheap().map(|(_, streams, _)| *streams).min()?;
-    let equal = || cheap().filter(|(_, streams, _)| *streams == fewest);
-    equal().nth(rng.random_range(0..equal().count())).map(|(.., choice)| *choice)
+    // One pass: of those that are equal so far, each has the same chance to be the one.
+    let (mut fewest, mut equals, mut choice) = (u32::MAX, 0, None);
+    for (candidate, cost_us) in candidates.iter().zip(&costs) {
+        let is_it = match near {
+            true => preferred == Some(candidate.worker),
+            false => *cost_us <= limit_us && candidate.streams <= fewest,
+        };
+        if !is_it {
+            continue;
+        }
+        if candidate.streams < fewest {
+            (fewest, equals) = (candidate.streams, 0);
+        }
+        equals += 1;
+        if rng.random_range(0..equals) == 0 {
+            choice = Some(candidate);
+        }
+    }
+    let choice = choice?;
+    Some(Choice { worker: choice.worker, expected: expected(prompt_tokens, choice) })
 }
 
 /// A time that makes no sense counts as none that can be waited for.

@@ -7,6 +7,8 @@
 //! Between the modules a request goes one way down and its tokens one way up:
 //!
 //! ```text
+//! admission: how many at once, and who is next
+//!   ▲
 //! openai ──► scheduler ──► cost
 //!   │  │         ├───────► fleet    ──► workers
 //!   │  └──► text └───────► prefix   ──► store
@@ -20,7 +22,10 @@
 //! - A stream ends with `[DONE]` or with an error, never silently.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod backend;
+#[doc(hidden)]
+pub mod bench_support;
 mod config;
 mod cost;
 mod directory;
@@ -29,14 +34,16 @@ mod feeds;
 mod fleet;
 mod metrics;
 mod openai;
+mod page;
 mod prefix;
 mod scheduler;
 mod service;
 mod text;
 
-pub use backend::{BackendRole, BackendSpec, BackendSpecError};
+pub use backend::{BackendRole, BackendSpec, BackendSpecError, BackendsRedis, BackendsRedisError};
 pub use config::{Error, KeyKind, Listening, ModelSource, RouterConfig};
 pub use cost::PrefillPolicy;
-pub use expected::{Candidate, Choice, Expected, Held, choose, expected};
+pub use expected::{Candidate, Choice, Expected, Held, choose, choose_near, expected};
+pub use metrics::metrics_catalogue;
 pub use service::serve;
 pub use text::VocabularyError;

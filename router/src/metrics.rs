@@ -1,7 +1,10 @@
-//! What a router counts, in Prometheus' text format.
+//! What a router counts, for `/metrics`.
+
+mod hits;
 
 use std::time::Duration;
 
+use kelvin_proto::{MetricInfo, describe};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -13,26 +16,43 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::cost::Place;
+pub(crate) use hits::{Hits, Outcome, Predicted, Target};
+
+use crate::{admission::Class, backend::Counts, cost::Place, feeds::Mode, page::Requests};
 
 /// All of a router's metrics. Label values come from fixed sets, so that their number is bounded.
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Recent requests, one by one.
+    pub(crate) seen: Requests,
     pub(crate) in_flight: Gauge,
     pub(crate) prompt_tokens: Counter,
     pub(crate) cached_tokens: Counter,
     pub(crate) generated_tokens: Counter,
     pub(crate) store_degraded: Counter,
     pub(crate) retries: Counter,
+    queue_depth: Family<ClassLabels, Gauge>,
+    queue_wait: Family<ClassLabels, Histogram, Buckets>,
+    pub(crate) migrations: Counter,
+    pub(crate) migration_tokens: Counter,
+    pub(crate) migration_recomputed_tokens: Counter,
+    pub(crate) migration_pause: Histogram,
     pub(crate) inter_token: Histogram,
+    pub(crate) backend: Counts,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, Buckets>,
     first_token: Family<PlaceLabels, Histogram, Buckets>,
     decisions: Family<PlaceLabels, Counter>,
     errors: Family<ErrorLabels, Counter>,
+    session_turns: Family<TurnLabels, Counter>,
+    sessions: Gauge,
     hints: Family<HintLabels, Counter>,
     workers: Family<WorkerLabels, Gauge>,
     backend_first_token: Histogram,
+    pub(crate) backend_inter_token: Histogram,
+    backend_decisions: Family<CacheLabels, Counter>,
+    /// What of prompts was in caches.
+    pub(crate) hits: Hits,
     backends: Family<BackendLabels, Gauge>,
     feeds: Family<FeedLabels, Gauge>,
     feed_events: Family<ErrorLabels, Counter>,
@@ -63,6 +83,16 @@ struct ErrorLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabels {
+    class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TurnLabels {
+    worker: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HintLabels {
     hint: &'static str,
     result: &'static str,
@@ -77,6 +107,11 @@ struct WorkerLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BackendLabels {
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    cache: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,15 +139,27 @@ impl Metrics {
             generated_tokens: Counter::default(),
             store_degraded: Counter::default(),
             retries: Counter::default(),
+            queue_depth: Family::default(),
+            queue_wait: Family::new_with_constructor(Buckets),
+            migrations: Counter::default(),
+            migration_tokens: Counter::default(),
+            migration_recomputed_tokens: Counter::default(),
+            migration_pause: Buckets.new_metric(),
             inter_token: Buckets.new_metric(),
+            backend: Counts::new(&mut registry),
             requests: Family::default(),
             durations: Family::new_with_constructor(Buckets),
             first_token: Family::new_with_constructor(Buckets),
             decisions: Family::default(),
             errors: Family::default(),
+            session_turns: Family::default(),
+            sessions: Gauge::default(),
             hints: Family::default(),
             workers: Family::default(),
             backend_first_token: Buckets.new_metric(),
+            backend_inter_token: Buckets.new_metric(),
+            backend_decisions: Family::default(),
+            hits: Hits::default(),
             backends: Family::default(),
             feeds: Family::default(),
             feed_events: Family::default(),
@@ -120,6 +167,7 @@ impl Metrics {
             directory_bytes: Gauge::default(),
             directory_refused: Gauge::default(),
             registry: Registry::default(),
+            seen: Requests::default(),
         };
         let r = &mut registry;
         r.register("requests", "Answered requests", metrics.requests.clone());
@@ -156,6 +204,41 @@ impl Metrics {
             metrics.store_degraded.clone(),
         );
         r.register("retries", "Requests handed to a second decode worker", metrics.retries.clone());
+        let m = &metrics;
+        r.register(
+            "queue_depth",
+            "Requests that wait for their turn, by the length of what is not cached of their prompts",
+            m.queue_depth.clone(),
+        );
+        r.register_with_unit(
+            "queue_wait",
+            "From a request's coming to its turn",
+            Unit::Seconds,
+            m.queue_wait.clone(),
+        );
+        r.register("migrations", "Completions that went on at another decode worker", m.migrations.clone());
+        r.register(
+            "migration_tokens",
+            "Tokens of their prompts and outputs by then: what a cluster without a store evaluates again",
+            m.migration_tokens.clone(),
+        );
+        r.register(
+            "migration_recomputed_tokens",
+            "Of migration_tokens, those that were evaluated again",
+            m.migration_recomputed_tokens.clone(),
+        );
+        r.register_with_unit(
+            "migration_pause",
+            "From a decode worker's failure to the next one's first token",
+            Unit::Seconds,
+            m.migration_pause.clone(),
+        );
+        r.register(
+            "session_turns",
+            "Turns of conversations by who had the turn before",
+            m.session_turns.clone(),
+        );
+        r.register("sessions", "Conversations whose last worker is known", m.sessions.clone());
         r.register("errors", "Failures by kind", metrics.errors.clone());
         r.register("hints", "Hints to the store by what became of them", metrics.hints.clone());
         r.register("workers", "Workers by role and state", metrics.workers.clone());
@@ -165,6 +248,18 @@ impl Metrics {
             Unit::Seconds,
             metrics.backend_first_token.clone(),
         );
+        r.register_with_unit(
+            "backend_inter_token",
+            "Between two pieces of a backend's stream",
+            Unit::Seconds,
+            metrics.backend_inter_token.clone(),
+        );
+        r.register(
+            "backend_decisions",
+            "Requests handed to a backend, by how its cache was known when it was chosen",
+            metrics.backend_decisions.clone(),
+        );
+        metrics.hits.register(r);
         r.register("backends", "Backends by state", metrics.backends.clone());
         r.register("feeds", "Backends by what is known of their caches", metrics.feeds.clone());
         r.register("feed_events", "KV events of backends by kind", metrics.feed_events.clone());
@@ -180,7 +275,18 @@ impl Metrics {
             metrics.directory_bytes.clone(),
         );
         r.register("directory_refused", "Runs that found no place there", metrics.directory_refused.clone());
+        metrics.begin();
         Self { registry, ..metrics }
+    }
+
+    /// Shows zeros of what has few labels before anything happened.
+    fn begin(&self) {
+        for place in [Place::Local, Place::Remote(0)] {
+            drop(self.decisions.get_or_create(&PlaceLabels { prefill: place_name(place) }));
+        }
+        for mode in Mode::ALL {
+            drop(self.backend_decisions.get_or_create(&CacheLabels { cache: mode.name() }));
+        }
     }
 
     pub(crate) fn request(&self, route: &str, code: u16, took: Duration) {
@@ -190,6 +296,31 @@ impl Metrics {
 
     pub(crate) fn hint(&self, hint: &'static str, result: &'static str) {
         self.hints.get_or_create(&HintLabels { hint, result }).inc();
+    }
+
+    /// Replaces the number of requests that wait.
+    pub(crate) fn queue_depth(&self, class: Class, waiting: usize) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.queue_depth.get_or_create(&ClassLabels { class: class.name() }).set(waiting);
+    }
+
+    pub(crate) fn queue_wait(&self, class: Class, waited: Duration) {
+        self.queue_wait.get_or_create(&ClassLabels { class: class.name() }).observe(waited.as_secs_f64());
+    }
+
+    /// Counts a conversation's turn; `same` is whether its worker had the one before, if that is known.
+    pub(crate) fn session_turn(&self, same: Option<bool>) {
+        let worker = match same {
+            None => "first",
+            Some(true) => "same",
+            Some(false) => "other",
+        };
+        self.session_turns.get_or_create(&TurnLabels { worker }).inc();
+    }
+
+    /// Replaces the number of conversations that are known.
+    pub(crate) fn sessions(&self, count: usize) {
+        self.sessions.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn first_token(&self, place: Place, took: Duration) {
@@ -215,6 +346,11 @@ impl Metrics {
 
     pub(crate) fn backend_first_token(&self, took: Duration) {
         self.backend_first_token.observe(took.as_secs_f64());
+    }
+
+    /// A request goes to a backend whose cache is known so.
+    pub(crate) fn backend_decision(&self, cache: Mode) {
+        self.backend_decisions.get_or_create(&CacheLabels { cache: cache.name() }).inc();
     }
 
     /// Replaces the numbers of backends.
@@ -257,6 +393,35 @@ impl Metrics {
     }
 }
 
+/// All metrics that a router can show.
+pub fn metrics_catalogue() -> Vec<MetricInfo> {
+    let metrics = Metrics::new();
+    // A family shows itself, and its labels, with its first sample.
+    metrics.request("/v1/models", 200, Duration::ZERO);
+    metrics.first_token(Place::Local, Duration::ZERO);
+    metrics.error("panic");
+    metrics.hint("any", "done");
+    metrics.workers([(("decode", "ready"), 0)]);
+    metrics.backends([("ready", 0)]);
+    metrics.feeds([("exact", 0)]);
+    metrics.feed("stored", 1);
+    metrics.queue_depth(Class::Short, 0);
+    metrics.queue_wait(Class::Short, Duration::ZERO);
+    metrics.session_turn(None);
+    metrics.backend.show_all();
+    let (target, predicted) = (Target::Worker, None);
+    let none = Outcome {
+        target,
+        model: "m",
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        predicted,
+        tokens_per_second: None,
+    };
+    metrics.hits.note(none);
+    describe(&metrics.encode())
+}
+
 fn place_name(place: Place) -> &'static str {
     match place {
         Place::Local => "local",
@@ -267,6 +432,25 @@ fn place_name(place: Place) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_catalogue_has_every_metric_that_is_registered() {
+        let sources =
+            [include_str!("metrics.rs"), include_str!("metrics/hits.rs"), include_str!("backend/counts.rs")];
+        // Put together, so that this line is none of them.
+        let calls = [
+            ["r.regis", "ter("],
+            ["y.regis", "ter("],
+            ["r.register_with_", "unit("],
+            ["y.register_with_", "unit("],
+        ]
+        .map(|call| call.concat());
+        let count = |call: &String| sources.iter().map(|source| source.matches(call).count()).sum::<usize>();
+        let registered: usize = calls.iter().map(count).sum();
+        let catalogue = metrics_catalogue();
+        let names: Vec<_> = catalogue.iter().map(|metric| &metric.name).collect();
+        assert_eq!(names.len(), registered, "give the new family a sample in metrics_catalogue: {names:#?}");
+    }
 
     #[test]
     fn names_have_the_prefix_and_their_units() {

@@ -15,7 +15,8 @@ use std::{
     time::Duration,
 };
 
-use kelvin_kvstore::{Client, ClientOptions, Namespace, client::Error};
+use kelvin_kvstore::{Client, ClientOptions, Namespace, SequenceHash, client::Error};
+use kelvin_proto::kv::v1::BlockExplanation;
 use parking_lot::RwLock;
 use tokio::{
     sync::Semaphore,
@@ -43,6 +44,8 @@ pub(crate) struct Found {
     pub(crate) matched_tokens: u64,
     /// Right behind the matched ones, in the making.
     pub(crate) filling_tokens: u64,
+    /// The first whole block that is neither.
+    pub(crate) first_missing: Option<SequenceHash>,
 }
 
 /// The router's side of the store.
@@ -107,7 +110,11 @@ impl Prefixes {
                 // Blocks are what can be waited for; their tokens follow.
                 let blocks = u64::from(found.blocks).min(hashes.len() as u64);
                 let filling = u64::from(found.filling_blocks).min(hashes.len() as u64 - blocks);
-                Found { matched_tokens: blocks * block_tokens, filling_tokens: filling * block_tokens }
+                Found {
+                    matched_tokens: blocks * block_tokens,
+                    filling_tokens: filling * block_tokens,
+                    first_missing: hashes.get((blocks + filling) as usize).copied(),
+                }
             }
             Ok(Err(error)) => {
                 self.note(Some(&error.to_string()));
@@ -148,6 +155,17 @@ impl Prefixes {
             let fetched = namespace.prefetch(&hashes).await;
             note("prefetch", fetched.err().map(|error| error.to_string()));
         }
+    }
+
+    /// The namespace that is asked, once the store was reached.
+    pub(crate) fn namespace_id(&self) -> Option<u64> {
+        self.namespace.read().as_ref().map(Namespace::namespace_id)
+    }
+
+    /// Why the store has not a block, or where it is.
+    pub(crate) async fn explain(&self, hash: SequenceHash) -> Option<BlockExplanation> {
+        let namespace = self.namespace.read().clone()?;
+        namespace.explain(&[hash]).await.ok()?.pop()
     }
 
     fn degraded(&self, why: &str) -> Found {

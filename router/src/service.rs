@@ -6,9 +6,10 @@
 //! [`END_GRACE`] more the connections that are still open, because nobody reads from them, are dropped.
 
 use std::{
-    future::pending,
+    future::{IntoFuture, pending},
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +19,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use kelvin_kvstore::page::Page;
 use parking_lot::Mutex;
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
@@ -29,14 +31,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use crate::{
-    backend::{self, Forwarder, Patience, Roster, Source},
+    admission::{Admission, AdmissionLimits},
+    backend::{self, Forwarder, Patience, Roster, Sessions, Source},
     config::KeyKind,
     config::{Error, Listening, RouterConfig},
     directory::Directory,
-    feeds::{self, Feed},
+    feeds::{self, Feed, Stores},
     fleet::Fleet,
     metrics::Metrics,
-    openai::{App, Limits},
+    openai::{App, Limits, Start},
+    page::{RouterPage, StoreAt},
     prefix::Prefixes,
     scheduler::{Scheduler, Timeouts},
     text::{ChatTemplate, ModelSource, Vocabulary},
@@ -61,15 +65,19 @@ pub async fn serve(
     ready: impl FnOnce(Listening) + Send,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    if !config.listen.ip().is_loopback() {
-        return Err(Error::NotLoopback(config.listen));
+    for listen in [Some(config.listen), config.admin_listen].into_iter().flatten() {
+        if !listen.ip().is_loopback() {
+            return Err(Error::NotLoopback(listen));
+        }
     }
     check(&config)?;
     let vocabulary = load(&config).await?;
     let fleet = Arc::new(Fleet::new(&config.workers, vocabulary.len())?);
-    let failed = |source| Error::Listen { listen: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-    let http = listener.local_addr().map_err(failed)?;
+    let (listener, http) = bind(config.listen).await?;
+    let (admin_listener, admin) = match config.admin_listen {
+        None => (None, None),
+        Some(listen) => bind(listen).await.map(|(listener, at)| (Some(listener), Some(at)))?,
+    };
 
     let background = TaskTracker::new();
     // The fleet is watched and the store held until the last request is done.
@@ -87,7 +95,7 @@ pub async fn serve(
     let scheduler = Arc::new(Scheduler {
         fleet: fleet.clone(),
         prefixes: prefixes.clone(),
-        metrics,
+        metrics: metrics.clone(),
         timeouts: Timeouts {
             reserve: config.reserve_timeout,
             block: config.block_timeout,
@@ -95,6 +103,9 @@ pub async fn serve(
             token: config.token_timeout,
         },
         policy: config.prefill,
+        migrations_max: config.migrations_max,
+        migration_wait: config.migration_wait,
+        sessions: Mutex::default(),
         rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
         ending: ending.clone(),
     });
@@ -115,12 +126,26 @@ pub async fn serve(
         tokens_max_default: config.tokens_max_default,
         keys: if config.model.is_some() { config.keys } else { KeyKind::Text },
     };
+    let gates = gates(&config, &fleet, &scheduler.metrics);
+    background.spawn({
+        let (native, every, stop) = (gates[0].clone(), config.poll_interval, stop.clone());
+        // Workers come without anybody asking for a place.
+        async move {
+            while stop.run_until_cancelled(sleep(every)).await.is_some() {
+                native.look();
+            }
+        }
+    });
     let template = template(&vocabulary);
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let app = App::new(scheduler, forwarder, vocabulary, template, limits, entropy(), now_s);
+    let start = Start { seed: entropy(), now_s };
+    let app = Arc::new(App::new(scheduler, forwarder, vocabulary, template, limits, gates, start));
+    if let Some(listener) = admin_listener {
+        background.spawn(administer(listener, page(&config, app.clone()), app.clone(), stop.clone()));
+    }
     let connections = TaskTracker::new();
-    ready(Listening { http });
-    accept(&config, listener, app.router(), &connections, &shutdown, &gone).await;
+    ready(Listening { http, admin });
+    accept(&config, listener, app.router(), &connections, &metrics, &shutdown, &gone).await;
 
     connections.close();
     if timeout(config.drain_grace, connections.wait()).await.is_err() {
@@ -137,9 +162,32 @@ pub async fn serve(
     Ok(())
 }
 
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let at = listener.local_addr().map_err(failed)?;
+    Ok((listener, at))
+}
+
+/// The built-in page over this router and the store that it asks.
+fn page(config: &RouterConfig, app: Arc<App>) -> Page {
+    let at = |endpoint: &String| StoreAt { endpoint: endpoint.clone(), token: config.token.clone() };
+    Page::new(Arc::new(RouterPage::new(app, config.store.as_ref().map(at), config.store_page.clone())))
+}
+
+/// Serves the admin listener until `stop`.
+async fn administer(listener: TcpListener, page: Page, app: Arc<App>, stop: CancellationToken) {
+    let routes = app.admin().merge(page.routes());
+    let served = axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let (served, ()) = tokio::join!(served.into_future(), page.watch(stop));
+    if let Err(error) = served {
+        tracing::warn!(%error, "the admin listener ended");
+    }
+}
+
 /// Whether somebody could ever answer.
 fn check(config: &RouterConfig) -> Result<(), Error> {
-    if config.workers.is_empty() && config.backends.is_empty() && config.backends_file.is_none() {
+    if config.workers.is_empty() && !has_backends(config) {
         return Err(Error::NoWorkers);
     }
     if config.model.is_none() && !config.workers.is_empty() {
@@ -156,6 +204,29 @@ fn check(config: &RouterConfig) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether there are backends, or a place where they may be found.
+fn has_backends(config: &RouterConfig) -> bool {
+    !config.backends.is_empty() || config.backends_file.is_some() || config.backends_redis.is_some()
+}
+
+/// The gates in front of the workers and in front of other engines.
+fn gates(config: &RouterConfig, fleet: &Arc<Fleet>, metrics: &Arc<Metrics>) -> [Admission; 2] {
+    let limits = AdmissionLimits {
+        requests_max: config.requests_max,
+        queue_max: config.queue_max,
+        queue_timeout: config.queue_timeout,
+        long_tokens: config.long_tokens,
+        long_max: config.long_max,
+    };
+    let (fleet, per_slot) = (fleet.clone(), config.requests_per_slot as usize);
+    // Without a worker requests go on, to hear so.
+    let native = move || match fleet.decode_slots() {
+        Some(slots) if per_slot > 0 => slots.saturating_mul(per_slot),
+        _ => usize::MAX,
+    };
+    [Admission::new(limits, native, metrics.clone()), Admission::new(limits, || usize::MAX, metrics.clone())]
+}
+
 /// The way to other engines, with everything that looks after them in the background.
 fn backends(
     config: &RouterConfig,
@@ -164,7 +235,7 @@ fn backends(
     ending: &CancellationToken,
     stop: &CancellationToken,
 ) -> Option<Arc<Forwarder>> {
-    if config.backends.is_empty() && config.backends_file.is_none() {
+    if !has_backends(config) {
         return None;
     }
     let (roster, mut joined) = Roster::new();
@@ -207,18 +278,30 @@ fn backends(
             roster.close();
         }
     });
+    let stores = Arc::new(Stores::new(config.token.clone(), config.directory_bytes, metrics.clone()));
+    background.spawn(stores.clone().follow(roster.clone(), background.clone(), stop.clone()));
     roster.name(Source::Flags, config.backends.clone());
     if let Some(path) = config.backends_file.clone() {
-        background.spawn(backend::discover::file::follow(path, roster.clone(), stop.clone()));
+        let (roster, metrics) = (roster.clone(), metrics.clone());
+        background.spawn(backend::discover::file::follow(path, roster, metrics, stop.clone()));
+    }
+    if let Some(redis) = config.backends_redis.clone() {
+        let (roster, metrics) = (roster.clone(), metrics.clone());
+        background.spawn(backend::discover::redis::follow(redis, roster, metrics, stop.clone()));
     }
     Some(Arc::new(Forwarder {
         roster,
         directory,
+        stores,
         started,
         client,
         metrics: metrics.clone(),
         patience: Patience { first_token: config.first_token_timeout, token: config.token_timeout },
         rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
+        sessions: Sessions::default(),
+        hedge_after: config.hedge_after,
+        hedges: AtomicUsize::new(0),
+        policy: config.prefill,
         ending: ending.clone(),
     }))
 }
@@ -274,6 +357,7 @@ async fn accept(
     listener: TcpListener,
     router: axum::Router,
     connections: &TaskTracker,
+    metrics: &Arc<Metrics>,
     shutdown: &CancellationToken,
     gone: &CancellationToken,
 ) {
@@ -296,7 +380,8 @@ async fn accept(
                 continue;
             }
         };
-        let connection = connection(stream, router.clone(), config.read_timeout, shutdown.clone());
+        let patience = ConnectionPatience { head: config.read_timeout, client: config.client_timeout };
+        let connection = connection(stream, router.clone(), patience, metrics.clone(), shutdown.clone());
         let gone = gone.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -308,17 +393,32 @@ async fn accept(
     }
 }
 
+/// How long a connection is waited for.
+#[derive(Clone, Copy)]
+struct ConnectionPatience {
+    /// For a request's head.
+    head: Duration,
+    /// For room to write to: who reads nothing for so long is gone, and what runs for it is cancelled.
+    client: Duration,
+}
+
 /// Serves one connection to its end; after `shutdown` to the end of the answer under way.
 async fn connection(
     stream: TcpStream,
     router: axum::Router,
-    read_timeout: Duration,
+    patience: ConnectionPatience,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) {
     // Tokens are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
+    // A body is asked for more only when there is room, so nothing above this notices a client that does not read.
+    let client_ms = u32::try_from(patience.client.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, client_ms) {
+        tracing::debug!(%error, "limit the time of a client that does not read");
+    }
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
     let heard = CancellationToken::new();
     let service = TowerToHyperService::new(Routes { router, heard: heard.clone() });
@@ -327,7 +427,8 @@ async fn connection(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         // The builder reads the protocol's version without a limit of time.
-        () = silence(&heard, read_timeout) => {
+        () = silence(&heard, patience.head) => {
+            metrics.backend.connection("silent");
             tracing::debug!("a connection brought no request");
             return;
         }
@@ -336,9 +437,38 @@ async fn connection(
             connection.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(error, "a connection broke");
+    match ended {
+        Ok(()) => metrics.backend.connection("done"),
+        Err(error) => {
+            metrics.backend.connection(how(&*error));
+            tracing::debug!(error, "a connection broke");
+        }
     }
+}
+
+/// What a connection ended by, in metrics.
+fn how(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static str {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            if error.is_parse_too_large() {
+                return "head_too_large";
+            }
+            if error.is_parse() {
+                return "no_request";
+            }
+            if error.is_timeout() {
+                return "head_timeout";
+            }
+        }
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::TimedOut
+        {
+            return "client_stalled";
+        }
+        cause = error.source();
+    }
+    "broken"
 }
 
 /// Ends when nothing is heard within `patience`; never if something is.

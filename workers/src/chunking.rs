@@ -10,7 +10,8 @@ pub(crate) fn prompt_blocks(prompt_tokens: usize, block_tokens: usize) -> usize 
 }
 
 /// Tokens of the next step of a sequence with `evaluated` of `known` tokens, of which the first `prompt` are
-/// the prompt: chunks up to the last whole block of the prompt, then the tail in one, then token by token.
+/// the prompt: chunks up to the last whole block of the prompt, then the tail in one, then token by token, those
+/// that are known already too.
 pub(crate) fn next_chunk(
     evaluated: usize,
     known: usize,
@@ -19,7 +20,13 @@ pub(crate) fn next_chunk(
     chunk_tokens: usize,
 ) -> usize {
     let aligned = prompt_blocks(prompt, block_tokens) * block_tokens;
-    if evaluated < aligned { (aligned - evaluated).min(chunk_tokens) } else { known - evaluated }
+    if evaluated < aligned {
+        (aligned - evaluated).min(chunk_tokens)
+    } else if evaluated < prompt {
+        prompt.min(known) - evaluated
+    } else {
+        (known - evaluated).min(1)
+    }
 }
 
 #[cfg(test)]
@@ -43,5 +50,6 @@ mod tests {
         assert_eq!(chunks, [48, 16, 6, 1, 1]);
         assert_eq!(next_chunk(32, 33, 33, 16, 128), 1, "all blocks imported");
         assert_eq!(next_chunk(0, 7, 7, 16, 128), 7, "shorter than a block");
+        assert_eq!([40, 70, 80].map(|n| next_chunk(n, 90, 70, 16, 48)), [24, 1, 1], "as it was generated");
     }
 }

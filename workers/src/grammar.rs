@@ -51,14 +51,18 @@ impl Grammars {
         Self { texts, factory: OnceLock::new(), places: Semaphore::new(2) }
     }
 
-    /// Compiles a grammar, on a thread of its own.
-    pub(crate) async fn compile(self: Arc<Self>, grammar: String) -> Result<Constraint, Refusal> {
+    /// Compiles a grammar, on a thread of its own, and has it follow the output that is there already.
+    pub(crate) async fn compile(
+        self: Arc<Self>,
+        grammar: String,
+        generated: Vec<u32>,
+    ) -> Result<Constraint, Refusal> {
         check(&grammar)?;
         // The semaphore is never closed.
         let _place = self.places.acquire().await;
         let grammars = self.clone();
         let (sender, compiled) = tokio::sync::oneshot::channel();
-        let work = move || drop(sender.send(grammars.compile_here(grammar)));
+        let work = move || drop(sender.send(grammars.compile_here(grammar, &generated)));
         let failed = |what: String| Refusal::new(Reason::Internal, format!("compile the grammar: {what}"));
         std::thread::Builder::new()
             .name("grammar".into())
@@ -68,18 +72,22 @@ impl Grammars {
         compiled.await.map_err(|_| failed("its thread panicked".into()))?
     }
 
-    fn compile_here(&self, grammar: String) -> Result<Constraint, Refusal> {
+    fn compile_here(&self, grammar: String, generated: &[u32]) -> Result<Constraint, Refusal> {
         let factory = self.factory.get_or_init(|| factory(&self.texts));
         let factory = factory.as_ref().map_err(|why| {
             Refusal::new(Reason::Internal, format!("grammars can't be had with this vocabulary: {why}"))
         })?;
         let init = GrammarInit::Serialized(TopLevelGrammar::from_lark(grammar));
         let parser = factory.create_parser_from_init_default(init);
-        let matcher = Matcher::new(parser);
-        match matcher.get_error() {
-            None => Ok(Constraint { matcher, ends: self.texts.ends.clone() }),
-            Some(why) => Err(refused(&why)),
+        let mut matcher = Matcher::new(parser);
+        if let Some(why) = matcher.get_error() {
+            return Err(refused(&why));
         }
+        let others = || Refusal::invalid("generated_tokens: the grammar does not allow these tokens");
+        for &token in generated {
+            matcher.consume_token(token).map_err(|_| others())?;
+        }
+        Ok(Constraint { matcher, ends: self.texts.ends.clone() })
     }
 }
 
@@ -99,6 +107,11 @@ impl Constraint {
         Ok(allowed)
     }
 
+    /// Whether nothing may follow any more.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+
     /// Whether a token ends the text. It may be chosen where the grammar is complete, and is not accepted.
     pub(crate) fn is_end(&self, token: u32) -> bool {
         self.ends.contains(&token)
@@ -107,7 +120,7 @@ impl Constraint {
     /// Takes the token that came, one of those allowed; true when nothing may follow it.
     pub(crate) fn accept(&mut self, token: u32) -> Result<bool, Refusal> {
         self.matcher.consume_token(token).map_err(|error| failed(&error))?;
-        Ok(self.matcher.is_stopped())
+        Ok(self.is_complete())
     }
 }
 

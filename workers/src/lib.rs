@@ -20,6 +20,7 @@ mod prefill;
 mod sampling;
 mod serve;
 mod service;
+mod span;
 pub mod testing;
 
 pub use config::{Listening, ModelSource, Role, WorkerConfig};

@@ -1,9 +1,12 @@
 //! Which token comes next: parameters, checked before anything runs, and a sampler a sequence.
 //!
 //! Greedy without penalties or biases is an own argmax (the lowest id wins a tie). Everything else is a chain of
-//! llama.cpp's samplers over the logits row: penalties, biases, top-k, min-p, top-p, temperature, and a draw
-//! from a seeded generator. Under a grammar only the tokens that it allows go in. Penalties count generated tokens only. Log probabilities are a log-softmax of the raw
-//! logits, before any of that.
+//! llama.cpp's samplers over the logits row: penalties, biases, top-k, min-p, top-p and temperature, and then a
+//! draw. Under a grammar only the tokens that it allows go in. Penalties count generated tokens only. Log
+//! probabilities are a log-softmax of the raw logits, before any of that.
+//!
+//! A draw is a function of the seed and of the token's place in the completion, and of no state: a completion
+//! that goes on at another worker ([`SamplingPlan::resumed`]) draws what it would have drawn at the first.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -27,7 +30,7 @@ pub(crate) struct SamplingPlan {
     min_p: f32,
     presence_penalty: f32,
     frequency_penalty: f32,
-    seed: u32,
+    seed: u64,
     /// By token, so that equal requests give equal chains.
     biases: Vec<(u32, f32)>,
     /// Tokens the penalties look back on.
@@ -80,12 +83,23 @@ impl SamplingPlan {
             min_p: within("min_p", wire.min_p, 0.0, 1.0)?,
             presence_penalty: within("presence_penalty", wire.presence_penalty, -2.0, 2.0)?,
             frequency_penalty: within("frequency_penalty", wire.frequency_penalty, -2.0, 2.0)?,
-            seed: fold_seed(wire.seed.unwrap_or_else(random_seed)),
+            seed: wire.seed.unwrap_or_else(random_seed),
             biases,
             window: tokens_max,
             logprobs,
             vocab_tokens,
         })
+    }
+
+    /// A sampler for a sequence that has this output already.
+    pub(crate) fn resumed(self, generated: &[u32]) -> Sampler {
+        let window = self.window.saturating_add(u32::try_from(generated.len()).unwrap_or(u32::MAX));
+        let mut sampler = Self { window, ..self }.sampler();
+        if let Some(chain) = &mut sampler.chain {
+            generated.iter().for_each(|&token| chain.accept(LlamaToken(token as i32)));
+        }
+        sampler.position = generated.len() as u64;
+        sampler
     }
 
     /// A sampler for one sequence.
@@ -117,19 +131,48 @@ impl SamplingPlan {
                 chain.push(LlamaSampler::top_p(self.top_p, 1));
             }
             chain.push(LlamaSampler::temp(self.temperature));
-            chain.push(LlamaSampler::dist(self.seed));
         } else if !chain.is_empty() {
             chain.push(LlamaSampler::greedy());
         }
         let chain = (!chain.is_empty()).then(|| LlamaSampler::chain_simple(chain));
-        Sampler { chain, candidates: Vec::new(), logprobs: self.logprobs }
+        let seed = (self.temperature > 0.0).then_some(self.seed);
+        Sampler { chain, seed, position: 0, candidates: Vec::new(), logprobs: self.logprobs }
     }
 }
 
-/// llama.cpp takes 32 bits, and takes all ones for "choose one".
-fn fold_seed(seed: u64) -> u32 {
-    let folded = (seed ^ (seed >> 32)) as u32;
-    if folded == u32::MAX { 0 } else { folded }
+/// The draw of a place in a completion: uniform in [0, 1), by SplitMix64's finalizer.
+fn uniform(seed: u64, position: u64) -> f64 {
+    let mix = |mut x: u64| {
+        x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    (mix(mix(seed) ^ position) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The candidate on which `uniform` falls when each has a share of [0, 1) by its logit; `None` when the logits are
+/// no numbers.
+fn draw_among(candidates: &[LlamaTokenData], uniform: f64) -> Option<LlamaToken> {
+    let largest = candidates.iter().map(LlamaTokenData::logit).fold(f32::NEG_INFINITY, f32::max);
+    let share = |candidate: &LlamaTokenData| f64::from(candidate.logit() - largest).exp();
+    let sum: f64 = candidates.iter().map(share).sum();
+    if !sum.is_finite() || sum <= 0.0 {
+        return None;
+    }
+    let mut left = uniform * sum;
+    let mut last = None;
+    for candidate in candidates {
+        let share = share(candidate);
+        if share > 0.0 {
+            last = Some(candidate.id());
+            left -= share;
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    last
 }
 
 fn random_seed() -> u64 {
@@ -139,6 +182,10 @@ fn random_seed() -> u64 {
 /// Chooses the tokens of one sequence.
 pub(crate) struct Sampler {
     chain: Option<LlamaSampler>,
+    /// What draws are made of; `None` for greedy.
+    seed: Option<u64>,
+    /// Tokens chosen so far.
+    position: u64,
     candidates: Vec<LlamaTokenData>,
     logprobs: Option<u32>,
 }
@@ -168,12 +215,16 @@ impl Sampler {
                 candidates.extend(ids.map(|id| LlamaTokenData::new(LlamaToken(id as i32), logits[id], 0.0)));
                 let mut array = LlamaTokenDataArray::new(candidates, false);
                 array.apply_sampler(chain);
-                let chosen = array.selected_token()?;
+                let chosen = match self.seed {
+                    Some(seed) => draw_among(&array.data, uniform(seed, self.position))?,
+                    None => array.selected_token()?,
+                };
                 chain.accept(chosen);
                 self.candidates = array.data;
                 u32::try_from(chosen.0).ok()?
             }
         };
+        self.position += 1;
         Some(match self.logprobs {
             None => v1::GeneratedToken { token, logprob: None, top: Vec::new() },
             Some(count) => with_logprobs(token, logits, count as usize),
@@ -250,6 +301,34 @@ mod tests {
         assert_ne!(drawn(1), drawn(2));
         assert_ne!(drawn(u64::MAX), drawn(1));
         assert!(drawn(1).iter().collect::<std::collections::HashSet<_>>().len() > 1, "it is not greedy");
+    }
+
+    #[test]
+    fn a_completion_goes_on_elsewhere_as_it_would_have_here() {
+        let plans: [fn(&mut v1::Sampling); 3] = [
+            |_| (),
+            |s| (s.presence_penalty, s.frequency_penalty) = (0.5, 0.3),
+            |s| (s.temperature, s.frequency_penalty) = (0.0, 0.4),
+        ];
+        for change in plans {
+            let plan = SamplingPlan::check(Some(&wire(change)), None, 100, 4).unwrap();
+            let whole = draw(&mut plan.clone().sampler(), &LOGITS, 40);
+            for generated in [1, 2, 7, 39] {
+                let mut resumed = plan.clone().resumed(&whole[..generated]);
+                assert_eq!(draw(&mut resumed, &LOGITS, 40 - generated), whole[generated..]);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_are_as_likely_as_their_logits_say() {
+        let drawn = draw(&mut sampler(|_| ()), &LOGITS, 20_000);
+        let sum: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
+        for (token, logit) in LOGITS.iter().enumerate() {
+            let count = drawn.iter().filter(|&&drawn| drawn == token as u32).count();
+            let expected = 20_000.0 * logit.exp() / sum;
+            assert!((count as f32 - expected).abs() < 5.0 * expected.sqrt(), "{token}: {count}, {expected}");
+        }
     }
 
     #[test]

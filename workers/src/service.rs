@@ -12,7 +12,7 @@ use std::{
 
 use futures::{Stream, stream};
 use kelvin_proto::{
-    Reason, Refusal,
+    Reason, Refusal, trace,
     worker::v1::{self, worker_service_server::WorkerService},
 };
 use tokio::sync::mpsc;
@@ -27,6 +27,7 @@ use crate::{
     load::LoadMeter,
     prefill::{PrefillJob, PrefillWorker},
     sampling::SamplingPlan,
+    span,
 };
 
 const EXTRA_BYTES_MAX: usize = 4096;
@@ -158,12 +159,20 @@ impl Service {
         if wire.stop_tokens.len() > STOP_TOKENS_MAX {
             return Err(Refusal::invalid(format!("stop_tokens has more than {STOP_TOKENS_MAX} entries")));
         }
+        let generated_tokens = wire.generated_tokens as usize;
+        if generated_tokens >= wire.tokens.len() {
+            return Err(Refusal::invalid(format!(
+                "generated_tokens is {generated_tokens}, but must be less than the {} tokens",
+                wire.tokens.len()
+            )));
+        }
         // The context ends the completion as tokens_max does.
         let tokens_max = wire.tokens_max.min(spec.context_tokens_max - wire.tokens.len() as u32);
         let plan = SamplingPlan::check(wire.sampling.as_ref(), wire.logprobs, tokens_max, spec.vocab_tokens)?;
         Ok(GenerateJob {
             request_id: wire.request_id,
             prompt: wire.tokens,
+            generated_tokens,
             extra: wire.extra.into(),
             tokens_max,
             stop_tokens: wire.stop_tokens,
@@ -214,10 +223,12 @@ impl WorkerService for Service {
         request: Request<v1::PrefillRequest>,
     ) -> Result<Response<Self::PrefillStream>, Status> {
         let Side::Prefill(worker) = &self.0.side else { return Err(self.wrong_role("prefill").into()) };
+        let parent = trace::of_metadata(request.metadata());
         let wire = request.into_inner();
         self.check_prompt(&wire.model, &wire.tokens, &wire.extra)?;
+        let span = span::of_prefill(&self.0.name, &wire, parent);
         let job = PrefillJob { request_id: wire.request_id, prompt: wire.tokens, extra: wire.extra.into() };
-        let messages = worker.prefill(job)?;
+        let messages = worker.prefill(job, span)?;
         let last = |message: &v1::PrefillResponse| message.done;
         Ok(Response::new(whole(messages, self.0.streams.token(), last)))
     }
@@ -229,16 +240,31 @@ impl WorkerService for Service {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let Side::Decode(worker) = &self.0.side else { return Err(self.wrong_role("decode").into()) };
+        let parent = trace::of_metadata(request.metadata());
         let mut wire = request.into_inner();
+        let span = span::of_decode(&self.0.name, &wire, parent);
         let grammar = std::mem::take(&mut wire.grammar);
         let mut job = self.check_generate(wire)?;
         if !grammar.is_empty() {
-            job.constraint = Some(self.0.grammars.clone().compile(grammar).await?);
+            let constraint = self.0.grammars.clone().compile(grammar, job.generated().to_vec()).await?;
+            if constraint.is_complete() {
+                // All that was lost with the other worker is its last message.
+                return Ok(Response::new(ended(job.prompt.len())));
+            }
+            job.constraint = Some(constraint);
         }
-        let messages = worker.generate(job).await?;
+        let messages = worker.generate(job, span).await?;
         let last = |message: &v1::GenerateResponse| message.usage.is_some();
         Ok(Response::new(whole(messages, self.0.streams.token(), last)))
     }
+}
+
+/// The last message of a completion that lacks nothing else.
+fn ended(prompt_tokens: usize) -> Messages<v1::GenerateResponse> {
+    let usage = v1::Usage { prompt_tokens: prompt_tokens as u64, ..Default::default() };
+    let finish = v1::FinishReason::Stop.into();
+    let last = v1::GenerateResponse { finish, usage: Some(usage), ..Default::default() };
+    Box::pin(stream::iter([Ok(last)]))
 }
 
 /// A stream that ends behind its last message or an error; should the sender vanish before, with an error too.

@@ -3,8 +3,10 @@
 //! Rates are blocks a second of processor time, and a write is counted when the call returns: there is no
 //! queue behind it that is still to be drained. Bytes are those of the whole index, its map included, as the
 //! allocator hands them out. Cold lookups ask for random prompts among all of them; hot ones for the same
-//! few. The clock's own time is part of each lookup, and printed.
+//! few. The clock's own time is part of each lookup, and printed. Behind the index come the decisions of a router that has
+//! such an index of a thousand backends.
 
+mod decisions;
 mod forest;
 
 use std::collections::HashMap;
@@ -86,6 +88,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
+    let known = if args.smoke { 100_000 } else { 1_000_000 };
+    decisions::measure(args.seed, known, &mut report);
     report.finish(args.json.as_deref())
 }
 

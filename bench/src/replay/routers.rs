@@ -145,6 +145,7 @@ impl Router {
             streams: view.streams,
             own_tokens: own[worker] as u64 * ENGINE_BLOCK_TOKENS,
             held: &places[held[worker]],
+            skip_tokens: 0,
             tokens_per_second: view.tokens_per_second,
             step_us: view.step_us,
         });

@@ -9,6 +9,7 @@ use kelvin_kvstore::server::{self, Listening, ServerConfig};
 
 use super::places::Places;
 use super::rules::Rules;
+use crate::admin::AdminToken;
 use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::values::{self, Size};
@@ -20,9 +21,12 @@ pub(crate) struct Args {
     #[arg(long, env = "KELVIN_STORE_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:7440", value_parser = values::loopback)]
     listen: SocketAddr,
 
-    /// Address of the metrics and admin pages over HTTP [default: none]
+    /// Address of the built-in page (/ui) and of /metrics over HTTP [default: none]
     #[arg(long, env = "KELVIN_STORE_ADMIN_LISTEN", value_name = "IP:PORT", value_parser = values::loopback)]
     admin_listen: Option<SocketAddr>,
+
+    #[command(flatten)]
+    admin: AdminToken,
 
     /// Unix socket over which processes of this host get at the blocks without a copy; without it, all
     /// bytes go over the network [default: none]
@@ -70,6 +74,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = ServerConfig {
         listen: args.listen,
         admin_listen: args.admin_listen,
+        admin_token: args.admin.read()?,
         socket: args.socket,
         data_listen: Some(args.data_listen.unwrap_or(SocketAddr::new(args.listen.ip(), 0))),
         huge_pages: args.huge_pages,

@@ -14,6 +14,7 @@ use super::Args;
 use super::ports::Ports;
 use super::probe::{Health, http_get};
 use super::run_dir::RunDir;
+use crate::admin::AdminToken;
 use crate::logging::LogFormat;
 use crate::store::Places;
 use crate::values::{self, Model, Size};
@@ -32,6 +33,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub(super) struct Plan {
     program: PathBuf,
     log_format: LogFormat,
+    otlp: Option<String>,
     pub(super) model: Model,
     model_name: Option<String>,
     pub(super) listen: SocketAddr,
@@ -42,6 +44,8 @@ pub(super) struct Plan {
     socket: PathBuf,
     store: SocketAddr,
     store_admin: SocketAddr,
+    router_admin: SocketAddr,
+    admin: AdminToken,
     workers: Vec<Worker>,
 }
 
@@ -52,7 +56,12 @@ struct Worker {
 }
 
 impl Plan {
-    pub(super) fn make(args: &Args, run_dir: &RunDir, log_format: LogFormat) -> anyhow::Result<Plan> {
+    pub(super) fn make(
+        args: &Args,
+        run_dir: &RunDir,
+        log_format: LogFormat,
+        otlp: Option<String>,
+    ) -> anyhow::Result<Plan> {
         let socket = run_dir.path().join("store.sock");
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             bail!(
@@ -64,7 +73,7 @@ impl Plan {
         }
         let mut ports = Ports::new(args.listen)?;
         let mut internal = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.take()?)));
-        let (store, store_admin) = (internal()?, internal()?);
+        let (store, store_admin, router_admin) = (internal()?, internal()?, internal()?);
         let roles = [(Role::Prefill, args.prefill), (Role::Decode, args.decode)];
         let mut workers = Vec::new();
         for (role, count) in roles {
@@ -83,6 +92,7 @@ impl Plan {
         Ok(Plan {
             program: std::env::current_exe().context("find this executable")?,
             log_format,
+            otlp,
             model: args.model.clone(),
             model_name: args.model_name.clone(),
             listen,
@@ -95,6 +105,8 @@ impl Plan {
             socket,
             store,
             store_admin,
+            router_admin,
+            admin: args.admin.clone(),
             workers,
         })
     }
@@ -107,10 +119,15 @@ impl Plan {
         url(self.store_admin)
     }
 
+    pub(super) fn router_admin_url(&self) -> String {
+        url(self.router_admin)
+    }
+
     pub(super) fn store(&self) -> Child {
         let mut child = self.child("store");
         child.args.extend(flags([("--listen", self.store.to_string()), ("--dram", self.dram.0.to_string())]));
         child.args.extend(flags([("--admin-listen", self.store_admin.to_string())]));
+        child.env.extend(self.admin.env());
         child.args.extend([OsString::from("--socket"), self.socket.clone().into()]);
         child.args.extend(self.places.flags());
         child.ready_timeout = START_TIME_MAX;
@@ -144,6 +161,8 @@ impl Plan {
         let mut child = self.child("router");
         child.args.extend(self.model_flag());
         child.args.extend(flags([("--listen", self.listen.to_string()), ("--store", self.store_url())]));
+        child.args.extend(flags([("--admin-listen", self.router_admin.to_string())]));
+        child.args.extend(flags([("--store-page", format!("{}/ui/", self.store_admin_url()))]));
         child.args.extend(self.workers.iter().flat_map(|worker| flags([("--worker", url(worker.listen))])));
         child.ready_timeout = START_TIME_MAX;
         let router = self.listen;
@@ -157,6 +176,7 @@ impl Plan {
         let mut child = Child::new(subcommand, &self.program);
         child.args = vec![subcommand.into()];
         child.args.extend(flags([("--log-format", self.log_format.as_flag().into())]));
+        child.args.extend(self.otlp.iter().flat_map(|url| flags([("--otlp", url.clone())])));
         child
     }
 
@@ -217,7 +237,8 @@ mod tests {
         let Command::Up(args) = Cli::try_parse_from(words.iter().chain(flags)).unwrap().command else {
             panic!("not up")
         };
-        Plan::make(&args, &run_dir, LogFormat::Json).unwrap()
+        let otlp = Some("http://127.0.0.1:4317".to_owned());
+        Plan::make(&args, &run_dir, LogFormat::Json, otlp).unwrap()
     }
 
     // A channel wants a runtime, even one that never connects.
@@ -229,7 +250,8 @@ mod tests {
         assert_eq!(names, ["store", "prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2", "router"]);
         for child in &children {
             let words = [vec![OsString::from("kelvin")], child.args.clone()].concat();
-            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{}: {error}", child.name));
+            let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{}: {error}", child.name));
+            assert_eq!(cli.otlp.as_deref(), Some("http://127.0.0.1:4317"));
         }
         let workers = children[6].args.iter().filter(|word| *word == "--worker").count();
         assert_eq!(workers, 5);
@@ -239,10 +261,10 @@ mod tests {
     fn ports_are_all_different() {
         let plan = plan(&["--prefill", "8", "--decode", "8", "--listen", "127.0.0.1:0"]);
         let mut ports: Vec<_> = plan.workers.iter().map(|worker| worker.listen.port()).collect();
-        ports.extend([plan.store.port(), plan.listen.port()]);
+        ports.extend([plan.store.port(), plan.listen.port(), plan.router_admin.port()]);
         ports.sort_unstable();
         ports.dedup();
-        assert_eq!(ports.len(), 18);
+        assert_eq!(ports.len(), 19);
     }
 
     #[test]

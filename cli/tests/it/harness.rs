@@ -133,6 +133,15 @@ impl Cluster {
         http.post(self.url("/v1/chat/completions")).json(&body).send().await?.error_for_status()?.json().await
     }
 
+    /// Waits until the router reached the store: it does so a moment after its start, and serves without until then.
+    pub(crate) async fn with_store(&self) {
+        until("the store, seen by the router", async || {
+            let health = http().build().unwrap().get(self.url("/health")).send().await.unwrap();
+            health.json::<Value>().await.unwrap()["store"] == "connected"
+        })
+        .await;
+    }
+
     /// Asks until an answer comes: a cluster in repair may refuse for a moment.
     pub(crate) async fn chat_until_answered(&self, question: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;

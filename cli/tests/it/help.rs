@@ -3,7 +3,7 @@
 use super::{kelvin, run};
 
 /// Subcommand, and what its help must say: defaults, units, environment variables.
-const SUBCOMMANDS: [(&str, &[&str]); 6] = [
+const SUBCOMMANDS: [(&str, &[&str]); 8] = [
     (
         "up",
         &[
@@ -27,6 +27,7 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
             "60s",
             "KELVIN_STORE_LISTEN",
             "--socket",
+            "--admin-token-file",
             "--data <DIR>",
             "--nvme <PATH=SIZE>",
             "--object <URL>",
@@ -42,9 +43,31 @@ const SUBCOMMANDS: [(&str, &[&str]); 6] = [
         "worker",
         &["prefill", "decode", "http://127.0.0.1:7440", "4096", "16", "128", "KELVIN_MODEL", "tokens"],
     ),
-    ("router", &["127.0.0.1:8080", "--worker <URL>", "1024", "KELVIN_LISTEN", "auto"]),
+    (
+        "router",
+        &[
+            "127.0.0.1:8080",
+            "--admin-listen",
+            "--worker <URL>",
+            "1024",
+            "KELVIN_LISTEN",
+            "auto",
+            "--queue-timeout <DURATION>",
+            "2m",
+            "deadline_ms",
+            "--long-tokens <TOKENS>",
+            "--migrations-max <COUNT>",
+            "10s",
+            "KELVIN_BACKENDS_REDIS",
+            "kelvin:backend:one",
+            "--hedge-after <MS>",
+            "store=http",
+        ],
+    ),
     ("stats", &["http://127.0.0.1:7440", "--json", "KELVIN_STORE"]),
     ("watch", &["http://127.0.0.1:7440", "--json", "Ctrl-C"]),
+    ("top", &["http://127.0.0.1:7440", "--router <URL>", "KELVIN_ROUTER", "2s", "--once", "Ctrl-C"]),
+    ("explain", &["<ID>", "--router <URL>", "--admin-listen", "x-request-id", "--json"]),
 ];
 
 /// Subcommand of `kelvin store`, and what its help must say.
@@ -77,6 +100,7 @@ fn every_subcommand_has_help() {
     let (output, top, _) = run(&["--help"]);
     assert!(output.status.success());
     assert!(top.contains("KELVIN_LOG") && top.contains("--log-format"), "{top}");
+    assert!(top.contains("--otlp <URL>") && top.contains("OTEL_EXPORTER_OTLP_ENDPOINT"), "{top}");
     for (subcommand, words) in SUBCOMMANDS {
         assert!(top.contains(&format!("  {subcommand} ")), "{subcommand} is not in:\n{top}");
         let (output, help, _) = run(&[subcommand, "--help"]);
@@ -113,7 +137,7 @@ fn versions() {
 #[test]
 fn wrong_flags_get_a_hint() {
     let hash = "00112233445566778899aabbccddeeff";
-    let cases: [(&[&str], &str); 25] = [
+    let cases: [(&[&str], &str); 27] = [
         (&[], "Usage: kelvin"),
         (&["stroe"], "similar subcommands exist: 'router', 'store'"),
         (&["store", "--drm", "1GiB"], "a similar argument exists: '--dram'"),
@@ -137,6 +161,8 @@ fn wrong_flags_get_a_hint() {
         (&["worker", "--model", "toy", "--role", "both"], "possible values: prefill, decode"),
         (&["worker", "--model", "toy", "--role", "decode", "--threads", "0"], "0 is not in 1.."),
         (&["router", "--model", "toy"], "--worker <URL>"),
+        (&["store", "--otlp", "https://h:4317"], "without TLS"),
+        (&["top", "--router", "nowhere"], "write http://HOST:PORT"),
         (&["up"], "--model <PATH|toy>"),
         (&["up", "--model", "toy", "--decode", "0"], "0 is not in 1..=64"),
     ];

@@ -4,9 +4,13 @@ mod cluster;
 mod harness;
 mod help;
 mod licences;
+mod metrics;
+mod page;
 mod store;
 mod tidy;
+mod top;
 mod torture;
+mod traces;
 mod up;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +21,9 @@ fn kelvin(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kelvin"));
     command.args(args);
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("KELVIN_") || name == "COLUMNS") {
+        if name.to_str().is_some_and(|name| {
+            ["KELVIN_", "OTEL_"].iter().any(|ours| name.starts_with(ours)) || name == "COLUMNS"
+        }) {
             command.env_remove(name);
         }
     }

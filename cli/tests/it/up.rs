@@ -11,7 +11,7 @@ use super::run;
 fn traces(cluster: &Cluster) -> Traces {
     let traces = Traces::of(cluster);
     assert_eq!(traces.processes.len(), 4, "store, two workers, router");
-    assert_eq!(traces.ports.len(), 5, "one each, and the store's metrics");
+    assert_eq!(traces.ports.len(), 6, "one each, and the pages of store and router");
     traces
 }
 

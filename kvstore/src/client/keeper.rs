@@ -7,7 +7,6 @@
 use std::{
     collections::HashSet,
     hash::BuildHasherDefault,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -195,9 +194,7 @@ enum Mapping {
 async fn map_memory(client: &Client, session: &mut Session, offer: Option<v1::SharedMemory>) -> Mapping {
     let Some(offer) = offer.filter(|_| client.options().shared_memory) else { return Mapping::OutOfReach };
     let path = offer.socket_path.clone();
-    let mapped = tokio::task::spawn_blocking(move || {
-        transport::attach(Path::new(&offer.socket_path), &offer.token, offer.region_bytes, offer.takes_calls)
-    });
+    let mapped = tokio::task::spawn_blocking(move || transport::attach(&offer));
     match mapped.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
         Ok(Some(attached)) => {
             session.way = Way::Shm(Arc::new(attached));

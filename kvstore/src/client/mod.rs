@@ -26,6 +26,7 @@ use std::{sync::Arc, time::Duration};
 use kelvin_proto::{
     NamespaceSpec,
     kv::v1::{self, kv_service_client::KvServiceClient},
+    trace,
 };
 use tonic::{
     Streaming,
@@ -139,8 +140,28 @@ impl Client {
         cursor: u64,
         incarnation: u64,
     ) -> Result<Streaming<v1::WatchResponse>, Error> {
-        let mut request =
-            tonic::Request::new(v1::WatchRequest { session_id: 0, namespace_id, cursor, incarnation });
+        self.watch_as(namespace_id, cursor, incarnation, false).await
+    }
+
+    /// The same, with snapshots that say what their hashes are made of.
+    pub async fn watch_described(
+        &self,
+        namespace_id: u64,
+        cursor: u64,
+        incarnation: u64,
+    ) -> Result<Streaming<v1::WatchResponse>, Error> {
+        self.watch_as(namespace_id, cursor, incarnation, true).await
+    }
+
+    async fn watch_as(
+        &self,
+        namespace_id: u64,
+        cursor: u64,
+        incarnation: u64,
+        describe: bool,
+    ) -> Result<Streaming<v1::WatchResponse>, Error> {
+        let message = v1::WatchRequest { session_id: 0, namespace_id, cursor, incarnation, describe };
+        let mut request = tonic::Request::new(message);
         self.authorize(&mut request);
         Ok(self.service().watch(request).await?.into_inner())
     }
@@ -165,6 +186,11 @@ impl Client {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.options().call_timeout + wait);
         self.authorize(&mut request);
+        if let Some(context) = trace::current()
+            && let Ok(value) = MetadataValue::try_from(context.to_string())
+        {
+            request.metadata_mut().insert(trace::TRACEPARENT, value);
+        }
         request
     }
 

@@ -7,12 +7,17 @@ use kelvin_proto::{
     kv::v1::{BlockStatus, Tier, TierLoad},
 };
 
+use tracing::{Instrument, Span};
+
 use super::{
     Client, Error, calls,
     keeper::{Handle, Session, Way},
     lease::{PartLease, ReadLease, WriteLease},
 };
-use crate::SequenceHash;
+use crate::{
+    SequenceHash,
+    span::{self, Tally},
+};
 
 /// How payload moves between this process and the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +129,11 @@ impl Namespace {
     /// The longest stored prefix.
     pub async fn match_prefix(&self, hashes: &[SequenceHash]) -> Result<Match, Error> {
         let session = self.keeper.session();
-        self.noting(&session, calls::match_prefix(&self.keeper, &session, hashes).await)
+        let span = span::of_verb("match", hashes.len());
+        let call = calls::match_prefix(&self.keeper, &session, hashes).instrument(span.clone());
+        let found = self.noting(&session, call.await);
+        self.finish(&span, &found, |found| Tally::of(found.tiers.iter().copied()));
+        found
     }
 
     /// Leases the leading run of `hashes` that is stored. Should the first be in the making, waits for it
@@ -133,13 +142,21 @@ impl Namespace {
     /// in a call (8,192): a run that ends there has not stopped, and goes on behind its last lease.
     pub async fn acquire(&self, hashes: &[SequenceHash], wait: Duration) -> Result<Acquired, Error> {
         let session = self.keeper.session();
-        self.noting(&session, calls::acquire(&self.keeper, &session, hashes, wait).await)
+        let span = span::of_verb("acquire", hashes.len());
+        let call = calls::acquire(&self.keeper, &session, hashes, wait).instrument(span.clone());
+        let got = self.noting(&session, call.await);
+        self.finish(&span, &got, |got| Tally::of(got.leases.iter().map(|lease| lease.tier)));
+        got
     }
 
     /// The same without the bytes, of which [`read_parts`](Self::read_parts) gets as much as is wanted.
     pub async fn lease(&self, hashes: &[SequenceHash], wait: Duration) -> Result<Leased, Error> {
         let session = self.keeper.session();
-        let got = self.noting(&session, calls::lease(&self.keeper, &session, hashes, wait).await)?;
+        let span = span::of_verb("lease", hashes.len());
+        let call = calls::lease(&self.keeper, &session, hashes, wait).instrument(span.clone());
+        let got = self.noting(&session, call.await);
+        self.finish(&span, &got, |got| Tally::of(got.leases.iter().map(|lease| lease.tier)));
+        let got = got?;
         Ok(Leased { leases: got.leases.into_iter().map(PartLease).collect(), stopped: got.stopped })
     }
 
@@ -174,18 +191,49 @@ impl Namespace {
         keep: Keep,
     ) -> Result<Vec<Reserved>, Error> {
         let session = self.keeper.session();
-        self.noting(&session, calls::reserve(&self.keeper, &session, parent, hashes, keep).await)
+        let span = span::of_verb("reserve", hashes.len());
+        let call = calls::reserve(&self.keeper, &session, parent, hashes, keep).instrument(span.clone());
+        let reserved = self.noting(&session, call.await);
+        self.finish(&span, &reserved, |reserved| {
+            let ours = reserved.iter().filter(|block| matches!(block, Reserved::Write(_)));
+            Tally::of(ours.map(|_| Tier::Dram))
+        });
+        reserved
     }
 
     /// Commits filled reservations, parents first: one status a block.
     pub async fn commit(&self, filled: Vec<WriteLease>) -> Result<Vec<BlockStatus>, Error> {
         let session = self.keeper.session();
-        self.noting(&session, calls::commit(&self.keeper, &session, filled).await)
+        let span = span::of_verb("commit", filled.len());
+        let call = calls::commit(&self.keeper, &session, filled).instrument(span.clone());
+        let statuses = self.noting(&session, call.await);
+        self.finish(&span, &statuses, |statuses| {
+            let stored = statuses.iter().filter(|status| **status == BlockStatus::Stored);
+            Tally::of(stored.map(|_| Tier::Dram))
+        });
+        statuses
     }
 
     /// Ends the session now and for good: every lease returns at once, and calls fail from here on.
     pub async fn close(&self) {
         self.keeper.shared.close().await;
+    }
+
+    /// Writes what a call of a trace got into its span.
+    fn finish<T>(&self, span: &Span, result: &Result<T, Error>, tally: impl Fn(&T) -> Tally) {
+        if span.is_none() {
+            return;
+        }
+        let transport = match self.transport() {
+            Transport::Shm => "shm",
+            Transport::Tcp => "tcp",
+            Transport::Grpc => "grpc",
+        };
+        span.record("transport", transport);
+        match result {
+            Ok(got) => tally(got).note(span, self.spec().block_bytes),
+            Err(error) => drop(span.record("error", tracing::field::display(error))),
+        }
     }
 
     fn noting<T>(&self, session: &Session, result: Result<T, Error>) -> Result<T, Error> {

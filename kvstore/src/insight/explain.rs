@@ -249,6 +249,11 @@ impl Explainer {
         ExplainerUsage { records, records_max, overwritten: self.overwritten.load(Ordering::Relaxed) }
     }
 
+    /// Memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.usage().records_max * size_of::<Note>() + size_of_val(&*self.shards) + size_of::<Self>()
+    }
+
     fn shard(&self, hash: SequenceHash) -> &Mutex<Shard> {
         &self.shards[(hash.as_u128() as usize) % SHARDS]
     }

@@ -10,8 +10,11 @@ use crate::store::{TenantOptions, TierOptions};
 pub struct ServerConfig {
     /// gRPC address; loopback only, port 0 for any free one.
     pub listen: SocketAddr,
-    /// HTTP address of `/metrics` and `/health`; loopback only.
+    /// HTTP address of the page (`/ui`), `/metrics` and `/health`; loopback only.
     pub admin_listen: Option<SocketAddr>,
+    /// Bearer token with which the page may change something of every tenant. A tenant's own token lets it change
+    /// what is that tenant's; without any of them the page shows only.
+    pub admin_token: Option<String>,
     /// Unix socket of the same-host transport; without it every byte goes through gRPC.
     pub socket: Option<PathBuf>,
     /// TCP address of the data port; loopback only, port 0 for any free one. Without it every byte that does not
@@ -40,6 +43,7 @@ impl ServerConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: None,
+            admin_token: None,
             socket: None,
             data_listen: None,
             tenants: vec![TenantOptions { name: "default".into(), token: None, dram_bytes, operator: true }],
@@ -81,6 +85,9 @@ impl ServerConfig {
                     ));
                 }
             }
+        }
+        if self.admin_token.as_ref().is_some_and(|token| token.trim().is_empty()) {
+            return refuse("the admin token is empty: give one of some length, or none".into());
         }
         if self.session_ttl < Duration::from_millis(100) || self.lease_ttl_max < Duration::from_millis(100) {
             return refuse("session and lease TTLs must be at least 100 ms".into());

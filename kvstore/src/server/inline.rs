@@ -13,7 +13,10 @@ use kelvin_tiering::Device;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::store::{MutableBlock, Tenant};
+use crate::store::{
+    MutableBlock, Tenant,
+    meters::{self, Carrier, Direction},
+};
 
 /// Payload a frame: large enough that a frame's cost vanishes, well below the message limit.
 const FRAME_BYTES: usize = 1 << 20;
@@ -41,6 +44,7 @@ pub(super) fn read(
                 continue;
             };
             let mut block = block;
+            let began = meters::begin();
             for offset in range.clone().step_by(FRAME_BYTES) {
                 let data = vec![0; FRAME_BYTES.min(range.end - offset)];
                 let (back, data, result) = tenant.pool().read(block, offset as u64, data).await;
@@ -63,6 +67,7 @@ pub(super) fn read(
                     return;
                 }
             }
+            tenant.meters().transfers(Carrier::Grpc, Direction::Read).note(range.len() as u64, began);
         }
     });
     ReceiverStream::new(receiver).boxed()
@@ -92,7 +97,7 @@ pub(super) async fn write(
     mut frames: Streaming<v1::WriteRequest>,
 ) -> Result<v1::BlockStatus, Status> {
     let first = next(&mut frames).await?.ok_or_else(|| Refusal::invalid("the stream has no frame"))?;
-    let (session, lease) = (first.session_id, first.lease_id);
+    let (session, lease, began) = (first.session_id, first.lease_id, meters::begin());
     tenant.namespace_of(session)?;
     let Some(block) = tenant.take_write(session, lease) else {
         return Ok(v1::BlockStatus::StaleLease);
@@ -101,8 +106,10 @@ pub(super) async fn write(
     let mut frame = first;
     loop {
         if let Some(checksum) = append(&mut filling, frame).await? {
+            let bytes = filling.offset;
             drop(filling);
             let statuses = tenant.commit(session, &[(lease, checksum)])?;
+            tenant.meters().transfers(Carrier::Grpc, Direction::Write).note(bytes, began);
             return Ok(statuses[0]);
         }
         frame = next(&mut frames)

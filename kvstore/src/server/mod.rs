@@ -5,11 +5,14 @@ mod calls;
 mod config;
 mod convert;
 mod inline;
+mod metrics;
 mod operator;
+mod page;
 mod ranges;
 mod secret;
 mod service;
 mod stats;
+mod traced;
 mod watch;
 
 use std::{
@@ -31,6 +34,7 @@ pub use crate::store::{
 };
 pub use config::ServerConfig;
 pub use kelvin_tiering::Tier;
+pub use metrics::metrics_catalogue;
 
 use crate::{
     store::{Clock, Store, StoreOptions, SystemClock},
@@ -56,7 +60,7 @@ const FRAME_BYTES: u32 = 1 << 20;
 pub struct Listening {
     /// gRPC.
     pub grpc: SocketAddr,
-    /// Metrics and health.
+    /// The page, metrics and health.
     pub admin: Option<SocketAddr>,
     /// Shared memory.
     pub socket: Option<PathBuf>,
@@ -137,7 +141,9 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     // Streams end at the stop; the socket and the admin page stay until those are done.
     let stop = CancellationToken::new();
-    let service = Arc::new(service::Service::new(store.clone(), listening.clone(), shutdown.clone()));
+    let calls = Arc::<page::Calls>::default();
+    let service =
+        Arc::new(service::Service::new(store.clone(), listening.clone(), shutdown.clone(), calls.clone()));
     if let Some(socket) = socket {
         tasks.spawn(transport::serve(socket, store.clone(), service.clone(), stop.clone()));
     }
@@ -145,7 +151,12 @@ pub async fn serve(
         tasks.spawn(transport::serve_tcp(data, store.clone(), stop.clone()));
     }
     if let Some(admin) = admin {
-        tasks.spawn(admin::serve(admin, store.clone(), stop.clone()));
+        let has_tenant_token = config.tenants.iter().any(|tenant| tenant.token.is_some());
+        let token = config.admin_token.as_deref();
+        let source = page::StorePage::new(store.clone(), calls, token, has_tenant_token, shutdown.clone());
+        let page = crate::page::Page::new(Arc::new(source));
+        tasks.spawn(page.clone().watch(stop.clone()));
+        tasks.spawn(admin::serve(admin, store.clone(), page.routes(), stop.clone()));
     }
     tasks.spawn(reap(store, stop.clone()));
     tasks.close();
@@ -166,6 +177,7 @@ pub async fn serve(
         .max_frame_size(FRAME_BYTES)
         .max_concurrent_streams(4096)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .layer(traced::Traced)
         .add_service(health)
         .add_service(reflection)
         .add_service(kv)

@@ -187,7 +187,7 @@ pub(super) async fn explain(
     Ok(v1::ExplainResponse { blocks: blocks.into_iter().map(explanation).collect() })
 }
 
-fn explanation(block: Explanation) -> v1::BlockExplanation {
+pub(super) fn explanation(block: Explanation) -> v1::BlockExplanation {
     let mut wire = v1::BlockExplanation {
         hash: Bytes::copy_from_slice(&block.hash.to_bytes()),
         pinned: block.pinned,

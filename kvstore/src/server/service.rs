@@ -1,21 +1,30 @@
 //! The gRPC service: checks what arrives, calls the store, answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use kelvin_kernels::Checksum;
-use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService};
+use kelvin_proto::{NamespaceSpec, Reason, Refusal, kv::v1, kv::v1::kv_service_server::KvService, trace};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    KEYS_MAX, Listening, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator, ranges, stats, watch,
+    KEYS_MAX, Listening, MESSAGE_BYTES_MAX, WAIT_MAX, convert, inline, operator,
+    page::{Calls, Outcome},
+    ranges, stats, watch,
 };
 use crate::{
     SequenceHash,
-    store::{AcquiredBlock, Store, Tenant},
+    span::{self, Tally},
+    store::{
+        AcquiredBlock, Namespace, Store, Tenant,
+        meters::{self, Verb, Via},
+    },
 };
 
 const CLIENT_NAME_BYTES_MAX: usize = 128;
@@ -31,11 +40,35 @@ pub(super) struct Service {
     listening: Listening,
     shutdown: CancellationToken,
     prefetches: Arc<Semaphore>,
+    /// Recent calls, for the page.
+    calls: Arc<Calls>,
+}
+
+/// A call in work; its end is counted when it is dropped. Of one that answers with a stream, the time until the
+/// stream begins.
+struct Call {
+    tenant: Arc<Tenant>,
+    verb: Verb,
+    via: Via,
+    began: Option<Instant>,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(began) = self.began {
+            self.tenant.meters().call(self.verb, self.via).took(began.elapsed());
+        }
+    }
 }
 
 impl Service {
-    pub(super) fn new(store: Arc<Store>, listening: Listening, shutdown: CancellationToken) -> Self {
-        Self { store, listening, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)) }
+    pub(super) fn new(
+        store: Arc<Store>,
+        listening: Listening,
+        shutdown: CancellationToken,
+        calls: Arc<Calls>,
+    ) -> Self {
+        Self { store, listening, shutdown, prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)), calls }
     }
 
     /// Of the token in a call over gRPC.
@@ -52,14 +85,16 @@ impl Service {
         self.store.tenant(token).cloned()
     }
 
-    /// The tenant and the message of a call.
-    fn enter<T>(&self, request: Request<T>) -> Result<(Arc<Tenant>, T), Refusal> {
-        let tenant = match request.extensions().get::<Arc<Tenant>>() {
+    /// The tenant and the message of a call, and what counts how long it takes.
+    fn enter<T>(&self, verb: Verb, request: Request<T>) -> Result<(Arc<Tenant>, T, Call), Refusal> {
+        let began = meters::begin();
+        let (tenant, via) = match request.extensions().get::<Arc<Tenant>>() {
             // Over a socket that its session's token opened.
-            Some(tenant) => tenant.clone(),
-            None => self.tenant(request.metadata())?,
+            Some(tenant) => (tenant.clone(), Via::Socket),
+            None => (self.tenant(request.metadata())?, Via::Grpc),
         };
-        Ok((tenant, request.into_inner()))
+        let call = Call { tenant: tenant.clone(), verb, via, began };
+        Ok((tenant, request.into_inner(), call))
     }
 
     /// `Tenant::acquire`, again whenever something changed, while the first block is being filled.
@@ -96,13 +131,19 @@ impl Service {
     }
 }
 
+/// Writes what a call of a trace did into its span.
+fn answered(tenant: &Tenant, namespace: &Namespace, asked: usize, tally: impl Fn() -> Tally) {
+    let spec = &namespace.spec;
+    span::answered(tenant.name(), &spec.model, asked, spec.block_bytes, tally);
+}
+
 #[tonic::async_trait]
 impl KvService for Service {
     async fn open_namespace(
         &self,
         request: Request<v1::OpenNamespaceRequest>,
     ) -> Result<Response<v1::OpenNamespaceResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::OpenNamespace, request)?;
         let name = message.client_name.clone();
         if name.len() > CLIENT_NAME_BYTES_MAX {
             return Err(
@@ -118,6 +159,7 @@ impl KvService for Service {
             token: Bytes::copy_from_slice(&opened.token),
             region_bytes: tenant.pool().arena().bytes(),
             takes_calls: true,
+            takes_traces: true,
         });
         let data_port = self.listening.data.map(|address| v1::DataPort {
             address: address.to_string(),
@@ -147,13 +189,21 @@ impl KvService for Service {
         &self,
         request: Request<v1::MatchRequest>,
     ) -> Result<Response<v1::MatchResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Match, request)?;
+        let begun = tenant.now();
         let namespace = tenant.namespace_of(message.session_id)?;
         let named = message.return_hashes;
         let hashes = convert::prefix(message.prefix, &namespace)?;
         let found = tenant.match_prefix(&namespace, &hashes);
         let blocks = found.len();
+        answered(&tenant, &namespace, hashes.len(), || {
+            Tally::of(found.iter().map(|holders| convert::hottest(*holders)))
+        });
         let filling = tenant.filling_prefix(&namespace, &hashes[blocks..]);
+        let block_tokens = u64::from(namespace.spec.block_tokens);
+        if filling > 0 {
+            tenant.counters().filling_tokens.add(filling as u64 * block_tokens);
+        }
         if let Some(first) = hashes.get(blocks + filling) {
             tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
         }
@@ -171,7 +221,8 @@ impl KvService for Service {
                 looked_at.map(convert::read_lease).collect()
             }
         };
-        let block_tokens = u64::from(namespace.spec.block_tokens);
+        let outcome = Outcome { verb: "match", hashes: &hashes, hits: blocks, filling };
+        self.calls.note(&tenant, &namespace, begun, &outcome);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
@@ -188,7 +239,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::AcquireRequest>,
     ) -> Result<Response<v1::AcquireResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Acquire, request)?;
         let packed = !message.packed_hashes.is_empty();
         let hashes = match packed {
             true => convert::packed_hashes(&message.packed_hashes, &message.hashes)?,
@@ -196,7 +247,16 @@ impl KvService for Service {
         };
         let wait = Duration::from_millis(message.wait_ms);
         let ttl = convert::ttl(message.lease_ttl_ms);
+        let begun = tenant.now();
         let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
+        let leased = blocks.iter().take_while(|block| block.status == v1::BlockStatus::Leased).count();
+        let outcome = Outcome { verb: "acquire", hashes: &hashes, hits: leased, filling: 0 };
+        if let Ok(namespace) = tenant.namespace_of(message.session_id) {
+            self.calls.note(&tenant, &namespace, begun, &outcome);
+            // What was in a colder tier was brought up: its own span tells from where.
+            let all = || blocks.iter().filter(|block| block.status == v1::BlockStatus::Leased);
+            answered(&tenant, &namespace, hashes.len(), || Tally::of(all().map(|_| v1::Tier::Dram)));
+        }
         Ok(Response::new(match packed {
             true => {
                 let packed = Some(convert::packed_leases(&blocks));
@@ -213,12 +273,17 @@ impl KvService for Service {
         &self,
         request: Request<v1::ReserveRequest>,
     ) -> Result<Response<v1::ReserveResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Reserve, request)?;
         let hashes = convert::hashes(&message.hashes)?;
         let parent = convert::parent(&message.parent)?;
         let ttl = convert::ttl(message.lease_ttl_ms);
         let keep = convert::keep(message.priority, message.block_ttl_ms, tenant.now())?;
         let blocks = tenant.reserve_to_keep(message.session_id, parent, &hashes, ttl, keep)?;
+        if trace::is_on() {
+            let reserved = || blocks.iter().filter(|block| block.status == v1::BlockStatus::Reserved);
+            let namespace = tenant.namespace_of(message.session_id)?;
+            answered(&tenant, &namespace, hashes.len(), || Tally::of(reserved().map(|_| v1::Tier::Dram)));
+        }
         let leases = blocks.into_iter().map(convert::write_lease).collect();
         Ok(Response::new(v1::ReserveResponse { leases }))
     }
@@ -227,12 +292,14 @@ impl KvService for Service {
         &self,
         request: Request<v1::CommitRequest>,
     ) -> Result<Response<v1::CommitResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Commit, request)?;
         convert::keys_within_limit(message.blocks.len())?;
         let blocks: Vec<(u64, Checksum)> =
             message.blocks.iter().map(|block| (block.lease_id, Checksum(block.checksum))).collect();
         let session = message.session_id;
-        let bytes = blocks.len() as u64 * tenant.namespace_of(session)?.spec.block_bytes;
+        let namespace = tenant.namespace_of(session)?;
+        let bytes = blocks.len() as u64 * namespace.spec.block_bytes;
+        answered(&tenant, &namespace, blocks.len(), || Tally::of(blocks.iter().map(|_| v1::Tier::Dram)));
         let statuses = if bytes <= COMMIT_INLINE_BYTES {
             tenant.commit(session, &blocks)?
         } else {
@@ -244,14 +311,14 @@ impl KvService for Service {
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Abort, request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let statuses = convert::statuses(tenant.abort(message.session_id, &message.lease_ids)?);
         Ok(Response::new(v1::AbortResponse { statuses }))
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Renew, request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let ttl = convert::ttl(message.lease_ttl_ms);
         let statuses = tenant.renew(message.session_id, &message.lease_ids, message.all_leases, ttl)?;
@@ -263,7 +330,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::ReleaseRequest>,
     ) -> Result<Response<v1::ReleaseResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Release, request)?;
         convert::keys_within_limit(message.lease_ids.len() + message.damaged_lease_ids.len())?;
         tenant.drop_damaged(message.session_id, &message.damaged_lease_ids);
         tenant.release(message.session_id, &message.damaged_lease_ids)?;
@@ -277,7 +344,7 @@ impl KvService for Service {
     type ReadStream = BoxStream<'static, Result<v1::ReadResponse, Status>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Read, request)?;
         convert::keys_within_limit(message.lease_ids.len())?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let range = convert::range(message.range, namespace.spec.block_bytes)?;
@@ -288,7 +355,7 @@ impl KvService for Service {
         &self,
         request: Request<Streaming<v1::WriteRequest>>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        let (tenant, frames) = self.enter(request)?;
+        let (tenant, frames, _call) = self.enter(Verb::Write, request)?;
         let status = inline::write(tenant, frames).await?;
         Ok(Response::new(v1::WriteResponse { status: status.into() }))
     }
@@ -296,18 +363,24 @@ impl KvService for Service {
     type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Watch, request)?;
         let namespace = match message.session_id {
             0 => tenant.namespace(message.namespace_id)?,
             session => tenant.namespace_of(session)?,
         };
         let incarnation = self.store.incarnation();
         let cursor = (message.incarnation == incarnation && message.cursor > 0).then_some(message.cursor);
-        Ok(Response::new(watch::stream(namespace, cursor, incarnation, self.shutdown.clone())))
+        Ok(Response::new(watch::stream(
+            namespace,
+            cursor,
+            incarnation,
+            message.describe,
+            self.shutdown.clone(),
+        )))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        let (tenant, _) = self.enter(request)?;
+        let (tenant, _, _call) = self.enter(Verb::Stats, request)?;
         Ok(Response::new(stats::of(&self.store, &tenant)))
     }
 
@@ -315,22 +388,22 @@ impl KvService for Service {
         &self,
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Prefetch, request)?;
         Ok(Response::new(ranges::prefetch(tenant, message, &self.prefetches, &self.shutdown)?))
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Pin, request)?;
         Ok(Response::new(ranges::pin(tenant, message).await?))
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Unpin, request)?;
         Ok(Response::new(ranges::unpin(tenant, message).await?))
     }
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Evict, request)?;
         Ok(Response::new(ranges::evict(tenant, message).await?))
     }
 
@@ -338,7 +411,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::EndSessionRequest>,
     ) -> Result<Response<v1::EndSessionResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::EndSession, request)?;
         Ok(Response::new(ranges::end_session(tenant, message).await?))
     }
 
@@ -346,7 +419,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Explain, request)?;
         Ok(Response::new(ranges::explain(tenant, message).await?))
     }
 
@@ -354,7 +427,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectResponse>, Status> {
-        let (tenant, _) = self.enter(request)?;
+        let (tenant, _, _call) = self.enter(Verb::Inspect, request)?;
         Ok(Response::new(operator::inspect(self.store.clone(), tenant).await?))
     }
 
@@ -364,7 +437,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Verify, request)?;
         Ok(Response::new(operator::verify(&self.store, &tenant, &message, self.shutdown.clone())?))
     }
 
@@ -372,7 +445,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::CollectRequest>,
     ) -> Result<Response<v1::CollectResponse>, Status> {
-        let (tenant, message) = self.enter(request)?;
+        let (tenant, message, _call) = self.enter(Verb::Collect, request)?;
         Ok(Response::new(operator::collect(&self.store, &tenant, &message).await?))
     }
 }

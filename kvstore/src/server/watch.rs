@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
 use kelvin_proto::kv::v1;
-use kelvin_tiering::Tier;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use tonic::Status;
 use super::convert;
 use crate::{
     index::HolderSet,
-    store::{Event, EventKind, Namespace},
+    store::{Event, EventKind, Namespace, tiers_of},
 };
 
 const PAGE_EVENTS: usize = 1024;
@@ -31,6 +30,7 @@ pub(super) fn stream(
     namespace: Arc<Namespace>,
     cursor: Option<u64>,
     incarnation: u64,
+    describe: bool,
     shutdown: CancellationToken,
 ) -> BoxStream<'static, Result<v1::WatchResponse, Status>> {
     let (sender, receiver) = mpsc::channel(PAGES_AHEAD);
@@ -39,18 +39,24 @@ pub(super) fn stream(
         tokio::select! {
             () = gone.closed() => {}
             () = shutdown.cancelled() => {}
-            _ = follow(&namespace, cursor, incarnation, &sender) => {}
+            _ = follow(&namespace, cursor, incarnation, describe, &sender) => {}
         }
     });
     ReceiverStream::new(receiver).boxed()
 }
 
 /// `None` when the reader is gone.
-async fn follow(namespace: &Namespace, cursor: Option<u64>, incarnation: u64, out: &Sender) -> Option<()> {
+async fn follow(
+    namespace: &Namespace,
+    cursor: Option<u64>,
+    incarnation: u64,
+    describe: bool,
+    out: &Sender,
+) -> Option<()> {
     let mut end = namespace.events.subscribe();
     let mut cursor = match cursor {
         Some(cursor) => cursor,
-        None => snapshot(namespace, incarnation, 0, out).await?,
+        None => snapshot(namespace, incarnation, 0, describe, out).await?,
     };
     loop {
         end.borrow_and_update();
@@ -64,25 +70,33 @@ async fn follow(namespace: &Namespace, cursor: Option<u64>, incarnation: u64, ou
             }
             lagged => {
                 let lost = lagged.map_or(0, |page| page.lost);
-                cursor = snapshot(namespace, incarnation, lost, out).await?;
+                cursor = snapshot(namespace, incarnation, lost, describe, out).await?;
             }
         }
     }
 }
 
 /// Sends what is there; the cursor from which to go on.
-async fn snapshot(namespace: &Namespace, incarnation: u64, lost: u64, out: &Sender) -> Option<u64> {
+async fn snapshot(
+    namespace: &Namespace,
+    incarnation: u64,
+    lost: u64,
+    describe: bool,
+    out: &Sender,
+) -> Option<u64> {
     let cursor = namespace.events.end();
     let mut blocks = namespace.index.snapshot();
     blocks.retain(|block| !block.holders.is_empty());
     let pages = blocks.len().div_ceil(PAGE_EVENTS).max(1);
     for number in 0..pages {
         let page = blocks.chunks(PAGE_EVENTS).nth(number).unwrap_or_default();
-        let stored = page.iter().map(|block| Event {
-            kind: EventKind::Stored,
-            hash: block.hash,
-            parent: block.parent,
-            tier: Tier::Dram,
+        let stored = page.iter().flat_map(|block| {
+            tiers_of(block.holders).map(|tier| Event {
+                kind: EventKind::Stored,
+                hash: block.hash,
+                parent: block.parent,
+                tier,
+            })
         });
         let message = v1::WatchResponse {
             cursor,
@@ -91,6 +105,11 @@ async fn snapshot(namespace: &Namespace, incarnation: u64, lost: u64, out: &Send
             lost: if number == 0 { lost } else { 0 },
             snapshot_begin: number == 0,
             snapshot_end: number + 1 == pages,
+            described: (describe && number == 0).then(|| v1::NamespaceDescription {
+                namespace_key: namespace.key.to_bytes().to_vec().into(),
+                block_tokens: namespace.spec.block_tokens,
+                block_bytes: namespace.spec.block_bytes,
+            }),
         };
         out.send(Ok(message)).await.ok()?;
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::room::Removal;
 use crate::insight::Reason;
 
 /// A number that only grows.
@@ -44,4 +45,10 @@ pub(crate) struct Counters {
     pub(crate) copied_bytes: Counter,
     /// Blocks that a match did not find, by the code of the reason of the first of them.
     pub(crate) misses: [Counter; Reason::ALL.len()],
+    /// Their tokens.
+    pub(crate) miss_tokens: [Counter; Reason::ALL.len()],
+    /// Tokens asked for by a match while somebody was filling their blocks.
+    pub(crate) filling_tokens: Counter,
+    /// Blocks that left DRAM, by why.
+    pub(crate) removals: [Counter; Removal::ALL.len()],
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use kelvin_tiering::Tier;
 
-use super::{BlockKey, Namespace, Tenant};
+use super::{BlockKey, Namespace, Tenant, meters::measuring};
 use crate::{
     SequenceHash,
     index::HolderSet,
@@ -97,8 +97,13 @@ impl Tenant {
 
     /// Counts what a `Match` did not find, of which `first` ended the prefix.
     pub(crate) fn count_misses(&self, namespace: &Namespace, first: SequenceHash, blocks: u64) {
+        if !measuring() {
+            return;
+        }
         let reason = namespace.gone.explain(first).map_or(Reason::NeverStored, |record| record.reason);
         self.counters.misses[reason as usize].add(blocks);
+        let tokens = blocks * u64::from(namespace.spec.block_tokens);
+        self.counters.miss_tokens[reason as usize].add(tokens);
     }
 }
 

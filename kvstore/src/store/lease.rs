@@ -32,6 +32,8 @@ struct Grant {
     /// By id, from the grant's first on; `None` once ended.
     rights: Vec<Option<Right>>,
     live: usize,
+    /// When it was granted.
+    since: Duration,
     expires_at: Duration,
     /// Expiry of each, once some were renewed without the others.
     each: Option<Box<[Duration]>>,
@@ -85,8 +87,14 @@ impl Default for Leases {
 }
 
 impl Leases {
-    /// Enters leases with ids from `first` on.
-    pub(super) fn grant(&mut self, first: LeaseId, rights: Vec<Option<Right>>, expires_at: Duration) {
+    /// Enters leases of one kind, granted now, with ids from `first` on.
+    pub(super) fn grant(
+        &mut self,
+        first: LeaseId,
+        rights: Vec<Option<Right>>,
+        now: Duration,
+        expires_at: Duration,
+    ) {
         let live = rights.len();
         if live == 0 {
             return;
@@ -99,7 +107,8 @@ impl Leases {
             }
         }
         self.due = self.due.min(expires_at);
-        let before = self.grants.insert(first, Grant { rights, live, expires_at, each: None });
+        let grant = Grant { rights, live, since: now, expires_at, each: None };
+        let before = self.grants.insert(first, grant);
         assert!(before.is_none(), "a lease id is used once");
     }
 
@@ -159,10 +168,11 @@ impl Leases {
             return;
         }
         let Some(grant) = self.grants.remove(&first) else { return };
+        let since = grant.since;
         let expiries: Vec<Duration> = (0..grant.rights.len()).map(|at| grant.expiry(at)).collect();
         for ((id, right), expires_at) in (first..).zip(grant.rights).zip(expiries) {
             if right.is_some() {
-                let single = Grant { rights: vec![right], live: 1, expires_at, each: None };
+                let single = Grant { rights: vec![right], live: 1, since, expires_at, each: None };
                 self.grants.insert(id, single);
             }
         }
@@ -207,6 +217,17 @@ impl Leases {
     /// A time before which none expires.
     pub(super) fn due(&self) -> Duration {
         self.due
+    }
+
+    /// When the oldest read lease and the oldest write lease there are were granted. Looks at every grant.
+    pub(super) fn oldest(&self) -> (Option<Duration>, Option<Duration>) {
+        let (mut read, mut write): (Option<Duration>, Option<Duration>) = (None, None);
+        for grant in self.grants.values() {
+            let Some(right) = grant.rights.iter().flatten().next() else { continue };
+            let oldest = if right.is_read() { &mut read } else { &mut write };
+            *oldest = Some(oldest.map_or(grant.since, |since| since.min(grant.since)));
+        }
+        (read, write)
     }
 
     /// Read leases and write leases there are.

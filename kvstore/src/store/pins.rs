@@ -45,6 +45,7 @@ struct Pin {
     owner: String,
     hashes: Vec<SequenceHash>,
     memory_bytes: u64,
+    since: Duration,
     until: Option<Duration>,
 }
 
@@ -59,6 +60,8 @@ pub(crate) struct PinSurvey {
     pub(crate) memory_bytes: u64,
     /// Soft pins whose time was over, so far.
     pub(crate) expired: u64,
+    /// When the oldest soft and the oldest hard pin were set.
+    pub(crate) oldest: [Option<Duration>; 2],
 }
 
 impl PinSurvey {
@@ -70,6 +73,9 @@ impl PinSurvey {
         self.bytes += other.bytes;
         self.memory_bytes += other.memory_bytes;
         self.expired += other.expired;
+        for (own, other) in self.oldest.iter_mut().zip(other.oldest) {
+            *own = [*own, other].into_iter().flatten().min();
+        }
     }
 }
 
@@ -79,20 +85,21 @@ impl Pins {
         self.pinned.load(Ordering::Acquire) > 0 && self.table.lock().blocks.contains_key(hash)
     }
 
-    /// Pins blocks, each given once. `memory_bytes`: of those of them that no pin kept so far and that are in memory.
+    /// Pins blocks, each given once, now. `memory_bytes`: of those of them that no pin kept so far and that are in memory.
     pub(crate) fn add(
         &self,
         id: PinId,
         owner: &str,
         hashes: Vec<SequenceHash>,
         memory_bytes: u64,
+        now: Duration,
         until: Option<Duration>,
     ) {
         let table = &mut *self.table.lock();
         for &hash in &hashes {
             *table.blocks.entry(hash).or_default() += 1;
         }
-        let pin = Pin { owner: owner.to_owned(), hashes, memory_bytes, until };
+        let pin = Pin { owner: owner.to_owned(), hashes, memory_bytes, since: now, until };
         let before = table.pins.insert(id, pin);
         assert!(before.is_none(), "a pin's id is used once");
         self.pinned.store(table.blocks.len(), Ordering::Release);
@@ -154,6 +161,10 @@ impl Pins {
             bytes: table.blocks.len() as u64 * block_bytes,
             memory_bytes: table.pins.values().map(|pin| pin.memory_bytes).sum(),
             expired: table.expired,
+            oldest: [true, false].map(|soft| {
+                let of_kind = table.pins.values().filter(|pin| pin.until.is_some() == soft);
+                of_kind.map(|pin| pin.since).min()
+            }),
         }
     }
 }
@@ -170,10 +181,12 @@ mod tests {
     fn a_block_is_kept_as_long_as_any_pin_names_it() {
         let pins = Pins::default();
         assert!(!pins.hold(&hash(1)));
-        pins.add(7, "a", vec![hash(1), hash(2)], 10, None);
-        pins.add(8, "b", vec![hash(2), hash(3)], 5, Some(Duration::from_secs(5)));
+        pins.add(7, "a", vec![hash(1), hash(2)], 10, Duration::from_secs(2), None);
+        pins.add(8, "b", vec![hash(2), hash(3)], 5, Duration::from_secs(3), Some(Duration::from_secs(5)));
         assert!((1..4).all(|n| pins.hold(&hash(n))) && !pins.hold(&hash(4)));
-        let survey = PinSurvey { soft: 1, hard: 1, blocks: 3, bytes: 12, memory_bytes: 15, expired: 0 };
+        let oldest = [3, 2].map(|second| Some(Duration::from_secs(second)));
+        let survey =
+            PinSurvey { soft: 1, hard: 1, blocks: 3, bytes: 12, memory_bytes: 15, expired: 0, oldest };
         assert_eq!(pins.survey(4), survey);
         assert_eq!(pins.remove(&[7, 9], ""), (1, 1));
         assert!(!pins.hold(&hash(1)) && pins.hold(&hash(2)));
@@ -188,7 +201,7 @@ mod tests {
     fn an_owner_ends_all_of_its_own() {
         let pins = Pins::default();
         for (id, owner) in [(1, "a"), (2, "b"), (3, "a"), (4, "")] {
-            pins.add(id, owner, vec![hash(id as u8)], 0, None);
+            pins.add(id, owner, vec![hash(id as u8)], 0, Duration::ZERO, None);
         }
         assert_eq!(pins.remove(&[], "a"), (2, 2));
         assert_eq!(pins.remove(&[], ""), (0, 0), "nobody is no owner");

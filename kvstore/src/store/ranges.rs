@@ -124,9 +124,10 @@ impl Tenant {
             )));
         }
         let id = u64::from_le_bytes(crate::random::bytes()).max(1);
-        let until = ttl.map(|ttl| self.clock.now() + ttl);
+        let now = self.clock.now();
+        let until = ttl.map(|ttl| now + ttl);
         let blocks = hashes.len() as u64;
-        namespace.pins.add(id, owner, hashes, memory_bytes, until);
+        namespace.pins.add(id, owner, hashes, memory_bytes, now, until);
         tracing::info!(
             owner,
             blocks,

@@ -31,6 +31,21 @@ pub(crate) enum Removal {
 }
 
 impl Removal {
+    /// All of them, in the order of their numbers.
+    pub(crate) const ALL: [Removal; 5] =
+        [Removal::Room, Removal::Expired, Removal::Quota, Removal::Damaged, Removal::Asked];
+
+    /// Its name for metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Room => "room",
+            Self::Expired => "expired",
+            Self::Quota => "quota",
+            Self::Damaged => "damaged",
+            Self::Asked => "removed",
+        }
+    }
+
     fn reason(self) -> Reason {
         match self {
             Self::Room => Reason::Evicted,
@@ -238,12 +253,13 @@ impl Tenant {
     ) -> Option<ImmutableBlock> {
         let block = state.remove_sealed(key, leased)?;
         tracing::trace!(block = %key.hash, ?why, "block leaves DRAM");
+        self.counters.removals[why as usize].add(1);
         if let Some(namespace) = state.namespaces.get(&key.namespace) {
             namespace.index.remove(key.hash, DRAM);
             let (kind, hash, parent) = (EventKind::Removed, key.hash, block.parent());
             namespace.events.push(Event { kind, hash, parent, tier: Tier::Dram });
-            let reason = self.below.left(&key, why).unwrap_or(why.reason());
-            namespace.note_gone(hash, reason, Some(Tier::Dram), now);
+            let (reason, tier) = self.below.left(&key, why).unwrap_or((why.reason(), Tier::Dram));
+            namespace.note_gone(hash, reason, Some(tier), now);
         }
         Some(block)
     }

@@ -11,6 +11,7 @@ use kelvin_tiering::{Attributes, DramPool, Order, PolicyKind, Weight, Why};
 use super::{
     Clock, ImmutableBlock, Namespace, SessionId,
     block::CompleteBlock,
+    labels::{Labels, Row},
     lease::Right,
     table::{Found, Keyed, Table},
     tenant::BlockKey,
@@ -38,6 +39,8 @@ pub(super) struct State {
     /// What ended sessions held whose process still maps the pool.
     pub(super) parked: HashMap<SessionId, Vec<Right>>,
     pub(super) namespaces: HashMap<u64, Arc<Namespace>, Keyed>,
+    /// Who of them has a label of its own in metrics.
+    labels: Labels,
 }
 
 impl State {
@@ -61,6 +64,7 @@ impl State {
             expiring: 0,
             parked: HashMap::new(),
             namespaces: HashMap::default(),
+            labels: Labels::default(),
         }
     }
 
@@ -145,8 +149,22 @@ impl State {
         })
     }
 
+    /// Enters a namespace.
+    pub(super) fn open_namespace(&mut self, namespace: Arc<Namespace>) {
+        self.labels.open(&namespace);
+        self.namespaces.insert(namespace.id, namespace);
+    }
+
+    /// Namespaces as metrics show them.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        self.labels.rows(self.namespaces.values())
+    }
+
     /// Forgets namespaces.
     pub(super) fn retain_namespaces(&mut self, stays: impl Fn(&Namespace) -> bool) {
+        for namespace in self.namespaces.values().filter(|namespace| !stays(namespace)) {
+            self.labels.close(namespace);
+        }
         self.namespaces.retain(|_, namespace| stays(namespace));
         self.quotas.retain(|id, _| self.namespaces.contains_key(id));
     }

@@ -32,8 +32,9 @@ use kelvin_tiering::{Device, DramPool, DramSlot, GhostBoard, GhostRate, PolicyKi
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Clock, Counters, Namespace, Quota, TierOptions,
+    Clock, Counters, Namespace, Quota, Row, TierOptions,
     lease::Right,
+    meters::Meters,
     session::{Ended, Resting, Session, Sessions, unknown_session},
     state::State,
     table::{Keyed, Table},
@@ -88,6 +89,7 @@ pub(crate) struct Tenant {
     pub(super) pool: DramPool,
     pub(super) limits: TenantLimits,
     pub(super) counters: CachePadded<Counters>,
+    pub(super) meters: CachePadded<Meters>,
     pub(super) clock: Arc<dyn Clock>,
     /// Changed under the structural lock, read without.
     pub(super) table: Arc<Table>,
@@ -134,6 +136,7 @@ impl Tenant {
             pool,
             limits,
             counters: CachePadded::default(),
+            meters: CachePadded::default(),
             clock,
             state: CachePadded::new(Mutex::new(state)),
             table,
@@ -162,6 +165,15 @@ impl Tenant {
         &self.counters
     }
 
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Tokens asked for and found, by namespace, as metrics show them.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        self.lock().rows()
+    }
+
     pub(crate) fn session_ttl(&self) -> Duration {
         self.limits.session_ttl
     }
@@ -185,6 +197,20 @@ impl Tenant {
     /// Why blocks went: how many notes there are.
     pub(crate) fn explainer_usage(&self) -> ExplainerUsage {
         self.gone.usage()
+    }
+
+    /// Memory of what is kept about the tenant to be shown: counts, histograms, reasons, and of each namespace
+    /// its counts and its curve. Not that of the ghosts, which are a part of the policies.
+    pub(crate) fn metrics_memory_bytes(&self) -> usize {
+        let curves: usize = self
+            .namespaces()
+            .iter()
+            .map(|namespace| size_of::<Namespace>() + namespace.curve.lock().memory_bytes())
+            .sum();
+        let rows = self.rows();
+        let labels: usize =
+            rows.iter().map(|row| size_of_val(row) + row.model.len() + row.namespace.len()).sum();
+        size_of::<Counters>() + size_of::<Meters>() + self.gone.memory_bytes() + labels + curves
     }
 
     /// The store's clock.
@@ -259,7 +285,7 @@ impl Tenant {
         }
         let blocks = usize::try_from(self.pool.blocks_max(namespace.spec.block_bytes)).unwrap_or(usize::MAX);
         self.ghosts.lock().set_capacity(blocks);
-        state.namespaces.insert(namespace.id, namespace.clone());
+        state.open_namespace(namespace.clone());
         self.below.opened(&self.name, &namespace);
         Ok(namespace)
     }
@@ -449,11 +475,16 @@ impl Tenant {
         }
         namespaces.sort_by(|(a, _), (b, _)| (&a.spec.model, a.id).cmp(&(&b.spec.model, b.id)));
         let (mut read_leases, mut write_leases, mut parked) = (0, 0, 0);
+        let mut oldest_leases = [None; 2];
         for held in sessions.iter().filter_map(|session| session.hold().ok()) {
             let (reads, writes) = held.leases.counts();
             read_leases += reads;
             write_leases += writes;
             parked += held.quarantine.len();
+            let (read, write) = held.leases.oldest();
+            for (oldest, own) in oldest_leases.iter_mut().zip([read, write]) {
+                *oldest = [*oldest, own].into_iter().flatten().min();
+            }
         }
         parked += state.parked.values().map(Vec::len).sum::<usize>();
         Survey {
@@ -462,6 +493,7 @@ impl Tenant {
             read_leases: read_leases as u64,
             write_leases: write_leases as u64,
             parked_slots: parked as u64,
+            oldest_leases,
         }
     }
 }
@@ -479,6 +511,8 @@ pub(crate) struct Survey {
     pub(crate) write_leases: u64,
     /// Slots that rest until the process that mapped them is gone.
     pub(crate) parked_slots: u64,
+    /// When the oldest read lease and the oldest write lease were granted.
+    pub(crate) oldest_leases: [Option<Duration>; 2],
 }
 
 fn refuse_other_fingerprint<'a>(

@@ -10,7 +10,13 @@ use kelvin_proto::{Refusal, kv::v1::BlockStatus};
 
 use super::{
     BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
-    block::CompleteBlock, lease::Right, room::DRAM, session::Session, state::State, table::Found,
+    block::CompleteBlock,
+    lease::Right,
+    meters::{self, Carrier, Direction},
+    room::DRAM,
+    session::Session,
+    state::State,
+    table::Found,
 };
 use crate::SequenceHash;
 
@@ -96,8 +102,10 @@ impl Tenant {
         self.expire_due();
         let session = self.session(session)?;
         let mut held = session.hold()?;
+        let began = if held.maps_memory { meters::begin() } else { None };
         let mut room = held.room();
-        let (expires_at, epoch) = (self.expiry(self.clock.now(), ttl), self.epoch());
+        let now = self.clock.now();
+        let (expires_at, epoch) = (self.expiry(now, ttl), self.epoch());
         let first = held.lease_ids(hashes.len(), &self.last_lease);
         let mut answer = Vec::with_capacity(hashes.len());
         let mut rights = Vec::with_capacity(hashes.len().min(room));
@@ -127,10 +135,11 @@ impl Tenant {
         });
         let leased = rights.len();
         if leased > 0 {
-            held.leases.grant(first, rights, expires_at);
+            held.leases.grant(first, rights, now, expires_at);
             self.lower_due(expires_at);
             if held.maps_memory {
                 self.counters.shm_leased_bytes.add(bytes);
+                self.meters.transfers(Carrier::Shm, Direction::Read).note(bytes, began);
             }
         }
         drop(held);
@@ -229,7 +238,7 @@ impl Tenant {
         }
         let mut held = session.hold().expect("a session ends under the structural lock");
         held.booked -= booked;
-        held.leases.grant(first, rights, expires_at);
+        held.leases.grant(first, rights, now, expires_at);
         self.lower_due(expires_at);
         drop(held);
         answer.resize(hashes.len(), ReservedBlock::without(BlockStatus::Skipped));
@@ -245,6 +254,7 @@ impl Tenant {
         let session = self.session(session)?;
         // Who has the memory mapped may have written since.
         let maps_memory = session.hold()?.maps_memory;
+        let began = if maps_memory { meters::begin() } else { None };
         let seal = |at: usize, mut block: MutableBlock| {
             if maps_memory {
                 block.hashed = None;
@@ -257,7 +267,13 @@ impl Tenant {
             sealed.ok()
         };
         let late = |at: usize| self.commit_late(&session, blocks[at].0, blocks[at].1);
-        Ok(self.seal_each(&session, blocks.len(), |at| blocks[at].0, seal, late))
+        let statuses = self.seal_each(&session, blocks.len(), |at| blocks[at].0, seal, late);
+        let stored = statuses.iter().filter(|status| **status == BlockStatus::Stored).count() as u64;
+        if stored > 0 {
+            let bytes = stored * session.namespace.spec.block_bytes;
+            self.meters.transfers(Carrier::Shm, Direction::Write).note(bytes, began);
+        }
+        Ok(statuses)
     }
 
     /// Fills reservations in this process, in order, and commits them. `fill` gives the checksum of what it put

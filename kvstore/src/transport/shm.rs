@@ -16,11 +16,11 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::Path,
     time::Duration,
 };
 
 use super::calls::Calls;
+use kelvin_proto::kv::v1::SharedMemory;
 use kelvin_tiering::Arena;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -54,21 +54,16 @@ impl Attached {
     }
 }
 
-/// Client side; blocks, within a runtime. `takes_calls` is what the handshake said. `None` when the socket is out of reach; an error once the token was shown: then the
-/// session is spent.
-pub(crate) fn attach(
-    path: &Path,
-    token: &[u8],
-    region_bytes: u64,
-    takes_calls: bool,
-) -> io::Result<Option<Attached>> {
-    let Ok(mut socket) = UnixStream::connect(path) else { return Ok(None) };
+/// Client side; blocks, within a runtime. `offer` is what the handshake said. `None` when the socket is out of reach; an
+/// error once the token was shown: then the session is spent.
+pub(crate) fn attach(offer: &SharedMemory) -> io::Result<Option<Attached>> {
+    let Ok(mut socket) = UnixStream::connect(&offer.socket_path) else { return Ok(None) };
     socket.set_read_timeout(Some(HANDOVER))?;
-    socket.write_all(token)?;
+    socket.write_all(&offer.token)?;
     let file = receive_file(socket.as_fd())?;
-    let arena = Arena::map(file, region_bytes).map_err(io::Error::other)?;
-    let socket = match takes_calls {
-        true => Socket::Calls(Calls::start(socket)?),
+    let arena = Arena::map(file, offer.region_bytes).map_err(io::Error::other)?;
+    let socket = match offer.takes_calls {
+        true => Socket::Calls(Calls::start(socket, offer.takes_traces)?),
         false => Socket::Idle { _socket: socket },
     };
     Ok(Some(Attached { arena, socket }))
@@ -106,7 +101,7 @@ mod server {
     use std::{
         io::IoSlice,
         os::unix::fs::{FileTypeExt, PermissionsExt},
-        path::PathBuf,
+        path::{Path, PathBuf},
         sync::Arc,
     };
 

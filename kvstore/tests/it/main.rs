@@ -6,6 +6,7 @@ mod harness;
 mod hostile;
 mod inline;
 mod keep;
+mod metrics;
 mod parts;
 mod ranges;
 mod restart;

@@ -324,7 +324,7 @@ async fn the_admin_page_shows_the_tiers() {
         "kelvin_tier_blocks{tier=\"nvme\"} 2",
         "kelvin_tier_healthy{tier=\"nvme\"} 1",
         "kelvin_tier_offloaded_blocks_total{tier=\"nvme\"} 2",
-        "kelvin_tier_evicted_blocks_total{tier=\"nvme\",reason=\"quota\"} 0",
+        "kelvin_tier_evicted_blocks_total{tier=\"nvme\",policy=\"",
         "kelvin_tier_queue{tier=\"nvme\",direction=\"write\"} 0",
         "kelvin_tier_hit_blocks_total{tenant=\"default\",tier=\"dram\"} 2",
         "kelvin_miss_total{tenant=\"default\",reason=\"never_stored\"} 2",
@@ -332,7 +332,7 @@ async fn the_admin_page_shows_the_tiers() {
         "model=\"m\",",
         "times=\"2\"} ",
         "kelvin_store_hard_pins{tenant=\"default\"} 1",
-        "# EOF",
+        "reason=\"quota\"} 0",
     ] {
         assert!(metrics.contains(line), "{line} is not in:\n{metrics}");
     }

@@ -6,7 +6,7 @@
 //!           ▲                    ├─ stream: first piece awaited, then passed on as it comes
 //!           └──── another one ───┴─ trouble, and nothing was sent to the client yet
 //! ```
-//! The body goes on as it came, byte for byte. As long as the client has seen nothing, trouble with one
+//! The body goes on as it came, byte for byte ([`pair`](super::pair) adds a field). As long as the client has seen nothing, trouble with one
 //! server means another one, [`ATTEMPTS`] at most; a refusal (4xx) is the engine's answer and passed on.
 //!
 //! # Cancellation
@@ -14,7 +14,7 @@
 //! there.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -30,9 +30,9 @@ use axum::{
 };
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use kelvin_proto::trace;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
-use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -41,14 +41,22 @@ use super::{
     client::{Client, why},
     keys::Keys,
     member::{Backend, Call},
-    place::{Full, Shape, place},
     roster::{Pool, Roster},
+    sessions::Sessions,
     stream::Watched,
+    usage::Usage,
 };
-use crate::{directory::Directory, metrics::Metrics, openai::Admitted};
+use crate::{
+    cost::PrefillPolicy,
+    directory::Directory,
+    feeds::Stores,
+    metrics::Metrics,
+    openai::Admitted,
+    page::{Placed, Served},
+};
 
 /// Servers that are tried for one request.
-const ATTEMPTS: usize = 3;
+pub(super) const ATTEMPTS: usize = 3;
 /// Most bytes of an answer that comes at once.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -81,12 +89,16 @@ pub(crate) struct Errand<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) request_id: &'a str,
+    /// As it is called in metrics.
+    pub(crate) model: &'a str,
     pub(crate) stream: bool,
     pub(crate) keys: Keys,
+    /// Which conversation it is of, if it says so.
+    pub(crate) session: Option<u64>,
 }
 
 /// An answer's body.
-enum Answered {
+pub(super) enum Answered {
     Whole(Bytes),
     Stream(Box<Watched>),
 }
@@ -102,31 +114,22 @@ pub(crate) struct Patience {
 pub(crate) struct Forwarder {
     pub(crate) roster: Arc<Roster>,
     pub(crate) directory: Arc<Directory>,
+    /// Those that backends load from.
+    pub(crate) stores: Arc<Stores>,
     /// What the directory counts time from.
     pub(crate) started: Instant,
     pub(crate) client: Client,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) patience: Patience,
     pub(crate) rng: Mutex<SmallRng>,
+    pub(crate) sessions: Sessions,
+    /// Time without a stream's first piece after which a second server is asked; never without.
+    pub(crate) hedge_after: Option<Duration>,
+    /// Those under way.
+    pub(crate) hedges: AtomicUsize,
+    /// Where prompts are computed, of requests that go to decode backends.
+    pub(crate) policy: PrefillPolicy,
     pub(crate) ending: CancellationToken,
-}
-
-/// What an engine says it used.
-#[derive(Deserialize)]
-struct Answer {
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    prompt_tokens_details: Option<Details>,
-}
-
-#[derive(Deserialize)]
-struct Details {
-    cached_tokens: Option<u64>,
 }
 
 impl Forwarder {
@@ -150,50 +153,22 @@ impl Forwarder {
         }))
     }
 
-    async fn attempts(&self, pool: &Pool, errand: &Errand<'_>) -> Result<Response<Answered>, Trouble> {
-        let mut excluded = Vec::new();
-        let mut last: Option<Result<Response<Answered>, Trouble>> = None;
-        while excluded.len() < ATTEMPTS {
-            let call = match self.begin(pool, &errand.keys, &excluded) {
-                Ok(call) => call,
-                Err(Full::Busy) => return last.unwrap_or(Err(Trouble::Busy)),
-                Err(Full::Away) => return last.unwrap_or(Err(Trouble::NoBackend)),
-            };
-            let backend = call.backend().clone();
-            if !excluded.is_empty() {
-                self.metrics.retries.inc();
-            }
-            excluded.push(backend.id);
-            last = Some(match self.ask(call, errand).await {
-                Ok(answer) if answer.status() != StatusCode::TOO_MANY_REQUESTS => return Ok(answer),
-                // Another one may have room.
-                Ok(busy) => Ok(busy),
-                Err(trouble) => {
-                    if trouble.is_fault() {
-                        backend.failed(&trouble.to_string());
-                    }
-                    self.metrics.error(trouble.kind());
-                    tracing::warn!(request = errand.request_id, backend = backend.spec.url, %trouble, "a backend failed before its first token");
-                    Err(trouble)
-                }
-            });
-        }
-        last.unwrap_or(Err(Trouble::NoBackend))
-    }
-
-    /// Chooses a server and counts the request there, in one step: the next decision must see it.
-    fn begin(&self, pool: &Pool, keys: &Keys, excluded: &[u32]) -> Result<Call, Full> {
-        let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
-        let mut rng = self.rng.lock();
-        let (backend, choice) = place(pool, shape, excluded, &mut *rng)?;
-        let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);
-        drop(rng);
-        keys.sent(&self.directory, &backend, self.started.elapsed());
-        Ok(call)
-    }
-
-    async fn ask(&self, call: Call, errand: &Errand<'_>) -> Result<Response<Answered>, Trouble> {
-        let request = request(call.backend(), errand)?;
+    /// One server's answer to `body`, its first part at least.
+    pub(super) async fn ask(
+        &self,
+        call: Call,
+        errand: &Errand<'_>,
+        body: Bytes,
+    ) -> Result<Response<Answered>, Trouble> {
+        let placed = Placed {
+            model: Some(errand.model.to_owned()),
+            worker: Some(call.backend().spec.url.clone()),
+            mode: Some("backend"),
+            ..Placed::default()
+        };
+        let served =
+            |has_first_token| Served::begin(&self.metrics, errand.request_id, placed, has_first_token);
+        let request = request(call.backend(), errand, body)?;
         let patience = self.patience.first_token;
         let head = timeout(patience, self.client.request(request)).await;
         let head = head.map_err(|_| Trouble::Stalled(patience))?;
@@ -208,9 +183,9 @@ impl Forwarder {
             if !content_type.starts_with("text/event-stream") {
                 return Err(Trouble::Garbage(format!("a stream was asked for, `{content_type}` came")));
             }
-            self.stream(call, body).await?
+            self.stream(call, body, errand.model, served).await?
         } else {
-            self.whole(call, body, head.status).await?
+            self.whole(call, body, head.status, errand.model, served).await?
         };
         let mut answer = Response::new(body);
         *answer.status_mut() = head.status;
@@ -223,7 +198,13 @@ impl Forwarder {
     }
 
     /// A stream once its first piece is there: until then it can still come from another server.
-    async fn stream(&self, mut call: Call, mut body: Incoming) -> Result<Answered, Trouble> {
+    async fn stream(
+        &self,
+        mut call: Call,
+        mut body: Incoming,
+        model: &str,
+        served: impl FnOnce(bool) -> Served,
+    ) -> Result<Answered, Trouble> {
         let patience = self.patience.first_token;
         let first = loop {
             let left = patience.saturating_sub(call.elapsed());
@@ -240,43 +221,53 @@ impl Forwarder {
         call.first_token();
         self.metrics.backend_first_token(call.elapsed());
         let ending = self.ending.clone().cancelled_owned();
-        let watched = Watched::new(body, first, call, self.patience.token, ending, self.metrics.clone());
+        let watched = Watched::new(body, first, call, self.patience.token, ending, model, served(true));
         Ok(Answered::Stream(Box::new(watched)))
     }
 
-    async fn whole(&self, mut call: Call, body: Incoming, status: StatusCode) -> Result<Answered, Trouble> {
+    async fn whole(
+        &self,
+        mut call: Call,
+        body: Incoming,
+        status: StatusCode,
+        model: &str,
+        served: impl FnOnce(bool) -> Served,
+    ) -> Result<Answered, Trouble> {
         let patience = self.patience.first_token;
         let left = patience.saturating_sub(call.elapsed());
         let body = timeout(left, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
         let body = body.map_err(|_| Trouble::Stalled(patience))?;
         let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
         if status.is_success() {
-            let answer: Answer =
-                serde_json::from_slice(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
-            let usage = answer.usage.as_ref();
-            call.whole(usage.and_then(|usage| usage.completion_tokens).unwrap_or(0));
+            let usage = Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
+            call.whole(usage.map_or(0, |usage| usage.generated_tokens));
+            let mut served = served(false);
             if let Some(usage) = usage {
-                let details = usage.prompt_tokens_details.as_ref();
-                let cached = details.and_then(|details| details.cached_tokens).unwrap_or(0);
-                self.metrics.prompt_tokens.inc_by(usage.prompt_tokens.unwrap_or(0));
-                self.metrics.cached_tokens.inc_by(cached);
-                self.metrics.generated_tokens.inc_by(usage.completion_tokens.unwrap_or(0));
+                served.used(usage.tokens());
+                usage.count(&self.metrics, &call, model);
             }
         }
         Ok(Answered::Whole(body))
     }
 }
 
-fn request(backend: &Backend, errand: &Errand<'_>) -> Result<Request<Body>, Trouble> {
+/// `body` as a request of `errand`'s.
+pub(super) fn request(backend: &Backend, errand: &Errand<'_>, body: Bytes) -> Result<Request<Body>, Trouble> {
     let mut request = Request::post(format!("{}{}", backend.spec.url, errand.path))
         .header(HOST, backend.authority.as_str())
         .header("x-request-id", errand.request_id)
-        .body(Body::from(errand.body.clone()))
+        .body(Body::from(body))
         .map_err(|error| Trouble::Garbage(error.to_string()))?;
     for name in &FORWARDED {
         if let Some(value) = errand.headers.get(name) {
             request.headers_mut().insert(name.clone(), value.clone());
         }
+    }
+    // An engine that exports spans as well puts them below ours.
+    if let Some(context) = trace::current()
+        && let Ok(value) = context.to_string().parse()
+    {
+        request.headers_mut().insert(trace::TRACEPARENT, value);
     }
     Ok(request)
 }

@@ -226,6 +226,8 @@ pub(crate) struct Call {
     /// And those of prompts before it.
     before: u64,
     loaded: u64,
+    /// Tokens of the prompt that were expected not to be computed.
+    hit_expected: u64,
 }
 
 impl Call {
@@ -236,7 +238,17 @@ impl Call {
         }
         backend.streams.fetch_add(1, Ordering::Relaxed);
         let before = backend.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
-        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded }
+        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded, hit_expected: 0 }
+    }
+
+    /// The same, of a prompt of which `tokens` are expected to be in its caches.
+    pub(crate) fn expecting(mut self, tokens: u64) -> Self {
+        self.hit_expected = tokens;
+        self
+    }
+
+    pub(crate) fn hit_expected(&self) -> u64 {
+        self.hit_expected
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
@@ -253,6 +265,19 @@ impl Call {
             self.backend.learnt.first_token(self.before + self.tokens, self.loaded, self.begun.elapsed());
         }
         self.computed();
+    }
+
+    /// It computes so many tokens after all.
+    pub(super) fn recompute(&mut self, tokens: u64) {
+        let more = tokens.saturating_sub(self.tokens);
+        self.backend.queued_tokens.fetch_add(more, Ordering::Relaxed);
+        (self.tokens, self.loaded) = (self.tokens + more, 0);
+    }
+
+    /// It is sent there now only.
+    pub(super) fn restart(&mut self) {
+        self.begun = Instant::now();
+        self.before = self.backend.queued_tokens.load(Ordering::Relaxed).saturating_sub(self.tokens);
     }
 
     fn computed(&mut self) {

@@ -2,8 +2,8 @@
 //!
 //! # Overview
 //! ```text
-//! flags, file ─► roster ◄─ probe       health, models
-//!                 │
+//! flags, file, redis ─► roster ◄─ probe       health, models
+//!                        │
 //! request ─► peek ─► place ─► forward ─► engine        expected time to first token
 //!                      ▲          └─► member: what is in work there, what was learnt, breaker
 //!                    keys
@@ -11,27 +11,38 @@
 //! A request's body and the engine's answer go through as they are; the router reads of them what it decides
 //! and learns from.
 
+mod attempts;
 mod breaker;
 mod client;
+mod counts;
 pub(crate) mod discover;
+mod fields;
 mod forward;
 mod keys;
 mod learn;
 mod member;
+mod pair;
 mod peek;
 mod place;
+mod placement;
 mod probe;
 mod roster;
+mod sessions;
 mod spec;
 mod stream;
 mod trouble;
+mod usage;
 
 pub(crate) use client::client;
+pub(crate) use counts::Counts;
+pub use discover::redis::{BackendsRedis, BackendsRedisError};
 pub(crate) use forward::{Errand, Forwarder, Patience};
 pub(crate) use keys::Keys;
 pub(crate) use member::{Backend, Health as BackendHealth};
 pub(crate) use peek::Peek;
+pub(crate) use placement::Placement;
 pub(crate) use probe::look_after;
 pub(crate) use roster::{Roster, Source};
+pub(crate) use sessions::Sessions;
 pub use spec::{BackendRole, BackendSpec, BackendSpecError};
 pub(crate) use trouble::Trouble;

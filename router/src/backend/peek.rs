@@ -12,6 +12,8 @@ pub(crate) struct Peek<'a> {
     #[serde(borrow)]
     pub(crate) model: Option<Cow<'a, str>>,
     pub(crate) stream: Option<bool>,
+    pub(crate) priority: Option<i32>,
+    pub(crate) deadline_ms: Option<u64>,
     #[serde(borrow)]
     pub(crate) messages: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -20,11 +22,24 @@ pub(crate) struct Peek<'a> {
     pub(crate) input: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(crate) cache_salt: Option<Cow<'a, str>>,
+    // Whatever they are: what they must be is the engine's business.
+    #[serde(borrow)]
+    session_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt_cache_key: Option<&'a RawValue>,
+    #[serde(borrow)]
+    user: Option<&'a RawValue>,
 }
 
 impl Peek<'_> {
     pub(crate) fn is_stream(&self) -> bool {
         self.stream.unwrap_or(false)
+    }
+
+    /// What the request says it belongs with: its session, a key for caches, or who asks, the first there is; as it
+    /// was written.
+    pub(crate) fn session(&self) -> Option<&str> {
+        self.session_id.or(self.prompt_cache_key).or(self.user).map(RawValue::get)
     }
 
     /// The part of the body that two requests with a common prefix have in common, as it was written.
@@ -52,5 +67,18 @@ mod tests {
     fn absent_and_null_are_the_same() {
         let peek: Peek<'_> = serde_json::from_str(r#"{"model":null,"stream":null,"prompt":null}"#).unwrap();
         assert!(peek.model.is_none() && !peek.is_stream());
+    }
+
+    #[test]
+    fn a_session_is_named_by_the_first_that_there_is() {
+        for (body, session) in [
+            ("{}", None),
+            (r#"{"user": null}"#, None),
+            (r#"{"user": "u", "session_id": null}"#, Some("\"u\"")),
+            (r#"{"user": "u", "prompt_cache_key": 7}"#, Some("7")),
+            (r#"{"user": "u", "session_id": "s", "prompt_cache_key": "k"}"#, Some("\"s\"")),
+        ] {
+            assert_eq!(serde_json::from_str::<Peek<'_>>(body).unwrap().session(), session, "{body}");
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use super::{member::Backend, roster::Pool};
-use crate::expected::{Candidate, Choice, Held, choose};
+use super::{member::Backend, roster::Pool, spec::BackendRole};
+use crate::expected::{Candidate, Choice, Held, choose_near};
 
 /// A request as a decision sees it.
 #[derive(Debug, Clone, Copy)]
@@ -14,21 +14,37 @@ pub(super) struct Shape<'a> {
     pub(super) tokens: u64,
     /// Leading tokens in servers' own memories: at the place of the server's id, if there is one.
     pub(super) own: &'a [u64],
-    /// What the store has of it, from its beginning on.
-    pub(super) stored: &'a [Held],
+    /// What stores have of it, from its beginning on, by their addresses.
+    pub(super) stored: &'a [(String, Vec<Held>)],
 }
 
-/// The server where the first token can be expected soonest, of those that take one more.
+/// What a server is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The client's request.
+    Answer,
+    /// Its prompt alone, for another to decode behind.
+    Prefill,
+}
+
+/// The server where the first token can be expected soonest, of those that take one more; the `preferred` one if it
+/// costs little more.
 pub(super) fn place(
     pool: &Pool,
     shape: Shape<'_>,
+    part: Part,
+    preferred: Option<&Backend>,
     excluded: &[u32],
     rng: &mut impl Rng,
 ) -> Result<(Arc<Backend>, Choice), Full> {
     let mut full = Full::Away;
     let own = |id: u32| shape.own.get(id as usize).copied().unwrap_or(0);
     let candidates = pool.backends.iter().enumerate().filter_map(|(at, backend)| {
-        if !backend.role().answers() || excluded.contains(&backend.id) || !backend.is_open() {
+        let fits = match part {
+            Part::Answer => backend.role().answers(),
+            Part::Prefill => backend.role() == BackendRole::Prefill,
+        };
+        if !fits || excluded.contains(&backend.id) || !backend.is_open() {
             return None;
         }
         if !backend.has_room() {
@@ -36,17 +52,23 @@ pub(super) fn place(
             return None;
         }
         let load = backend.load();
+        let store = backend.spec.store.as_ref().filter(|_| !shape.stored.is_empty());
+        let held = store.and_then(|store| shape.stored.iter().find(|(known, _)| known == store));
         Some(Candidate {
             worker: at,
             queued_tokens: load.queued_tokens,
             streams: load.streams,
             own_tokens: own(backend.id),
-            held: shape.stored,
+            held: held.map_or(&[], |(_, held)| held),
+            skip_tokens: own(backend.id),
             tokens_per_second: load.terms.tokens_per_second,
             step_us: load.terms.step_us,
         })
     });
-    let choice = choose(shape.tokens, candidates, rng).ok_or(full)?;
+    let preferred = preferred.and_then(|preferred| {
+        pool.backends.iter().position(|backend| std::ptr::eq(&raw const **backend, preferred))
+    });
+    let choice = choose_near(shape.tokens, candidates, preferred, rng).ok_or(full)?;
     Ok((pool.backends[choice.worker].clone(), choice))
 }
 

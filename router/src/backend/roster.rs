@@ -22,13 +22,15 @@ pub(crate) const BACKENDS_MAX: usize = WORKERS_MAX as usize;
 pub(crate) enum Source {
     Flags,
     File,
+    Redis,
 }
 
 impl Source {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Flags => "flags",
             Self::File => "file",
+            Self::Redis => "redis",
         }
     }
 }
@@ -93,6 +95,8 @@ impl Table {
 pub(crate) struct Roster {
     table: RwLock<Arc<Table>>,
     named: Mutex<Named>,
+    /// What the last look at each source that is looked at found: so many, or why it cannot be seen.
+    seen: Mutex<BTreeMap<Source, Result<usize, String>>>,
     /// Gets each new server, to look after it until the token is cancelled.
     joined: tokio::sync::mpsc::UnboundedSender<(Arc<Backend>, CancellationToken)>,
 }
@@ -110,7 +114,9 @@ impl Roster {
     /// servers, at most.
     pub(crate) fn new() -> (Self, tokio::sync::mpsc::UnboundedReceiver<(Arc<Backend>, CancellationToken)>) {
         let (joined, members) = tokio::sync::mpsc::unbounded_channel();
-        (Self { table: RwLock::default(), named: Mutex::default(), joined }, members)
+        let roster =
+            Self { table: RwLock::default(), named: Mutex::default(), seen: Mutex::default(), joined };
+        (roster, members)
     }
 
     pub(crate) fn table(&self) -> Arc<Table> {
@@ -123,10 +129,15 @@ impl Roster {
         let mut guard = self.named.lock();
         let named = &mut *guard;
         named.by.insert(source, specs);
-        let mut wanted: BTreeMap<String, (Source, BackendSpec)> = BTreeMap::new();
+        let mut wanted: HashMap<String, (Source, BackendSpec)> = HashMap::new();
+        // They join, and are listed, in the order in which they are named.
+        let mut order = Vec::new();
         for (source, specs) in &named.by {
             for spec in specs {
-                wanted.entry(spec.url.clone()).or_insert_with(|| (*source, spec.clone()));
+                wanted.entry(spec.url.clone()).or_insert_with(|| {
+                    order.push(spec.url.clone());
+                    (*source, spec.clone())
+                });
             }
         }
         let leaving = &mut named.leaving;
@@ -141,7 +152,7 @@ impl Roster {
             }
             stays
         });
-        for (source, spec) in wanted.into_values() {
+        for (source, spec) in order.iter().filter_map(|url| wanted.remove(url)) {
             let taken = |id: &u32| {
                 named.leaving.contains(id) || named.members.iter().any(|(backend, _)| backend.id == *id)
             };
@@ -161,6 +172,17 @@ impl Roster {
             }
         }
         self.rebuild(named);
+    }
+
+    /// Notes what a look at a source found; returns whether it is news.
+    pub(crate) fn seen(&self, source: Source, found: Result<usize, String>) -> bool {
+        let before = self.seen.lock().insert(source, found.clone());
+        before != Some(found)
+    }
+
+    /// What the last look at each source found.
+    pub(crate) fn sources(&self) -> Vec<(Source, Result<usize, String>)> {
+        self.seen.lock().iter().map(|(source, found)| (*source, found.clone())).collect()
     }
 
     /// Nothing is known by this number any more; it may be given to another server.
@@ -235,6 +257,14 @@ mod tests {
         roster.forgotten(0);
         roster.name(Source::Flags, vec![spec(4)]);
         assert_eq!(urls(&roster)[2], (0, spec(4).url));
+    }
+
+    #[test]
+    fn backends_are_listed_as_they_are_named() {
+        let (roster, _joined) = Roster::new();
+        roster.name(Source::Flags, vec![spec(9), spec(2), spec(9), spec(5)]);
+        let ports: Vec<_> = roster.table().all.iter().map(|backend| backend.spec.url.clone()).collect();
+        assert_eq!(ports, [spec(9).url, spec(2).url, spec(5).url]);
     }
 
     #[test]

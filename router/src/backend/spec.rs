@@ -32,6 +32,11 @@ impl BackendRole {
     pub(crate) fn answers(self) -> bool {
         self != Self::Prefill
     }
+
+    /// Whether its prompts may be computed by one of role `prefill`.
+    pub(crate) fn pairs(self) -> bool {
+        self == Self::Decode
+    }
 }
 
 /// An engine's server that speaks OpenAI's API.
@@ -55,6 +60,9 @@ pub struct BackendSpec {
     /// Data parallel ranks, each with a port of its own from that of `events` on.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub ranks: u32,
+    /// The store that its engine loads KV from, e.g. `http://127.0.0.1:7440`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     /// Most requests at once; more wait in the router's queue.
     #[serde(default = "requests_max", skip_serializing_if = "is_requests_max")]
     pub requests_max: u32,
@@ -94,7 +102,7 @@ pub enum BackendSpecError {
     Events(String),
     /// A setting.
     #[error(
-        "`{0}` is none of role=both|prefill|decode, events=, events-bind=true|false, replay=, ranks=, requests-max="
+        "`{0}` is none of role=both|prefill|decode, events=, events-bind=true|false, replay=, ranks=, store=, requests-max="
     )]
     Setting(String),
     /// A setting's value.
@@ -122,6 +130,7 @@ impl BackendSpec {
             events_bind: false,
             replay: None,
             ranks: 1,
+            store: None,
             requests_max: REQUESTS_MAX,
         }
     }
@@ -133,6 +142,8 @@ impl BackendSpec {
     pub fn checked(mut self) -> Result<Self, BackendSpecError> {
         self.url = self.url.trim_end_matches('/').to_owned();
         authority(&self.url)?;
+        self.store = self.store.map(|store| store.trim_end_matches('/').to_owned());
+        self.store.as_deref().map(authority).transpose()?;
         for endpoint in self.events.iter().chain(&self.replay) {
             let address = endpoint.strip_prefix("tcp://").and_then(|address| address.rsplit_once(':'));
             if !address.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
@@ -178,7 +189,7 @@ fn within(
     Err(BackendSpecError::Range { name, value: value.to_string(), range })
 }
 
-/// `URL[,role=ROLE][,events=ENDPOINT][,events-bind=true][,replay=ENDPOINT][,ranks=N][,requests-max=N]`.
+/// `URL[,role=ROLE][,events=ENDPOINT][,events-bind=true][,replay=ENDPOINT][,ranks=N][,store=URL][,requests-max=N]`.
 impl FromStr for BackendSpec {
     type Err = BackendSpecError;
 
@@ -197,6 +208,7 @@ impl FromStr for BackendSpec {
                 ("events-bind", _) => spec.events_bind = value.parse().map_err(|_| unknown())?,
                 ("replay", _) => spec.replay = Some(value.to_owned()),
                 ("ranks", _) => spec.ranks = count()?,
+                ("store", _) => spec.store = Some(value.to_owned()),
                 ("requests-max", _) => spec.requests_max = count()?,
                 _ => return Err(unknown()),
             }
@@ -217,11 +229,12 @@ mod tests {
 
     #[test]
     fn a_command_line_and_a_file_say_the_same() {
-        let spec: BackendSpec = "http://127.0.0.1:8000,role=decode,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558,ranks=2,requests-max=8"
+        let spec: BackendSpec = "http://127.0.0.1:8000,role=decode,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558,ranks=2,store=http://127.0.0.1:7440/,requests-max=8"
             .parse()
             .unwrap();
         let json = r#"{"url": "http://127.0.0.1:8000/", "role": "decode", "events": "tcp://127.0.0.1:5557",
-            "replay": "tcp://127.0.0.1:5558", "ranks": 2, "requests_max": 8}"#;
+            "replay": "tcp://127.0.0.1:5558", "ranks": 2, "store": "http://127.0.0.1:7440",
+            "requests_max": 8}"#;
         assert_eq!(serde_json::from_str::<BackendSpec>(json).unwrap().checked().unwrap(), spec);
         assert_eq!(
             "http://[::1]:8000".parse::<BackendSpec>().unwrap(),
@@ -241,6 +254,7 @@ mod tests {
             ("http://127.0.0.1:8000,events=5557", "tcp://HOST:PORT"),
             ("http://127.0.0.1:8000,replay=tcp://127.0.0.1:1", "goes with `events`"),
             ("http://127.0.0.1:8000,ranks=0", "1 to 64"),
+            ("http://127.0.0.1:8000,store=7440", "http://HOST:PORT"),
             ("http://127.0.0.1:8000,colour=red", "colour=red"),
         ] {
             let error = text.parse::<BackendSpec>().unwrap_err().to_string();

@@ -16,10 +16,11 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{client::why, forward::Trouble, member::Call};
+use super::{client::why, forward::Trouble, member::Call, usage::Usage};
 use crate::{
     metrics::Metrics,
     openai::{Admitted, ApiError},
+    page::Served,
 };
 
 const DONE: &[u8] = b"data: [DONE]";
@@ -69,7 +70,12 @@ pub(super) struct Watched {
     alarm: Pin<Box<Sleep>>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     metrics: Arc<Metrics>,
+    model: String,
+    /// What the engine said it used, last.
+    usage: Option<Usage>,
     admitted: Option<Admitted>,
+    /// Among the recent requests it ends with this.
+    served: Served,
 }
 
 impl Watched {
@@ -79,11 +85,13 @@ impl Watched {
         call: Call,
         patience: Duration,
         ending: WaitForCancellationFutureOwned,
-        metrics: Arc<Metrics>,
+        model: &str,
+        served: Served,
     ) -> Self {
         let now = Instant::now();
         let mut tail = Tail::default();
         tail.push(&first);
+        let usage = Usage::of_events(&first);
         Self {
             body: Some(body),
             first: Some(first),
@@ -95,8 +103,11 @@ impl Watched {
             patience,
             alarm: Box::pin(sleep_until(now + patience)),
             ending: Box::pin(ending),
-            metrics,
+            metrics: served.metrics().clone(),
+            model: model.to_owned(),
+            usage,
             admitted: None,
+            served,
         }
     }
 
@@ -110,6 +121,10 @@ impl Watched {
     fn end(&mut self) {
         self.body = None;
         self.admitted = None;
+        if let Some(usage) = self.usage.take() {
+            usage.count(&self.metrics, &self.call, &self.model);
+            self.served.used(usage.tokens());
+        }
         self.call.backend().learnt.steps(self.pieces - 1, self.last_at - self.first_at);
     }
 
@@ -146,7 +161,9 @@ impl Body for Watched {
                 if let Some(data) = frame.data_ref() {
                     this.tail.push(data);
                     this.pieces += 1;
-                    this.last_at = Instant::now();
+                    this.usage = Usage::of_events(data).or(this.usage);
+                    let before = std::mem::replace(&mut this.last_at, Instant::now());
+                    this.metrics.backend_inter_token.observe((this.last_at - before).as_secs_f64());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

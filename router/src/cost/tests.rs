@@ -27,7 +27,7 @@ fn prefill(id: usize) -> WorkerFacts {
 }
 
 fn request(prompt_tokens: u64, matched_tokens: u64) -> RequestFacts {
-    RequestFacts { prompt_tokens, matched_tokens, block_tokens: 16 }
+    RequestFacts { prompt_tokens, matched_tokens, block_tokens: 16, preferred: None }
 }
 
 fn decision(request: RequestFacts, workers: &[WorkerFacts], seed: u64) -> Decision {
@@ -115,6 +115,42 @@ fn rates_that_make_no_sense_count_as_unmeasured() {
     let unmeasured =
         WorkerFacts { prefill_tokens_per_second: None, import_block_us: None, decode_step_us: None, ..odd };
     assert_eq!(decision(request(99, 0), &[odd], 1), decision(request(99, 0), &[unmeasured], 1));
+}
+
+#[test]
+fn who_was_not_measured_yet_gets_its_share() {
+    let fast = WorkerFacts { prefill_tokens_per_second: Some(5_000.0), ..decode(0) };
+    let unmeasured = WorkerFacts {
+        prefill_tokens_per_second: None,
+        import_block_us: None,
+        decode_step_us: None,
+        ..decode(1)
+    };
+    let mut chosen = [0; 2];
+    for seed in 0..200 {
+        chosen[decision(request(500, 112), &[fast, unmeasured], seed).decode] += 1;
+    }
+    assert!(chosen.iter().all(|&count| count > 60), "{chosen:?}");
+    check(request(500, 0), &[WorkerFacts { streams: 1, ..fast }, unmeasured], 1, Place::Local);
+    // A prefill worker counts as the other prefill worker rather than as a decode worker.
+    let unmeasured = WorkerFacts { prefill_tokens_per_second: None, ..prefill(3) };
+    let slow = WorkerFacts { prefill_tokens_per_second: Some(50.0), ..prefill(2) };
+    check(request(1_012, 0), &[fast, slow, unmeasured], 0, Place::Local);
+    let fast = WorkerFacts { prefill_tokens_per_second: Some(50_000.0), pending_tokens: 90_000, ..slow };
+    check(request(1_012, 0), &[decode(0), fast, unmeasured], 0, Place::Remote(3));
+}
+
+#[test]
+fn a_conversation_stays_as_long_as_it_costs_little() {
+    let turn = |preferred| RequestFacts { preferred: Some(preferred), ..request(120, 96) };
+    check(turn(0), &[decode(0), decode(1)], 0, Place::Local);
+    check(turn(1), &[decode(0), decode(1)], 1, Place::Local);
+    let busy = WorkerFacts { streams: 1, ..decode(1) };
+    check(turn(1), &[decode(0), busy], 0, Place::Local);
+    check(turn(7), &[decode(0)], 0, Place::Local);
+    // With a long prompt a prefill worker helps the same decode worker.
+    let long = RequestFacts { preferred: Some(1), ..request(1_012, 0) };
+    check(long, &[decode(0), decode(1), prefill(2)], 1, Place::Remote(2));
 }
 
 #[test]

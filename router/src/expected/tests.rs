@@ -12,6 +12,7 @@ fn idle(worker: usize) -> Candidate<'static> {
         streams: 0,
         own_tokens: 0,
         held: &[],
+        skip_tokens: 0,
         tokens_per_second: Some(10_000.0),
         step_us: Some(10_000.0),
     }
@@ -72,6 +73,15 @@ fn a_slow_place_is_left_alone_where_computing_is_faster() {
     let far = Held { tokens: 5_000, ..DRAM };
     let all = expected(6_000, &Candidate { held: &[S3, far], ..idle(0) });
     assert_eq!((all.load_tokens, all.compute_tokens), (5_100, 900));
+}
+
+#[test]
+fn what_is_in_its_own_memory_is_not_loaded() {
+    let behind = Candidate { own_tokens: 300, held: &[DRAM, S3], skip_tokens: 300, ..idle(0) };
+    let got = expected(1_000, &behind);
+    assert_eq!((got.load_tokens, got.compute_tokens, got.load_us), (600, 100, 1_200.0));
+    let all = Candidate { own_tokens: 950, skip_tokens: 950, ..behind };
+    assert_eq!(expected(1_000, &all).load_tokens, 0);
 }
 
 #[test]

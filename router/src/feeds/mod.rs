@@ -6,6 +6,8 @@
 //!    ▲               │ a gap in the sequence
 //!    └─ ROUTER ◄─────┘ what was missed, as far back as the engine keeps it
 //! ```
+//! [`stores`] follows what engines load from, by the block events of Kelvin's own stores, into [`holdings`].
+//!
 //! [`decode`] reads both forms that engines have used, tagged maps and positional arrays; [`view`] is pure and
 //! knows the engine's hashes beside ours; [`follow`] does the talking.
 //!
@@ -16,9 +18,12 @@
 
 mod decode;
 mod follow;
+mod holdings;
+mod stores;
 mod view;
 
 pub(crate) use follow::{Feed, follow};
+pub(crate) use stores::{StoreReport, Stores};
 
 /// How much is known of an engine's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

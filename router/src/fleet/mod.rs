@@ -119,6 +119,14 @@ impl Fleet {
         self.workers.iter().any(|worker| worker.facts().is_some_and(|facts| facts.role == role))
     }
 
+    /// Slots of all ready decode workers; `None` if there is none, or one does not say.
+    pub(crate) fn decode_slots(&self) -> Option<usize> {
+        let decode = self.workers.iter().filter_map(|worker| worker.facts());
+        let mut slots = decode.filter(|facts| facts.role == Role::Decode).map(|facts| facts.slots as usize);
+        let first = slots.next()?;
+        slots.try_fold(first, |sum, slots| (slots > 0).then_some(sum + slots)).filter(|_| first > 0)
+    }
+
     /// Number of workers by role and state, zeroes included.
     pub(crate) fn counts(&self) -> BTreeMap<(&'static str, &'static str), i64> {
         let roles = ["prefill", "decode", "unknown"];

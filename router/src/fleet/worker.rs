@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use kelvin_proto::worker::v1::{
-    DescribeRequest, DescribeResponse, Load, worker_service_client::WorkerServiceClient,
+use kelvin_proto::{
+    trace,
+    worker::v1::{DescribeRequest, DescribeResponse, Load, worker_service_client::WorkerServiceClient},
 };
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::{
@@ -11,7 +12,11 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Request, Status,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
 
 use super::{Fleet, flight::Flights};
 use crate::{
@@ -27,6 +32,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Least time between two looks, however many requests begin and end.
 const GAP_MIN: Duration = Duration::from_millis(100);
+
+type Tracing = InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>;
 
 /// How a worker does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,8 +126,14 @@ impl Worker {
         view.described.as_ref().map_or_else(|| self.endpoint.clone(), |described| described.name.clone())
     }
 
-    pub(crate) fn client(&self) -> WorkerServiceClient<Channel> {
-        WorkerServiceClient::new(self.channel.clone())
+    /// Which start of it answered last.
+    pub(crate) fn incarnation(&self) -> Option<u64> {
+        self.view.read().described.as_ref().map(|described| described.incarnation)
+    }
+
+    /// Its calls go on with the trace of the request they are made for.
+    pub(crate) fn client(&self) -> WorkerServiceClient<Tracing> {
+        WorkerServiceClient::with_interceptor(self.channel.clone(), trace::inject)
     }
 
     pub(crate) fn view(&self) -> View {
@@ -132,6 +145,13 @@ impl Worker {
     }
 
     /// Calls of this router in work there.
+    /// Prompt tokens that it evaluates in a second, as it measured.
+    pub(crate) fn prefill_tokens_per_second(&self) -> Option<f64> {
+        let view = self.view.read();
+        let load = view.described.as_ref()?.load.as_ref()?;
+        Some(load.prefill_tokens_per_second).filter(|rate| *rate > 0.0)
+    }
+
     pub(crate) fn in_flight(&self) -> u32 {
         self.flights.lock().len()
     }

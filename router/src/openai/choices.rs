@@ -7,7 +7,7 @@
 //! # Cancellation
 //! Dropping the choices drops their completions. One that fails ends them all.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures::{
     Stream, StreamExt,
@@ -16,10 +16,13 @@ use futures::{
 };
 
 use super::{
-    completion::{Admitted, Completion, Counts, Delta, Ending, Piece},
+    completion::{Completion, Counts, Delta, Ending, Piece},
     hints::Hints,
 };
-use crate::scheduler::{Failure, Job, Scheduler};
+use crate::{
+    admission::Admitted,
+    scheduler::{Failure, Job, Scheduler},
+};
 
 /// What comes next of the choices.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ pub(super) struct Choices {
 impl Choices {
     /// Begins `count` completions of `job`, each with a seed and a request id of its own.
     pub(super) async fn begin(
-        scheduler: &Scheduler,
+        scheduler: &Arc<Scheduler>,
         job: Job,
         count: u32,
         admitted: Admitted,
@@ -64,7 +67,8 @@ impl Choices {
         after: Option<After>,
     ) -> Result<Self, Failure> {
         let jobs = (1..count).map(|index| {
-            let mut job = job.clone();
+            // The first one will have stored what is asked for here.
+            let mut job = Job { found: None, ..job.clone() };
             job.request_id = format!("{}-{index}", job.request_id);
             job.sampling.seed = job.sampling.seed.map(|seed| seed.wrapping_add(index.into()));
             job
@@ -116,7 +120,7 @@ impl Choices {
 
 /// A function of its own, so that the future's type has a name less.
 fn start(
-    scheduler: &Scheduler,
+    scheduler: &Arc<Scheduler>,
     job: Job,
 ) -> impl Future<Output = Result<crate::scheduler::Generation, Failure>> + Send {
     scheduler.start(job)

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderValue, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     App,
@@ -19,7 +20,7 @@ use super::{
     body,
     calls::CallDelta,
     choices::{Choices, Event, after},
-    completion::{Admitted, Completion, Delta, Ending, Wants},
+    completion::{Completion, Delta, Ending, Wants},
     conversation,
     error::ApiError,
     logprobs::TokenLog,
@@ -31,8 +32,9 @@ use super::{
     trace::RequestId,
 };
 use crate::{
+    admission::{Admission, Admitted, Ticket},
     fleet::Model,
-    scheduler::Job,
+    scheduler::{Failure, Job},
     text::{Defused, TokenizeError},
 };
 
@@ -59,30 +61,45 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
     let (head, body) = request.into_parts();
     body::expect_json(&head.headers)?;
     // The semaphore is never closed.
-    let place = app.bodies.acquire().await;
+    let place = app.bodies.clone().acquire_owned().await.ok();
     let bytes = body::read(body, app.limits.body_bytes_max, app.limits.read_timeout).await?;
     let route = if kind == Kind::Chat { Route::Chat } else { Route::Text };
-    let bytes = match pass(app, route, &head.headers, bytes, &id).await? {
+    let (bytes, place) = match pass(app, route, &head.headers, bytes, place, &id).await? {
         Ok(answer) => return Ok(answer),
-        Err(bytes) => bytes,
+        Err(back) => back,
     };
     let ask = Ask::new(kind, body::parse::<RequestBody>(&bytes)?, app.vocabulary.len())?;
-    drop((bytes, place));
+    drop(bytes);
     let model = app.scheduler.fleet.model();
     if model.is_none() && app.scheduler.fleet.workers().is_empty() {
         return Err(ApiError::unknown_model(&ask.model));
     }
-    let model = model.ok_or(crate::scheduler::Failure::NoWorker)?;
+    let model = model.ok_or(Failure::NoWorker)?;
     if ask.model != model.name {
         return Err(ApiError::unknown_model(&ask.model));
     }
-    let admitted = app.admit(ask.choices)?;
+    if ask.choices as usize > app.limits.requests_max {
+        let (n, max) = (ask.choices, app.limits.requests_max);
+        return Err(ApiError::param(
+            "n",
+            format!("`n` is {n}, but at most {max} completions are made at once."),
+        ));
+    }
+    app.native.check(ask.hints.priority)?;
     let (grammar, grammar_param) = (ask.grammar(), ask.grammar_param());
     let calls = ask.tools.as_ref().map(|tools| (tools.names(), tools.is_single()));
-    let prompt =
-        prompt(app, kind, ask.input, ask.tools, model.context_tokens_max, ask.echo, admitted).await?;
-    let Prompt { tokens, echo, admitted } = prompt;
+    let prompt = prompt(app, kind, ask.input, ask.tools, model.context_tokens_max, ask.echo, place).await?;
+    let Prompt { tokens, echo } = prompt;
     let tokens_max = budget(app, kind, &model, tokens.len(), ask.tokens_max)?;
+    let extra = ask.hints.extra();
+    let found = app.scheduler.prefixes.find(&tokens, &extra).await;
+    let ticket = Ticket {
+        places: ask.choices,
+        priority: ask.hints.priority,
+        uncached_tokens: (tokens.len() as u64).saturating_sub(found.matched_tokens),
+        wait: ask.hints.deadline_ms.map(Duration::from_millis),
+    };
+    let admitted = app.turn(&app.native, ticket).await?;
     let end_tokens = app.vocabulary.end_tokens();
     let after = after(&app.scheduler, &ask.hints, &tokens);
     let wants = Wants {
@@ -102,9 +119,11 @@ async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Res
         logprobs: ask.logprobs,
         arrived,
         grammar,
-        extra: ask.hints.extra(),
+        extra,
+        found: (!admitted.has_waited()).then_some(found),
         priority: ask.hints.priority,
         session_id: ask.hints.session_id,
+        session_end: ask.hints.session_end,
     };
     let complete = |generation| Completion::new(generation, app.vocabulary.clone(), wants.clone());
     let choices = Choices::begin(&app.scheduler, job, ask.choices, admitted, complete, after).await;
@@ -174,14 +193,13 @@ async fn whole(reply: Reply, mut choices: Choices) -> Result<Response, ApiError>
 }
 
 impl App {
-    /// Places for a request of so many completions.
-    pub(super) fn admit(&self, completions: u32) -> Result<Admitted, ApiError> {
-        let permit = self.admission.clone().try_acquire_many_owned(completions);
-        let permit = permit.map_err(|_| {
-            self.metrics.error("queue_full");
-            ApiError::queue_full(self.limits.requests_max)
-        })?;
-        Ok(Admitted::new(permit, &self.metrics.in_flight))
+    /// Waits for a request's turn; not any more once the router ends.
+    pub(super) async fn turn(&self, gate: &Admission, ticket: Ticket) -> Result<Admitted, ApiError> {
+        tokio::select! {
+            biased;
+            admitted = gate.admit(ticket) => Ok(admitted?),
+            () = self.scheduler.ending.cancelled() => Err(Failure::ShuttingDown.into()),
+        }
     }
 }
 
@@ -190,11 +208,10 @@ struct Prompt {
     tokens: Vec<u32>,
     /// Its text, if the answer is to begin with it.
     echo: String,
-    admitted: Admitted,
 }
 
 /// Tokens of the prompt. Rendering and tokenizing take up to a second for the longest bodies, so they
-/// run beside the runtime's own threads; they keep the request's place even if the client leaves, which
+/// run beside the runtime's own threads; they keep the body's place even if the client leaves, which
 /// bounds how many run.
 async fn prompt(
     app: &App,
@@ -203,7 +220,7 @@ async fn prompt(
     tools: Option<Tools>,
     context_tokens_max: u32,
     echo: bool,
-    admitted: Admitted,
+    place: Option<OwnedSemaphorePermit>,
 ) -> Result<Prompt, ApiError> {
     let bytes = match &input {
         Input::Tokens(_) => 0,
@@ -219,6 +236,7 @@ async fn prompt(
     };
     fits(bytes)?;
     let work = move || -> Result<_, ApiError> {
+        let _place = place;
         let mut shown = String::new();
         let text = match input {
             Input::Tokens(tokens) => {
@@ -226,7 +244,7 @@ async fn prompt(
                     let bytes: Vec<u8> = tokens.iter().flat_map(|&token| vocabulary.piece(token)).collect();
                     shown = String::from_utf8_lossy(&bytes).into_owned();
                 }
-                return Ok(Prompt { tokens, echo: shown, admitted });
+                return Ok(Prompt { tokens, echo: shown });
             }
             Input::Text(text) => {
                 if echo {
@@ -241,7 +259,7 @@ async fn prompt(
         };
         fits(text.bytes())?;
         let tokens = vocabulary.tokenize(&text).map_err(|error| untokenized(kind, &error))?;
-        Ok(Prompt { tokens, echo: shown, admitted })
+        Ok(Prompt { tokens, echo: shown })
     };
     let prompt = tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "tokenize a prompt");

@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::{
     calls::{CallDelta, CallScanner, Found},
     logprobs::{LogQueue, TokenLog},
@@ -61,25 +58,6 @@ pub(super) enum Piece {
     Delta(Delta),
     /// The last text, which may be empty, and how it ended.
     End(Delta, Ending, Counts),
-}
-
-/// Places among the requests in work, one a completion; dropping it frees them.
-pub(crate) struct Admitted {
-    permit: OwnedSemaphorePermit,
-    gauge: Gauge,
-}
-
-impl Admitted {
-    pub(super) fn new(permit: OwnedSemaphorePermit, gauge: &Gauge) -> Self {
-        gauge.inc_by(permit.num_permits() as i64);
-        Self { permit, gauge: gauge.clone() }
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.gauge.dec_by(self.permit.num_permits() as i64);
-    }
 }
 
 /// What is wanted of a completion.

@@ -8,10 +8,10 @@ use axum::{
 use kelvin_proto::Reason;
 use serde::Serialize;
 
-use crate::{backend::Trouble, scheduler::Failure};
+use crate::{admission::Refused, backend::Trouble, scheduler::Failure};
 
 /// Seconds after which a client may try again what is refused for now.
-const RETRY_AFTER_S: &str = "1";
+const RETRY_AFTER_S: u64 = 1;
 
 /// What goes wrong with a request, as its sender sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,8 @@ pub(crate) struct ApiError {
     code: Option<&'static str>,
     param: Option<String>,
     message: String,
-    retry: bool,
+    /// Seconds after which a client may try again.
+    retry_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -39,7 +40,7 @@ struct Body<'a> {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, code: None, param: None, message: message.into(), retry: false }
+        Self { status, kind, code: None, param: None, message: message.into(), retry_s: None }
     }
 
     /// 400: the request as a whole.
@@ -119,19 +120,6 @@ impl ApiError {
         )
     }
 
-    /// 429: as many requests in work as are allowed.
-    pub(crate) fn queue_full(requests_max: usize) -> Self {
-        Self {
-            code: Some("rate_limit_exceeded"),
-            retry: true,
-            ..Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                format!("{requests_max} requests are in work, which is the most; try again later."),
-            )
-        }
-    }
-
     /// 500: a bug here.
     pub(crate) fn internal() -> Self {
         let message = "The router failed; its log says more.";
@@ -139,8 +127,8 @@ impl ApiError {
     }
 
     fn server(status: StatusCode, code: &'static str, failure: &Failure) -> Self {
-        let retry = status == StatusCode::SERVICE_UNAVAILABLE;
-        Self { code: Some(code), retry, ..Self::new(status, "server_error", format!("{failure}")) }
+        let retry_s = matches!(status.as_u16(), 503 | 529).then_some(RETRY_AFTER_S);
+        Self { code: Some(code), retry_s, ..Self::new(status, "server_error", format!("{failure}")) }
     }
 
     /// What a failed start is; a grammar that workers refuse is named by the parameter it comes from.
@@ -169,6 +157,23 @@ impl ApiError {
     }
 }
 
+/// 529: no code of HTTP's own; what clients know as "the service has no room, and the request is not to blame".
+fn overloaded() -> StatusCode {
+    StatusCode::from_u16(529).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+impl From<Refused> for ApiError {
+    /// 429: the request's turn does not come.
+    fn from(refused: Refused) -> Self {
+        let message = format!("The request is not taken: {refused}; try again later.");
+        Self {
+            code: Some("rate_limit_exceeded"),
+            retry_s: Some(refused.retry_s()),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+        }
+    }
+}
+
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         use StatusCode as S;
@@ -183,7 +188,7 @@ impl From<Failure> for ApiError {
                 Reason::LimitExceeded => {
                     Self { code: Some("context_length_exceeded"), ..Self::bad_request(&refusal.message) }
                 }
-                Reason::Exhausted => Self::server(S::SERVICE_UNAVAILABLE, "overloaded", &failure),
+                Reason::Exhausted => Self::server(overloaded(), "overloaded", &failure),
                 Reason::EngineFailed => Self::server(S::BAD_GATEWAY, "engine_failed", &failure),
                 _ if failure.is_gone() => Self::server(S::BAD_GATEWAY, "worker_lost", &failure),
                 _ => Self::server(S::BAD_GATEWAY, "worker_refused", &failure),
@@ -196,12 +201,12 @@ impl From<Trouble> for ApiError {
     fn from(trouble: Trouble) -> Self {
         use StatusCode as S;
         let of = |status: StatusCode, code: &'static str| {
-            let retry = matches!(status, S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS);
-            Self { code: Some(code), retry, ..Self::new(status, "server_error", format!("{trouble}")) }
+            let retry_s = matches!(status.as_u16(), 503 | 529).then_some(RETRY_AFTER_S);
+            Self { code: Some(code), retry_s, ..Self::new(status, "server_error", format!("{trouble}")) }
         };
         match trouble {
             Trouble::NoBackend => of(S::SERVICE_UNAVAILABLE, "no_backend"),
-            Trouble::Busy => of(S::SERVICE_UNAVAILABLE, "overloaded"),
+            Trouble::Busy => of(overloaded(), "overloaded"),
             Trouble::ShuttingDown => of(S::SERVICE_UNAVAILABLE, "shutting_down"),
             Trouble::Unreachable(_) => of(S::BAD_GATEWAY, "backend_unreachable"),
             Trouble::Failed(_) => of(S::BAD_GATEWAY, "backend_failed"),
@@ -215,8 +220,8 @@ impl From<Trouble> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.envelope())).into_response();
-        if self.retry {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+        if let Some(retry_s) = self.retry_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_s));
         }
         response
     }

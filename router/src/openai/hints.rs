@@ -14,6 +14,8 @@ const TTL_S_MAX: u64 = 7 * 24 * 3600;
 pub(crate) struct Hints {
     /// The higher, the sooner; 0 is ordinary.
     pub(crate) priority: i32,
+    /// Most milliseconds that the request may wait for its turn.
+    pub(crate) deadline_ms: Option<u64>,
     /// Which conversation this is a turn of.
     pub(crate) session_id: Option<String>,
     /// KV is shared with requests of the same salt alone.
@@ -43,6 +45,7 @@ impl Hints {
         }
         Ok(Self {
             priority: body.priority.unwrap_or(0),
+            deadline_ms: body.deadline_ms,
             session_id: text("session_id", &body.session_id)?,
             cache_salt: text("cache_salt", &body.cache_salt)?,
             session_end: body.session_end.unwrap_or(false),

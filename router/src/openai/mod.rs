@@ -10,10 +10,11 @@
 //! event in the stream (see `sse`).
 //!
 //! # Limits
-//! A request is admitted when its body is read: only then is it known to be one. So that connections alone
-//! cannot fill the memory, 64 bodies are read at once, each within its limits of bytes and of time, which
-//! makes 256 MiB with the default limits; more of them wait. Behind them are the requests in work, as many
-//! as are admitted.
+//! A request asks for its turn when its prompt is known: only then is it known what it costs. So that connections
+//! alone cannot fill the memory, 64 bodies are read and tokenized at once, each within its limits of bytes and of
+//! time, which makes 256 MiB with the default limits; more of them wait. Behind them are the requests that wait
+//! for their turn, of which a body for another engine or the tokens of a prompt are kept, and those in work.
+//! As long as there is no room for one more to wait, a request is refused before it is tokenized.
 
 mod ask;
 mod body;
@@ -46,14 +47,15 @@ use axum::{
 };
 use tokio::sync::Semaphore;
 
+pub(crate) use crate::admission::Admitted;
 use crate::{
+    admission::Admission,
     backend::Forwarder,
     config::KeyKind,
     metrics::Metrics,
     scheduler::Scheduler,
     text::{ChatTemplate, Vocabulary},
 };
-pub(crate) use completion::Admitted;
 pub(crate) use error::ApiError;
 pub(crate) use hints::Hints;
 
@@ -70,33 +72,43 @@ pub(crate) struct Limits {
     pub(crate) keys: KeyKind,
 }
 
+/// A router's start.
+pub(crate) struct Start {
+    /// Makes request ids unlike those of other starts.
+    pub(crate) seed: u64,
+    /// Seconds since 1970.
+    pub(crate) now_s: u64,
+}
+
 /// What the routes work with.
 pub(crate) struct App {
-    scheduler: Arc<Scheduler>,
+    pub(crate) scheduler: Arc<Scheduler>,
     /// The way to other engines; `None` without any.
     forwarder: Option<Arc<Forwarder>>,
     keys: KeyKind,
     vocabulary: Arc<Vocabulary>,
     template: Option<Arc<ChatTemplate>>,
-    metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     limits: Limits,
-    admission: Arc<Semaphore>,
+    /// Whose turn it is at the native workers, and at other engines.
+    native: Admission,
+    passed: Admission,
     /// Places for bodies that are being read.
-    bodies: Semaphore,
+    bodies: Arc<Semaphore>,
     ids: trace::Ids,
     started_s: u64,
 }
 
 impl App {
-    /// `seed` makes request ids unlike those of other starts; `started_s` is now, in seconds since 1970.
+    /// `native` and `passed` admit requests for workers and for other engines.
     pub(crate) fn new(
         scheduler: Arc<Scheduler>,
         forwarder: Option<Arc<Forwarder>>,
         vocabulary: Arc<Vocabulary>,
         template: Option<ChatTemplate>,
         limits: Limits,
-        seed: u64,
-        started_s: u64,
+        [native, passed]: [Admission; 2],
+        start: Start,
     ) -> Self {
         Self {
             metrics: scheduler.metrics.clone(),
@@ -105,17 +117,18 @@ impl App {
             keys: limits.keys,
             vocabulary,
             template: template.map(Arc::new),
-            admission: Arc::new(Semaphore::new(limits.requests_max)),
-            bodies: Semaphore::new(BODIES_MAX),
+            native,
+            passed,
+            bodies: Arc::new(Semaphore::new(BODIES_MAX)),
             limits,
-            ids: trace::Ids::new(seed),
-            started_s,
+            ids: trace::Ids::new(start.seed),
+            started_s: start.now_s,
         }
     }
 
     /// All routes.
-    pub(crate) fn router(self) -> Router {
-        let app = Arc::new(self);
+    pub(crate) fn router(self: Arc<Self>) -> Router {
+        let app = self;
         Router::new()
             .route("/v1/chat/completions", post(complete::chat))
             .route("/v1/completions", post(complete::text))
@@ -128,6 +141,21 @@ impl App {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(app.clone(), trace::observe))
             .with_state(app)
+    }
+}
+
+impl App {
+    /// What an operator may ask as well, where clients are not.
+    pub(crate) fn admin(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/health", get(status::health))
+            .route("/metrics", get(status::metrics))
+            .with_state(self)
+    }
+
+    /// What `/health` says, as JSON.
+    pub(crate) fn report(&self) -> serde_json::Value {
+        serde_json::to_value(status::report(self).1).unwrap_or_default()
     }
 }
 

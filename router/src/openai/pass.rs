@@ -1,6 +1,6 @@
 //! Requests for models that other engines serve: a look at the body, and on it goes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -10,12 +10,18 @@ use axum::{
     response::Response,
 };
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::{App, body, error::ApiError, tokens::tokens, trace::RequestId};
 use crate::{
+    admission::Ticket,
     backend::{Errand, Keys, Peek, Trouble},
     config::KeyKind,
     directory::Scope,
 };
+
+/// Bytes of a prompt for each of its tokens, about: who passes it on does not count them.
+const TOKEN_BYTES: u64 = 4;
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,22 +50,24 @@ pub(super) async fn embeddings(
     let (head, body) = request.into_parts();
     body::expect_json(&head.headers)?;
     // The semaphore is never closed.
-    let _place = app.bodies.acquire().await;
+    let place = app.bodies.clone().acquire_owned().await.ok();
     let bytes = body::read(body, app.limits.body_bytes_max, app.limits.read_timeout).await?;
     let model = body::parse::<Peek<'_>>(&bytes)?.model.unwrap_or_default().into_owned();
-    let passed = pass(&app, Route::Embeddings, &head.headers, bytes, &id).await?;
+    let passed = pass(&app, Route::Embeddings, &head.headers, bytes, place, &id).await?;
     passed.map_err(|_| ApiError::unknown_model(&model))
 }
 
-/// The answer of an engine, or the body back if no engine has the model.
+/// The answer of an engine, or the body back if no engine has the model, with its place among the bodies that are
+/// being read.
 pub(super) async fn pass(
     app: &App,
     route: Route,
     headers: &HeaderMap,
     bytes: Bytes,
+    place: Option<OwnedSemaphorePermit>,
     id: &RequestId,
-) -> Result<Result<Response, Bytes>, ApiError> {
-    let Some(forwarder) = &app.forwarder else { return Ok(Err(bytes)) };
+) -> Result<Result<Response, (Bytes, Option<OwnedSemaphorePermit>)>, ApiError> {
+    let Some(forwarder) = &app.forwarder else { return Ok(Err((bytes, place))) };
     let peek = body::parse::<Peek<'_>>(&bytes)?;
     let table = forwarder.roster.table();
     let Some(pool) = peek.model.as_deref().and_then(|model| table.pool(model)) else {
@@ -67,15 +75,26 @@ pub(super) async fn pass(
         let unheard = app.scheduler.fleet.model().is_none_or(|own| peek.model.as_deref() != Some(&own.name));
         return match table.has_unheard() && unheard {
             true => Err(Trouble::NoBackend.into()),
-            false => Ok(Err(bytes)),
+            false => Ok(Err((bytes, place))),
         };
     };
-    let admitted = app.admit(1)?;
+    drop(place);
+    let ticket = Ticket {
+        places: 1,
+        priority: peek.priority.unwrap_or(0),
+        uncached_tokens: peek.text().len() as u64 / TOKEN_BYTES,
+        wait: peek.deadline_ms.map(Duration::from_millis),
+    };
+    let admitted = app.turn(&app.passed, ticket).await?;
     let salt = peek.cache_salt.as_deref().unwrap_or_default();
     let scope = Scope::new(&pool.card.id, salt.as_bytes());
     let tokens = match app.keys {
         KeyKind::Text => None,
-        KeyKind::Auto if !pool.backends.iter().any(|backend| backend.is_followed()) => None,
+        KeyKind::Auto
+            if !pool.backends.iter().any(|backend| backend.is_followed() || backend.spec.store.is_some()) =>
+        {
+            None
+        }
         KeyKind::Auto | KeyKind::Tokens => tokens(app, peek.messages, peek.prompt).await,
     };
     let errand = Errand {
@@ -83,8 +102,18 @@ pub(super) async fn pass(
         headers,
         body: bytes.clone(),
         request_id: &id.unique,
+        model: &pool.card.id,
         stream: peek.is_stream(),
-        keys: Keys::gather(&forwarder.directory, pool, &scope, peek.text(), tokens.as_deref()),
+        session: peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name)),
+        keys: Keys::gather(
+            &forwarder.directory,
+            &forwarder.stores,
+            pool,
+            &scope,
+            peek.text(),
+            tokens.as_deref(),
+            !salt.is_empty(),
+        ),
     };
     Ok(Ok(forwarder.forward(pool, errand, admitted).await?))
 }

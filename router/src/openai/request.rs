@@ -51,6 +51,7 @@ pub(super) struct RequestBody {
 
     /// Hints, which OpenAI's API does not have; see [`Hints`](super::hints::Hints).
     pub(super) priority: Option<i32>,
+    pub(super) deadline_ms: Option<u64>,
     pub(super) cache_salt: Option<String>,
     pub(super) session_id: Option<String>,
     pub(super) session_end: Option<bool>,

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, State},
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
 };
+use kelvin_proto::Exposition;
 use serde::Serialize;
 
 use super::{App, error::ApiError};
 use crate::{
-    backend::{Backend, BackendHealth},
+    backend::{Backend, BackendHealth, Source},
     cost::Role,
     fleet::{Health, Worker},
 };
@@ -67,7 +71,7 @@ fn cards(app: &App) -> Vec<ModelCard> {
 }
 
 #[derive(Serialize)]
-struct HealthReport {
+pub(super) struct HealthReport {
     /// `ok`, `degraded` (serving, but not all is well) or `unavailable`.
     status: &'static str,
     model: Option<String>,
@@ -78,6 +82,34 @@ struct HealthReport {
     workers: Vec<WorkerReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backends: Vec<BackendReport>,
+    /// Those that backends load from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stores: Vec<StoreReport>,
+    /// Where backends are looked for beside the command line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<SourceReport>,
+}
+
+#[derive(Serialize)]
+struct StoreReport {
+    url: String,
+    /// What is known of what it has.
+    known: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    namespaces: usize,
+    blocks: usize,
+}
+
+#[derive(Serialize)]
+struct SourceReport {
+    source: &'static str,
+    /// `seen`, or `away`: what was found there last counts.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backends: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -95,6 +127,17 @@ struct BackendReport {
     queued_tokens: u64,
     tokens_per_second: Option<f64>,
     step_us: Option<f64>,
+}
+
+impl SourceReport {
+    fn new(source: Source, found: Result<usize, String>) -> Self {
+        Self {
+            source: source.name(),
+            state: if found.is_ok() { "seen" } else { "away" },
+            backends: found.as_ref().ok().copied(),
+            why: found.err(),
+        }
+    }
 }
 
 impl BackendReport {
@@ -160,14 +203,25 @@ impl WorkerReport {
 
 /// `GET /health`: 200 when a request could be served now, else 503.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let (serving, report) = report(&app);
+    let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(report)).into_response()
+}
+
+/// Whether a request could be served now, and how all are.
+pub(super) fn report(app: &App) -> (bool, HealthReport) {
     let fleet = &app.scheduler.fleet;
     let store = app.scheduler.prefixes.state();
     let table = app.forwarder.as_ref().map(|forwarder| forwarder.roster.table()).unwrap_or_default();
+    let stores = app.forwarder.as_ref().map(|forwarder| forwarder.stores.reports()).unwrap_or_default();
+    let sources = app.forwarder.as_ref().map(|forwarder| forwarder.roster.sources()).unwrap_or_default();
     let serving =
         (fleet.has_ready(Role::Decode) || table.has_ready()) && !app.scheduler.ending.is_cancelled();
     let all_well = store != "away"
         && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready)
-        && table.all.iter().all(|backend| backend.is_open());
+        && table.all.iter().all(|backend| backend.is_open())
+        && stores.iter().all(|store| store.why.is_none())
+        && sources.iter().all(|(_, found)| found.is_ok());
     let status = match (serving, all_well) {
         (false, _) => "unavailable",
         (true, false) => "degraded",
@@ -183,21 +237,35 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         requests_in_flight: app.metrics.in_flight.get(),
         workers: fleet.workers().iter().map(|worker| WorkerReport::new(worker)).collect(),
         backends: table.all.iter().map(|backend| BackendReport::new(backend)).collect(),
+        stores: stores
+            .into_iter()
+            .map(|store| StoreReport {
+                url: store.url,
+                known: store.mode.name(),
+                why: store.why,
+                namespaces: store.namespaces,
+                blocks: store.blocks,
+            })
+            .collect(),
+        sources: sources.into_iter().map(|(source, found)| SourceReport::new(source, found)).collect(),
     };
-    let code = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(report)).into_response()
+    (serving, report)
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     app.metrics.workers(app.scheduler.fleet.counts());
+    app.metrics.sessions(app.scheduler.sessions.lock().len());
     if let Some(forwarder) = &app.forwarder {
         let table = forwarder.roster.table();
         app.metrics.backends(table.counts());
         app.metrics.feeds(table.modes());
+        app.metrics.backend.stores(&forwarder.stores.reports());
+        app.metrics.backend.sessions(forwarder.sessions.len());
         let directory = &forwarder.directory;
         app.metrics.directory(directory.len(), directory.memory_bytes(), directory.refused());
     }
-    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    ([(CONTENT_TYPE, content_type)], app.metrics.encode()).into_response()
+    let format = Exposition::accepted(headers.get(ACCEPT).and_then(|value| value.to_str().ok()));
+    let content_type = HeaderValue::from_static(format.content_type());
+    ([(CONTENT_TYPE, content_type)], format.render(app.metrics.encode())).into_response()
 }

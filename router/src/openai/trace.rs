@@ -16,7 +16,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
-use tracing::Instrument;
+use kelvin_proto::trace;
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{App, error::ApiError};
 
@@ -48,6 +49,27 @@ impl Ids {
     }
 }
 
+/// The span of a request, of a streamed answer up to its last event. Those of the API have one that is exported; who
+/// looks at metrics or health every few seconds is no request to trace.
+fn span(id: &RequestId, method: &str, route: &str) -> Span {
+    if !route.starts_with("/v1/") || route == "/v1/models" {
+        return tracing::info_span!(target: "kelvin_router::page", "page", id = id.shown, route);
+    }
+    tracing::info_span!(
+        "request",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        id = id.shown,
+        request_id = id.unique,
+        route,
+        http.response.status_code = Empty,
+        model = Empty,
+        prompt_tokens = Empty,
+        cached_tokens = Empty,
+        generated_tokens = Empty,
+    )
+}
+
 /// The layer around all routes.
 pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let begun = Instant::now();
@@ -56,8 +78,10 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let given = given.filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX);
     let id = RequestId { shown: given.unwrap_or(&unique).to_owned(), unique };
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    let span = tracing::info_span!("request", id = id.shown, unique = id.unique, route);
+    let span = span(&id, request.method().as_str(), &route);
+    trace::adopt(&span, trace::of_headers(request.headers()));
     request.extensions_mut().insert(id.clone());
+    app.metrics.seen.begin(&id.shown, &id.unique, &route);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
     let _entered = span.enter();
     let mut response = handled.unwrap_or_else(|_| {
@@ -67,6 +91,8 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     });
     let (status, took) = (response.status().as_u16(), begun.elapsed());
     app.metrics.request(&route, status, took);
+    span.record("http.response.status_code", status);
+    app.metrics.seen.answered(&id.unique, status);
     tracing::info!(status, ?took, "answered");
     if let Ok(value) = HeaderValue::from_str(&id.shown) {
         response.headers_mut().insert(HEADER, value);

@@ -11,7 +11,8 @@
 //! Everything but the decode worker can fail without failing the request. A store that does not answer
 //! in time counts as an empty one; a prefill worker that fails, before or after its first answer, leaves
 //! the prompt to the decode worker, which evaluates what it cannot import. If the decode worker fails
-//! before its first message, another one gets the request, once.
+//! before its first message, another one gets the request, once; if it fails later, another one goes on where it
+//! was ([`migration`]).
 //!
 //! # Cancellation
 //! Dropping the future of [`Scheduler::start`], or the [`Generation`], drops the gRPC streams, and so
@@ -19,7 +20,9 @@
 
 mod failure;
 mod generation;
+mod migration;
 mod prefill;
+mod sessions;
 
 pub(crate) use failure::Failure;
 pub(crate) use generation::{Finish, Generation, Step};
@@ -34,15 +37,18 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
     cost::{Decision, Place, PrefillPolicy, RequestFacts, decide},
     fleet::{Fleet, Flight},
     metrics::Metrics,
+    page::Placed,
     prefix::{Found, Prefixes},
 };
 use generation::{NOTHING, Opened, is_empty};
 use prefill::Prefill;
+use sessions::Sessions;
 
 /// Decode workers a request is handed to, at most.
 const ATTEMPTS: usize = 2;
@@ -65,10 +71,14 @@ pub(crate) struct Job {
     pub(crate) grammar: String,
     /// What decides its KV beside the tokens.
     pub(crate) extra: Vec<u8>,
+    /// What the store has of the prompt, if it was just asked.
+    pub(crate) found: Option<Found>,
     /// The higher, the sooner; 0 is ordinary.
     pub(crate) priority: i32,
     /// Which conversation it is a turn of.
     pub(crate) session_id: Option<String>,
+    /// It is the last one.
+    pub(crate) session_end: bool,
 }
 
 /// Limits of a request's way; see [`RouterConfig`](crate::RouterConfig).
@@ -87,6 +97,11 @@ pub(crate) struct Scheduler {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) timeouts: Timeouts,
     pub(crate) policy: PrefillPolicy,
+    /// How often a completion may go on at another worker.
+    pub(crate) migrations_max: usize,
+    /// Most time it waits for one to be there.
+    pub(crate) migration_wait: Duration,
+    pub(crate) sessions: Mutex<Sessions>,
     pub(crate) rng: Mutex<SmallRng>,
     /// Ends every request at once.
     pub(crate) ending: CancellationToken,
@@ -94,28 +109,42 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     /// Serves `job` up to the first message of a decode worker.
-    pub(crate) async fn start(&self, job: Job) -> Result<Generation, Failure> {
+    pub(crate) async fn start(self: &Arc<Self>, job: Job) -> Result<Generation, Failure> {
+        let span = tracing::debug_span!(
+            "schedule",
+            request_id = job.request_id,
+            prompt_tokens = job.tokens.len(),
+            stored_tokens = Empty,
+            prefill = Empty,
+            worker = Empty,
+        );
         let started = tokio::select! {
             biased;
             () = self.ending.cancelled() => Err(Failure::ShuttingDown),
-            started = self.place(job) => started,
+            started = self.place(job).instrument(span) => started,
         };
         started.inspect_err(|failure| self.metrics.error(failure.kind()))
     }
 
-    async fn place(&self, job: Job) -> Result<Generation, Failure> {
+    async fn place(self: &Arc<Self>, job: Job) -> Result<Generation, Failure> {
         let block_tokens = self.fleet.model().ok_or(Failure::NoWorker)?.block_tokens;
-        let found = self.prefixes.find(&job.tokens, &job.extra).await;
+        let found = match job.found {
+            Some(found) => found,
+            None => self.prefixes.find(&job.tokens, &job.extra).await,
+        };
         let facts = RequestFacts {
             prompt_tokens: job.tokens.len() as u64,
             matched_tokens: found.matched_tokens,
             block_tokens: block_tokens.into(),
+            preferred: job.session_id.as_ref().and_then(|session| self.sessions.lock().worker(session)),
         };
         let mut excluded = Vec::new();
         let mut prefill: Option<Prefill> = None;
         let mut failed: Option<Failure> = None;
         for attempt in 1..=ATTEMPTS {
-            let Some((mut decision, mut flight)) = self.decide(&facts, &found, &excluded) else { break };
+            let Some((mut decision, mut flight)) = self.decide(&facts, &found, &excluded, self.policy) else {
+                break;
+            };
             if prefill.is_none() {
                 let decided = decision.prefill;
                 prefill = self.prefill(&mut decision, &job, &facts).await;
@@ -127,10 +156,16 @@ impl Scheduler {
             if attempt == 1 {
                 self.metrics.decision(place);
             }
-            match self.open(&job, flight, wait_blocks(&facts, &found, prefill.is_some())).await {
+            match self.open(&job, 0, flight, wait_blocks(&facts, &found, prefill.is_some())).await {
                 Ok(opened) => {
                     let took = job.arrived.elapsed();
+                    let span = Span::current();
+                    span.record("stored_tokens", found.matched_tokens);
+                    span.record("prefill", if prefill.is_some() { "remote" } else { "local" });
+                    span.record("worker", opened.worker.name());
+                    self.note_session(&job, opened.worker.id(), facts.preferred);
                     self.metrics.first_token(place, took);
+                    self.metrics.seen.placed(&job.request_id, self.seen(&job, &opened, place, &found), true);
                     tracing::debug!(
                         worker = opened.worker.name(),
                         ?place,
@@ -140,7 +175,7 @@ impl Scheduler {
                         session = job.session_id,
                         "first token"
                     );
-                    return Ok(Generation::new(self, job, opened, prefill, found.matched_tokens));
+                    return Ok(Generation::new(self.clone(), job, opened, prefill, found.matched_tokens));
                 }
                 Err(failure) => {
                     tracing::warn!(request = job.request_id, attempt, %failure, "a decode worker failed before its first token");
@@ -157,17 +192,47 @@ impl Scheduler {
         Err(failed.unwrap_or(Failure::NoWorker))
     }
 
+    /// Remembers who has a conversation's turn.
+    fn note_session(&self, job: &Job, worker: usize, before: Option<usize>) {
+        let Some(session) = &job.session_id else { return };
+        self.metrics.session_turn(before.map(|before| before == worker));
+        let mut sessions = self.sessions.lock();
+        if job.session_end {
+            sessions.end(session);
+        } else {
+            sessions.note(session, worker);
+        }
+    }
+
+    /// Who serves, for the list of recent requests.
+    fn seen(&self, job: &Job, opened: &Opened, place: Place, found: &Found) -> Placed {
+        Placed {
+            model: Some(job.model.clone()),
+            worker: Some(opened.worker.name()),
+            mode: Some(if place == Place::Local { "local" } else { "remote" }),
+            prefill: match place {
+                Place::Local => None,
+                Place::Remote(id) => Some(self.fleet.worker(id).name()),
+            },
+            prompt_tokens: job.tokens.len() as u64,
+            matched_tokens: found.matched_tokens,
+            namespace: self.prefixes.namespace_id(),
+            first_missing: found.first_missing,
+        }
+    }
+
     /// Who serves, already counted at the decode worker.
     fn decide(
         &self,
         request: &RequestFacts,
         found: &Found,
         excluded: &[usize],
+        policy: PrefillPolicy,
     ) -> Option<(Decision, Flight)> {
         // Held until the decision counts: the next one must see it.
         let mut rng = self.rng.lock();
         let workers = self.fleet.facts(excluded);
-        let decision = decide(request, &workers, self.policy, &mut *rng).ok()?;
+        let decision = decide(request, &workers, policy, &mut *rng).ok()?;
         let flight = self.flight(&decision, request, found);
         tracing::debug!(?request, ?decision, "decided");
         Some((decision, flight))
@@ -196,8 +261,16 @@ impl Scheduler {
         }
     }
 
-    /// Opens a decode worker's stream and waits for its first message.
-    async fn open(&self, job: &Job, flight: Flight, wait_blocks: u64) -> Result<Opened, Failure> {
+    /// Opens a decode worker's stream and waits for its first message. The last `generated` of the job's tokens are
+    /// output already.
+    async fn open(
+        &self,
+        job: &Job,
+        generated: u64,
+        flight: Flight,
+        wait_blocks: u64,
+    ) -> Result<Opened, Failure> {
+        let generated = u32::try_from(generated).unwrap_or(u32::MAX);
         let worker = flight.worker().clone();
         let request = GenerateRequest {
             request_id: job.request_id.clone(),
@@ -205,12 +278,13 @@ impl Scheduler {
             tokens: job.tokens.clone(),
             extra: job.extra.clone().into(),
             sampling: Some(job.sampling.clone()),
-            tokens_max: job.tokens_max,
+            tokens_max: job.tokens_max.saturating_sub(generated),
             stop_tokens: job.stop_tokens.clone(),
             wait_blocks: u32::try_from(wait_blocks).unwrap_or(u32::MAX),
             wait_ms: u64::try_from(self.timeouts.block.as_millis()).unwrap_or(u64::MAX),
             logprobs: job.logprobs,
             grammar: job.grammar.clone(),
+            generated_tokens: generated,
         };
         let mut client = worker.client();
         let opening = async {

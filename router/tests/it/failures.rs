@@ -146,7 +146,7 @@ async fn a_request_is_handed_on_once_only() {
     let response = router.chat(&chat_body("hi")).await;
     assert_eq!(response.headers()["retry-after"], "1");
     let (status, error) = error_of(response).await;
-    assert_eq!((status, error["code"].as_str()), (503, Some("overloaded")));
+    assert_eq!((status, error["code"].as_str()), (529, Some("overloaded")));
     assert_eq!(workers.iter().map(|worker| worker.generates().len()).sum::<usize>(), 2);
 }
 

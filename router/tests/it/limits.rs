@@ -11,10 +11,13 @@ use tokio::{
 use crate::harness::{Act, Events, Setup, TestRouter, TestWorker, chat_body, error_of};
 
 #[tokio::test]
-async fn one_request_too_many_is_429_until_one_ends() {
+async fn without_a_queue_one_request_too_many_is_429_until_one_ends() {
     let worker = TestWorker::start(Setup::decode("d"));
     worker.on_generate(Act::SayAndHang(vec![104])).on_generate(Act::say("hello"));
-    let router = TestRouter::configured(&[&worker], |config| config.requests_max = 1).await;
+    let router = TestRouter::configured(&[&worker], |config| {
+        (config.requests_max, config.queue_max) = (1, 0);
+    })
+    .await;
     let mut body = chat_body("hi");
     body["stream"] = true.into();
     let mut running = Events::of(router.chat(&body).await);

@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Act, Events, Setup, TestRouter, TestWorker, fingerprint, until};
 
-struct TestStore {
+pub(crate) struct TestStore {
     listen: SocketAddr,
     stop: CancellationToken,
     served: JoinHandle<()>,
 }
 
 impl TestStore {
-    async fn start(listen: SocketAddr) -> Self {
+    pub(crate) async fn start(listen: SocketAddr) -> Self {
         Self::configured(ServerConfig { listen, ..ServerConfig::new(1 << 20) }).await
     }
 
@@ -36,15 +36,20 @@ impl TestStore {
         Self { listen: listening.await.expect("it listens"), stop, served }
     }
 
-    fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.listen)
     }
 
     /// Stores the first `blocks` blocks of a prompt of the toy model.
     async fn fill(&self, prompt: &str, blocks: usize) -> Namespace {
+        self.fill_for("toy", prompt, blocks).await
+    }
+
+    /// The same of another model with the same vocabulary.
+    pub(crate) async fn fill_for(&self, model: &str, prompt: &str, blocks: usize) -> Namespace {
         let options = ClientOptions { shared_memory: false, ..ClientOptions::new(self.endpoint(), "test") };
         let spec = NamespaceSpec {
-            model: "toy".into(),
+            model: model.into(),
             fingerprint: fingerprint().try_into().unwrap(),
             shard: Shard::default(),
             block_tokens: 16,
@@ -62,14 +67,14 @@ impl TestStore {
         namespace
     }
 
-    async fn stop(self) -> SocketAddr {
+    pub(crate) async fn stop(self) -> SocketAddr {
         self.stop.cancel();
         self.served.await.unwrap();
         self.listen
     }
 }
 
-const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+pub(crate) const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 fn prompt() -> String {
     ('a'..='z').cycle().take(400).collect()

@@ -160,7 +160,8 @@ async fn every_choice_takes_a_place() {
     let router = TestRouter::configured(&[&worker], |config| config.requests_max = 2).await;
     assert_eq!(router.chat(&with(chat_body("hi"), json!({"n": 2}))).await.status(), 200);
     let (status, error) = error_of(router.chat(&with(chat_body("hi"), json!({"n": 3}))).await).await;
-    assert_eq!((status, &error["code"]), (429, &json!("rate_limit_exceeded")));
+    assert_eq!((status, &error["param"]), (400, &json!("n")));
+    assert!(error["message"].as_str().unwrap().contains("at most 2"), "{error}");
     assert_eq!(router.health().await["requests_in_flight"], 0);
 }
 

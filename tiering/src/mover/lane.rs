@@ -42,6 +42,10 @@ pub struct LaneStats {
     pub reads_waiting: u64,
     /// The same for writes.
     pub writes_waiting: u64,
+    /// Bytes of reads that wait.
+    pub reads_waiting_bytes: u64,
+    /// Bytes of writes that wait.
+    pub writes_waiting_bytes: u64,
     /// Transfers that ended well, and their bytes.
     pub reads: u64,
     /// Their bytes.
@@ -104,6 +108,8 @@ impl Lane {
             in_flight_bytes: 0,
             reads_waiting: 0,
             writes_waiting: 0,
+            reads_waiting_bytes: 0,
+            writes_waiting_bytes: 0,
             reads: 0,
             read_bytes: 0,
             writes: 0,
@@ -203,6 +209,8 @@ impl Lane {
             in_flight_bytes: line.reads_bytes + line.writes_bytes,
             reads_waiting: line.reads.len() as u64,
             writes_waiting: line.writes.len() as u64,
+            reads_waiting_bytes: line.reads_waiting_bytes,
+            writes_waiting_bytes: line.writes_waiting_bytes,
             ..line.stats
         }
     }

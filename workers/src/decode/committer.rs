@@ -7,6 +7,7 @@ use kelvin_proto::{kv::v1::BlockStatus, worker::v1};
 use tokio::sync::{mpsc, oneshot};
 
 use super::sequence::{Final, Output, SealedBlock};
+use crate::span;
 
 /// How long the last message waits for the commit of the last blocks.
 const COMMIT_WAIT: Duration = Duration::from_secs(1);
@@ -41,6 +42,7 @@ impl Committer {
             end = &mut finish => (end, tokio::time::timeout(COMMIT_WAIT, &mut commits).await.is_ok()),
         };
         if let Ok(end) = end {
+            span::decoded(end.outcome.as_ref().ok().map(|(_, usage)| usage));
             // A failed send means that the client is gone.
             let _ = send_end(&output, end).await;
         }

@@ -6,11 +6,13 @@ use kelvin_kvstore::{Namespace, ReadLease, SequenceHash};
 use kelvin_proto::kv::v1::BlockStatus;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     scheduler::{BlockBytes, Command},
     sequence::Output,
 };
+use crate::span;
 
 /// Leases asked for at a time: bounds what one request keeps from being evicted while it waits its turn.
 const WINDOW_BLOCKS: usize = 64;
@@ -41,7 +43,7 @@ impl Importer {
                 // Nothing to import; what is left to do is to notice that the client goes away.
                 std::future::pending::<()>().await;
             }
-            self.import().await;
+            self.import().instrument(span::of_import(self.hashes.len())).await;
             let _ = self.commands.send(Command::ImportEnd { key: self.key }).await;
         };
         tokio::select! {

@@ -36,6 +36,7 @@ use kelvin_proto::{Reason, Refusal, worker::v1};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 use self::{
     committer::Committer,
@@ -58,6 +59,8 @@ pub(crate) struct GenerateJob {
     pub(crate) request_id: String,
     /// At least one token, with room for one more behind.
     pub(crate) prompt: Vec<u32>,
+    /// How many of them, the last ones, are output that another worker generated.
+    pub(crate) generated_tokens: usize,
     /// What else decides the KV.
     pub(crate) extra: Vec<u8>,
     /// At least one; prompt and these fit the context.
@@ -72,6 +75,13 @@ pub(crate) struct GenerateJob {
     pub(crate) wait_blocks: usize,
     /// How long to wait for one of them.
     pub(crate) wait: Duration,
+}
+
+impl GenerateJob {
+    /// The output that is there already.
+    pub(crate) fn generated(&self) -> &[u32] {
+        &self.prompt[self.prompt.len() - self.generated_tokens..]
+    }
 }
 
 /// The commands' channel; its receiver goes to the scheduler.
@@ -105,6 +115,7 @@ impl DecodeWorker {
     pub(crate) async fn generate(
         &self,
         job: GenerateJob,
+        span: Span,
     ) -> Result<mpsc::Receiver<Result<v1::GenerateResponse, Status>>, Refusal> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
             Refusal::new(Reason::Exhausted, "the queue of this worker is full: try again or use another")
@@ -139,15 +150,36 @@ impl DecodeWorker {
             sealed,
             finish,
         };
-        self.tasks.spawn(importer.run(start, stop));
-        self.tasks.spawn(async move {
+        self.tasks.spawn(importer.run(start, stop).instrument(span.clone()));
+        let commits = async move {
             committer.run(sealed_blocks, finished, output).await;
             // The place in the bounded queue: held until the last block is stored and the last message taken.
             drop(permit);
-        });
-        let GenerateJob { prompt, tokens_max, stop_tokens, plan, constraint, wait_blocks, .. } = job;
+        };
+        // This task is the request's last, so its span ends with it.
+        self.tasks.spawn(commits.instrument(span));
+        let GenerateJob {
+            prompt,
+            generated_tokens,
+            tokens_max,
+            stop_tokens,
+            plan,
+            constraint,
+            wait_blocks,
+            ..
+        } = job;
         let expected_tokens = wait_blocks.min(blocks) * block_tokens;
-        let job = Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, constraint, pipes };
+        let job = Job {
+            key,
+            prompt,
+            generated_tokens,
+            expected_tokens,
+            tokens_max,
+            stop_tokens,
+            plan,
+            constraint,
+            pipes,
+        };
         let gone = |_| Refusal::new(Reason::Internal, "the engine of this worker ended");
         self.commands.send(Command::Submit(Box::new(job))).await.map_err(gone)?;
         Ok(messages)

@@ -143,8 +143,9 @@ impl Scheduler {
             }
             Command::Block { key, block } => self.import(key, &*block),
             Command::ImportEnd { key } => {
+                let block_tokens = self.engine.spec().block_tokens as usize;
                 if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.key == key) {
-                    sequence.end_import();
+                    sequence.end_import(block_tokens);
                 }
             }
             Command::Wake => {}
@@ -224,7 +225,7 @@ impl Scheduler {
             }
             Err(error) => {
                 tracing::warn!(key, error, "import block; evaluating the rest here");
-                sequence.end_import();
+                sequence.end_import(self.engine.spec().block_tokens as usize);
             }
         }
     }
@@ -290,7 +291,7 @@ impl Scheduler {
                 continue;
             }
             let known = sequence.tokens.len();
-            let prompt = sequence.prompt_tokens;
+            let prompt = sequence.chunked_tokens;
             let tokens = next_chunk(sequence.evaluated, known, prompt, block_tokens, self.chunk_tokens);
             if sequence.evaluated < prompt {
                 if tokens > budget {

@@ -23,6 +23,10 @@ use crate::{
     sampling::{Sampler, SamplingPlan},
 };
 
+/// Most blocks of another worker's output that are evaluated token by token: its last one that was not complete, and
+/// one on its way to the store.
+const REPLAY_BLOCKS: usize = 2;
+
 /// What a client receives.
 pub(crate) type Output = mpsc::Sender<Result<v1::GenerateResponse, Status>>;
 
@@ -66,6 +70,8 @@ pub(crate) struct Job {
     pub(crate) key: u64,
     /// Prompt; at least one token.
     pub(crate) prompt: Vec<u32>,
+    /// How many of them, the last ones, are output that another worker generated; fewer than all.
+    pub(crate) generated_tokens: usize,
     /// Leading prompt tokens that ought to come from the store.
     pub(crate) expected_tokens: usize,
     /// Most tokens to generate; at least one.
@@ -112,7 +118,10 @@ pub(crate) struct Sequence {
     pub(crate) id: u32,
     pub(crate) phase: Phase,
     pub(crate) tokens: Vec<u32>,
+    /// Tokens that were known from the start: the prompt, and what another worker generated behind it.
     pub(crate) prompt_tokens: usize,
+    /// Of those, the ones that are evaluated in a prompt's chunks.
+    pub(crate) chunked_tokens: usize,
     expected_tokens: usize,
     pub(crate) evaluated: usize,
     pub(crate) sealed_blocks: usize,
@@ -132,14 +141,27 @@ impl Sequence {
     /// Gives a job a slot and lets its import begin.
     pub(crate) fn begin(job: Job, id: u32) -> Self {
         let cells = job.cells();
-        let Job { key, prompt, expected_tokens, tokens_max, stop_tokens, plan, constraint, mut pipes } = job;
+        let Job {
+            key,
+            prompt,
+            generated_tokens,
+            expected_tokens,
+            tokens_max,
+            stop_tokens,
+            plan,
+            constraint,
+            mut pipes,
+        } = job;
+        let asked_tokens = prompt.len() - generated_tokens;
         let importing = pipes.start_import.take().is_some_and(|start| start.send(()).is_ok());
         Self {
             key,
             id,
             phase: if importing { Phase::Importing } else { Phase::Evaluating },
             prompt_tokens: prompt.len(),
+            chunked_tokens: asked_tokens,
             usage: v1::Usage { prompt_tokens: prompt.len() as u64, ..Default::default() },
+            sampler: plan.resumed(&prompt[asked_tokens..]),
             tokens: prompt,
             expected_tokens,
             evaluated: 0,
@@ -148,7 +170,6 @@ impl Sequence {
             seals: true,
             tokens_max,
             stop_tokens,
-            sampler: plan.sampler(),
             constraint,
             unsent: Vec::new(),
             pipes,
@@ -160,9 +181,14 @@ impl Sequence {
         self.pipes.output.is_closed()
     }
 
-    /// Goes on with evaluation; blocks that still arrive are not wanted.
-    pub(crate) fn end_import(&mut self) {
+    /// Goes on with evaluation; blocks that still arrive are not wanted. Output of another worker that no block
+    /// brought is evaluated token by token, as it was there, for the same bits; unless it is long.
+    pub(crate) fn end_import(&mut self, block_tokens: usize) {
         self.phase = Phase::Evaluating;
+        let first = self.evaluated.max(self.chunked_tokens);
+        if self.prompt_tokens - first > REPLAY_BLOCKS * block_tokens {
+            self.chunked_tokens = self.prompt_tokens;
+        }
         self.pipes.stop_import = None;
     }
 

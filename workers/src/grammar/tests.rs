@@ -9,7 +9,7 @@ fn grammars() -> Arc<Grammars> {
 
 fn compile(grammar: &str) -> Result<Constraint, Refusal> {
     check(grammar)?;
-    grammars().compile_here(grammar.to_owned())
+    grammars().compile_here(grammar.to_owned(), &[])
 }
 
 /// What the toy writes under a grammar, greedily or drawn by a seed, and whether the grammar ended it.
@@ -97,9 +97,9 @@ fn references_to_themselves_end() {
 async fn the_deepest_nesting_has_its_stack() {
     let depth = NESTING_MAX / 2 - 1;
     let schema = format!("{}{{}}{}", r#"{"type":"array","items":"#.repeat(depth), "}".repeat(depth));
-    grammars().compile(format!("start: %json {schema}")).await.unwrap();
+    grammars().compile(format!("start: %json {schema}"), Vec::new()).await.unwrap();
     let properties = format!("{}{{}}{}", r#"{"properties":{"a":"#.repeat(depth), "}}".repeat(depth));
-    grammars().compile(format!("start: %json {properties}")).await.unwrap();
+    grammars().compile(format!("start: %json {properties}"), Vec::new()).await.unwrap();
     let choices = format!("{}{{}}{}", r#"{"anyOf":[{"type":"null"},"#.repeat(depth), "]}".repeat(depth));
-    grammars().compile(format!("start: %json {choices}")).await.unwrap();
+    grammars().compile(format!("start: %json {choices}"), Vec::new()).await.unwrap();
 }

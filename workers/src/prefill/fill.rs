@@ -6,6 +6,7 @@ use kelvin_kvstore::{Reserved, SequenceHash, WriteLease, client};
 use kelvin_proto::{Reason, Refusal, worker::v1};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     Driver, FILLING_WAIT, Output, PrefillJob, Ticket,
@@ -16,6 +17,7 @@ use crate::{
     decode::is_present,
     engine::{BatchItem, Engine, EngineError},
     load::average,
+    span,
 };
 
 /// Blocks imported in one call of the engine: a few milliseconds.
@@ -134,7 +136,8 @@ impl<'a> Fill<'a> {
             }
             leases.len()
         };
-        let imported = self.driver.calls.call(call).await.map_err(engine_gone)?;
+        let span = span::of_import(wanted);
+        let imported = self.driver.calls.call(call).instrument(span).await.map_err(engine_gone)?;
         if imported > 0 {
             let micros = started.elapsed().as_secs_f64() * 1e6 / imported as f64;
             self.driver.load.update(|load| average(&mut load.import_block_us, micros));
@@ -205,6 +208,7 @@ impl<'a> Fill<'a> {
             .driver
             .calls
             .call(call)
+            .instrument(span::of_evaluation(count * block_tokens))
             .await
             .map_err(engine_gone)?
             .map_err(|error| Refusal::new(Reason::EngineFailed, error.to_string()))?;
@@ -219,11 +223,12 @@ impl<'a> Fill<'a> {
         self.await_commit().await;
         if !filled.is_empty() {
             let namespace = self.driver.namespace.clone();
-            self.committing = Some(tokio::spawn(async move {
+            let commit = async move {
                 let sent = filled.len();
                 let statuses = namespace.commit(filled).await?;
                 Ok((statuses.into_iter().filter(|&status| is_present(status)).count(), sent))
-            }));
+            };
+            self.committing = Some(tokio::spawn(commit.in_current_span()));
         }
         self.advance(count);
         self.report();

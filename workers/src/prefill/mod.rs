@@ -25,12 +25,14 @@ use kelvin_proto::{Reason, Refusal, worker::v1};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 use self::fill::Fill;
 use crate::{
     chunking::prompt_blocks,
     engine::{EngineSpec, owner::EngineCalls},
     load::LoadMeter,
+    span,
 };
 
 /// Room for messages of one request. Progress is left out when a client is slow; the first and the last
@@ -62,6 +64,10 @@ struct Queued {
     job: PrefillJob,
     output: Output,
     ticket: Ticket,
+    /// From its arrival on.
+    span: Span,
+    /// Its time in the queue.
+    waiting: Span,
 }
 
 impl PrefillWorker {
@@ -84,10 +90,12 @@ impl PrefillWorker {
     pub(crate) fn prefill(
         &self,
         job: PrefillJob,
+        span: Span,
     ) -> Result<mpsc::Receiver<Result<v1::PrefillResponse, Status>>, Refusal> {
         let (output, messages) = mpsc::channel(MESSAGES);
         let ticket = Ticket::new(self.load.clone(), job.prompt.len() as u64);
-        self.jobs.try_send(Queued { job, output, ticket }).map_err(|error| match error {
+        let waiting = span.in_scope(span::of_queue);
+        self.jobs.try_send(Queued { job, output, ticket, span, waiting }).map_err(|error| match error {
             TrySendError::Full(_) => {
                 Refusal::new(Reason::Exhausted, "the queue of this worker is full: try again or use another")
             }
@@ -116,15 +124,17 @@ impl Driver {
                 () = stop.cancelled() => break,
                 queued = self.queue.recv() => queued,
             };
-            let Some(Queued { job, output, mut ticket }) = queued else { return };
+            let Some(Queued { job, output, mut ticket, span, waiting }) = queued else { return };
             ticket.begin();
+            drop(waiting);
             if output.is_closed() {
                 continue;
             }
             tracing::debug!(request_id = job.request_id, prompt = job.prompt.len(), "prefill");
             let mut fill = self.fill(&job, &output, &mut ticket, &stop);
-            let result = fill.run().await;
+            let result = fill.run().instrument(span.clone()).await;
             let evaluated = fill.evaluated();
+            span::prefilled(&span, &result);
             // Blocks of this prompt are in the store; the engine starts the next one empty.
             let cleared = self.calls.call(|engine| engine.clear(0)).await;
             if evaluated.0 > 0 {

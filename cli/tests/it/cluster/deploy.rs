@@ -22,7 +22,9 @@ async fn rules_name_metrics_that_exist() {
         shown.push_str(&reqwest::get(url).await.unwrap().text().await.unwrap());
     }
     let rules = std::fs::read_to_string(root().join("deploy/prometheus/kelvin.rules.yml")).unwrap();
-    let (named, shown) = (metrics(&rules), metrics(&shown));
+    let (mut named, shown) = (metrics(&rules), metrics(&shown));
+    // Of a router before other engines, which this cluster has not; deploy/tests has one.
+    named.remove("kelvin_router_backends");
     assert!(named.len() >= 8, "{named:?}");
     let missing: Vec<_> = named.difference(&shown).collect();
     assert!(missing.is_empty(), "{missing:?}");

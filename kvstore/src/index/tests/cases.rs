@@ -278,3 +278,44 @@ fn long_sequences_take_several_runs() {
     assert_eq!(index.remove_holder(0), 1000);
     check_invariants(&index);
 }
+
+/// First and last block of each branch with its parent, by letters.
+fn outlined(index: &RadixIndex<TierSet>, from: Option<SequenceHash>, runs_max: usize) -> (String, bool) {
+    let names: std::collections::HashMap<_, _> =
+        ["abcd", "abxy", "pq"].iter().flat_map(|names| path(names).into_iter().zip(names.chars())).collect();
+    let outline = index.outline(from, runs_max);
+    let branches = outline.branches.iter().map(|branch| {
+        assert_eq!(branch.copies, [branch.blocks, 0, 0, 0]);
+        let above = branch.parent.map_or(String::new(), |parent| format!("{parent}>"));
+        format!("{above}{}{}{}", names[&branch.first], names[&branch.last], branch.blocks)
+    });
+    let mut branches: Vec<_> = branches.collect();
+    // Children and roots have no order.
+    branches.sort();
+    (branches.join(" "), outline.is_cut)
+}
+
+#[test]
+fn an_outline_has_a_branch_a_run_from_anywhere() {
+    let index = RadixIndex::new();
+    play(&index, "+abcd +abxy");
+    assert_eq!(outlined(&index, None, 100), ("0>cd2 0>xy2 ab2".into(), false));
+    assert_eq!(outlined(&index, Some(tip("ab")), 100), ("0>cd2 0>xy2 bb1".into(), false));
+    assert_eq!(outlined(&index, Some(tip("abcd")), 100), ("dd1".into(), false));
+    assert_eq!(outlined(&index, Some(tip("z")), 100), (String::new(), false));
+    assert_eq!(outlined(&index, None, 1), ("ab2".into(), true));
+    play(&index, "+pq");
+    assert_eq!(outlined(&index, None, 100), ("0>cd2 0>xy2 ab2 pq2".into(), false));
+}
+
+#[test]
+fn an_outline_joins_runs_that_are_only_too_long() {
+    let index = RadixIndex::<TierSet>::with(4, usize::MAX);
+    let long: Vec<_> = (0..11).map(hash).collect();
+    index.insert_run(None, &long, 0, 1).unwrap();
+    assert!(index.runs() > 2);
+    let outline = index.outline(None, 100);
+    assert_eq!(outline.branches.len(), 1, "{outline:?}");
+    let branch = outline.branches[0];
+    assert_eq!((branch.first, branch.last, branch.blocks), (long[0], long[10], 11));
+}

@@ -40,7 +40,7 @@ proptest! {
             match op {
                 Op::Grant { count, ttl } => {
                     let rights = (0..count).map(|_| Some(Right::Write(None))).collect();
-                    leases.grant(next, rights, Duration::from_secs(now + ttl));
+                    leases.grant(next, rights, Duration::from_secs(now), Duration::from_secs(now + ttl));
                     oracle.extend((next..).take(count).map(|id| (id, now + ttl)));
                     next += count as u64 + 1;
                 }

@@ -18,7 +18,7 @@ use crate::{
     catalog::NamespaceRecord,
     index::{HolderSet, TierSet},
     insight::Reason,
-    store::{BlockKey, ImmutableBlock, Namespace, Tenant, room::Removal, tiers_of},
+    store::{BlockKey, ImmutableBlock, Namespace, Tenant, meters::measuring, room::Removal, tiers_of},
 };
 
 /// Blocks that wait to be offloaded as they were committed; beyond it the oldest are left to near eviction.
@@ -78,20 +78,29 @@ impl Below {
         Some(copy.checksum)
     }
 
-    /// A block leaves DRAM to make room. Should it have no copy, that is counted; and the reason is returned if
-    /// it was not wanted in a colder tier.
-    pub(in crate::store) fn left(&self, key: &BlockKey, why: Removal) -> Option<Reason> {
+    /// A block leaves DRAM to make room. Should it have no copy, that is counted, and why it has none is returned
+    /// with the tier that lost it: the tier below did not want it, or takes nothing, or did not come to it in time.
+    pub(in crate::store) fn left(&self, key: &BlockKey, why: Removal) -> Option<(Reason, Tier)> {
         let tiers = self.tiers.get()?;
         if why != Removal::Room || tiers.holds(key) {
             return None;
         }
-        let counters = tiers.first_counters()?;
-        if tiers.admits(key) {
-            counters.uncopied.add(1);
-            return None;
+        let (first, counters) = (tiers.first()?, tiers.first_counters()?);
+        if !tiers.admits(key) {
+            counters.not_admitted.add(1);
+            return Some((Reason::AdmissionRefused, Tier::Dram));
         }
-        counters.not_admitted.add(1);
-        Some(Reason::AdmissionRefused)
+        counters.uncopied.add(1);
+        if tiers.takes(first) {
+            Some((Reason::TooLate, Tier::Dram))
+        } else {
+            Some((Reason::TierFailed, first))
+        }
+    }
+
+    /// Blocks that wait to be copied as they were committed.
+    pub(crate) fn fresh_blocks(&self) -> u64 {
+        self.fresh.lock().len() as u64
     }
 
     /// Up to `count` blocks that were committed lately, oldest first.
@@ -139,6 +148,11 @@ impl Tenant {
         self.allocate(&mut state, bytes)
     }
 
+    /// Blocks that wait to be offloaded, in eager mode.
+    pub(crate) fn offload_queue_blocks(&self) -> u64 {
+        self.below.fresh_blocks()
+    }
+
     /// The blocks that DRAM drops next.
     pub(super) fn upcoming(&self, blocks: usize) -> Vec<BlockKey> {
         self.lock().upcoming(blocks)
@@ -162,6 +176,9 @@ impl Tenant {
                 // So that the miss is counted for what it is.
                 namespace.gone.note(hashes[at], Reason::TierFailed, tier, self.clock.now());
             }
+        }
+        if !measuring() {
+            return found;
         }
         namespace.count_match(hashes.len(), &found);
         if let Some(mut ghosts) = self.ghosts.try_lock() {

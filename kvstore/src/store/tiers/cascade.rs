@@ -107,7 +107,7 @@ impl Tiers {
                     packing.push(Packing { key, parent: copy.parent, checksum: copy.checksum, bytes });
                 }
                 let count = packing.len() as u64;
-                if count > 0 && object.store(&namespace, packing).await {
+                if count > 0 && object.store(Tier::Nvme, &namespace, packing).await {
                     batch.copied += count;
                 }
             }

@@ -50,7 +50,7 @@ use parking_lot::Mutex;
 pub(crate) use attach::Below;
 pub(crate) use life::TierTasks;
 pub(crate) use open::OpenError;
-pub(crate) use report::TierReport;
+pub(crate) use report::{Moved, TierReport};
 pub(crate) use scrub::Verified;
 use stir::Stirred;
 
@@ -221,6 +221,13 @@ impl Tiers {
         let nvme = self.nvme.as_ref().map(Nvme::report);
         let object = self.object.as_ref().map(Objects::report);
         nvme.into_iter().chain(object).collect()
+    }
+
+    /// What went from tier to tier.
+    pub(crate) fn moved(&self) -> Vec<Moved> {
+        let nvme = self.nvme.iter().flat_map(|nvme| nvme.counters.moved(Tier::Nvme));
+        let object = self.object.iter().flat_map(|object| object.counters.moved(Tier::Object));
+        nvme.chain(object).collect()
     }
 
     /// The catalog.

@@ -34,7 +34,7 @@ use crate::{
     SequenceHash,
     catalog::{Catalog, Record},
     insight::Reason,
-    store::{BlockKey, Clock, ImmutableBlock, Namespace, table::Keyed},
+    store::{BlockKey, Clock, ImmutableBlock, Namespace, meters, table::Keyed},
 };
 
 /// Writes of one batch under way at a time.
@@ -112,6 +112,11 @@ impl Nvme {
         files.map(|(file, at)| (file, used.get(&at).copied().unwrap_or(0))).collect()
     }
 
+    /// The same without the slots, which takes a walk through all copies.
+    pub(crate) fn states(&self) -> Vec<NvmeFile> {
+        self.device.device().files()
+    }
+
     pub(super) fn device(&self) -> &Flash {
         &self.device
     }
@@ -138,7 +143,7 @@ impl Nvme {
     }
 
     async fn write(&self, outgoing: Outgoing, slot: NvmeSlot) -> Option<(Outgoing, NvmeSlot)> {
-        let bytes = outgoing.block.slot().len();
+        let (bytes, began) = (outgoing.block.slot().len(), meters::begin());
         let Some(permit) = self.lane.write(bytes).await else {
             self.counters.refused.add(1);
             return None;
@@ -147,6 +152,7 @@ impl Nvme {
         match result {
             Ok(()) => {
                 permit.done();
+                self.counters.from_dram.note(bytes, began);
                 Some((outgoing, slot))
             }
             Err(error) => {

@@ -31,7 +31,7 @@ use crate::{
     SequenceHash,
     catalog::Catalog,
     insight::Reason,
-    store::{BlockKey, Clock, Namespace, table::Keyed},
+    store::{BlockKey, Clock, Namespace, meters, table::Keyed},
 };
 
 /// A copy in a pack.
@@ -174,11 +174,18 @@ impl Objects {
         self.packs.stats()
     }
 
-    /// Writes one pack of one namespace's blocks, parents before children; whether it arrived.
-    pub(super) async fn store<B>(&self, namespace: &Arc<Namespace>, blocks: Vec<Packing<B>>) -> bool
+    /// Writes one pack of one namespace's blocks, which come from `source`, parents before children; whether it
+    /// arrived.
+    pub(super) async fn store<B>(
+        &self,
+        source: Tier,
+        namespace: &Arc<Namespace>,
+        blocks: Vec<Packing<B>>,
+    ) -> bool
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
+        let began = meters::begin();
         let bytes = blocks.iter().map(|block| block.bytes.as_ref().len() as u64).sum();
         let Some(permit) = self.lane.write(bytes).await else {
             self.counters.refused.add(blocks.len() as u64);
@@ -201,6 +208,11 @@ impl Objects {
                 self.record(&info);
                 self.enter(namespace, &info, true);
                 self.counters.offloaded.add(count);
+                let edge = match source {
+                    Tier::Nvme => &self.counters.from_nvme,
+                    _ => &self.counters.from_dram,
+                };
+                edge.note(bytes, began);
                 self.shrink();
                 true
             }
@@ -362,6 +374,7 @@ impl Objects {
         let Some(namespace) = wanted.first().map(|(_, copy, _)| copy.namespace.clone()) else {
             return Vec::new();
         };
+        let began = meters::begin();
         let bytes = wanted.iter().map(|(_, copy, _)| u64::from(copy.bytes)).sum();
         // As long as a read may take: with a slow store each turn ahead takes that long.
         let permit = match tokio::time::timeout(self.turn_deadline, self.lane.read(bytes)).await {
@@ -382,6 +395,7 @@ impl Objects {
         let answers = self.packs.get(namespace.persistent, pack, slots).await;
         if answers.iter().all(|(_, result)| result.is_ok()) {
             permit.done();
+            self.counters.to_dram.note(bytes, began);
         } else {
             drop(permit);
         }

@@ -196,7 +196,7 @@ impl Tenant {
                     bytes: BlockBytes(block),
                 });
                 batch.wanted += count;
-                if object.store(&namespace, packing.collect()).await {
+                if object.store(Tier::Dram, &namespace, packing.collect()).await {
                     batch.copied += count;
                 }
             }

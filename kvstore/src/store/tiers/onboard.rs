@@ -22,11 +22,15 @@ use kelvin_tiering::{
     mover::{Flight, Join, Landing},
 };
 
+use kelvin_proto::{kv::v1, trace};
+use tracing::{Instrument, Span};
+
 use super::{LoadFailure, Tiers, nvme::NvmeCopy, object::ObjectCopy};
 use crate::{
     SequenceHash,
     index::HolderSet,
     insight::Reason,
+    span::{self, Tally},
     store::{BlockKey, ImmutableBlock, Namespace, Tenant},
 };
 
@@ -67,6 +71,15 @@ impl Tenant {
         namespace: &Arc<Namespace>,
         hashes: &[SequenceHash],
     ) -> Vec<ImmutableBlock> {
+        let span = span::of_onboard(hashes.len());
+        self.bring(namespace, hashes).instrument(span).await
+    }
+
+    async fn bring(
+        self: &Arc<Self>,
+        namespace: &Arc<Namespace>,
+        hashes: &[SequenceHash],
+    ) -> Vec<ImmutableBlock> {
         let keys: Vec<BlockKey> =
             hashes.iter().map(|&hash| BlockKey { namespace: namespace.id, hash }).collect();
         let Some(tiers) = self.tiers() else {
@@ -74,6 +87,7 @@ impl Tenant {
         };
         let mut held: HashMap<BlockKey, ImmutableBlock> = HashMap::new();
         let mut given_up = GivenUp::new();
+        let mut tally = Tally::default();
         for _ in 0..ROUNDS_MAX {
             let mut plan = self.plan(tiers, namespace, &keys, &mut held, &given_up);
             if plan.starved && plan.is_empty() {
@@ -86,12 +100,15 @@ impl Tenant {
                 break;
             }
             let landings: Vec<Landing> =
-                self.carry_out(tiers, namespace, plan, &mut held, &mut given_up).await;
+                self.carry_out(tiers, namespace, plan, &mut held, &mut given_up, &mut tally).await;
             for landing in landings {
                 landing.landed().await;
             }
         }
         let run: Vec<ImmutableBlock> = keys.iter().map_while(|key| held.remove(key)).collect();
+        if trace::is_on() {
+            tally.note(&Span::current(), namespace.spec.block_bytes);
+        }
         tiers.touch(&keys[..run.len()]);
         if tiers.exclusive {
             tiers.leave(&keys[..run.len()]);
@@ -155,6 +172,7 @@ impl Tenant {
         plan: Plan,
         held: &mut HashMap<BlockKey, ImmutableBlock>,
         given_up: &mut GivenUp,
+        tally: &mut Tally,
     ) -> Vec<Landing> {
         let mut reads: FuturesUnordered<BoxFuture<'_, Vec<Arrival>>> = FuturesUnordered::new();
         for (flight, copy, slot) in plan.nvme {
@@ -166,7 +184,10 @@ impl Tenant {
         while let Some(arrivals) = reads.next().await {
             for (key, tier, result) in arrivals {
                 match result {
-                    Ok(block) => drop(held.insert(key, block)),
+                    Ok(block) => {
+                        held.insert(key, block);
+                        tally.add(wire_tier(tier));
+                    }
                     Err(failure) => {
                         tracing::debug!(block = %key.hash, ?tier, ?failure, "a block was not onboarded");
                         // A copy that is gone or wrong is forgotten by now. One that is only out of reach is
@@ -223,6 +244,15 @@ impl Tenant {
             (key, Tier::Object, result)
         });
         arrived.collect()
+    }
+}
+
+fn wire_tier(tier: Tier) -> v1::Tier {
+    match tier {
+        Tier::Hbm => v1::Tier::Hbm,
+        Tier::Dram => v1::Tier::Dram,
+        Tier::Nvme => v1::Tier::Nvme,
+        Tier::Object => v1::Tier::Object,
     }
 }
 

@@ -15,7 +15,10 @@ use super::{
     LoadFailure,
     nvme::{Nvme, NvmeCopy},
 };
-use crate::{insight::Reason, store::BlockKey};
+use crate::{
+    insight::Reason,
+    store::{BlockKey, meters},
+};
 
 /// A read that takes longer than this is given up.
 pub(super) const READ_DEADLINE: Duration = Duration::from_secs(5);
@@ -30,6 +33,7 @@ impl Nvme {
         copy: &NvmeCopy,
         target: DramSlot,
     ) -> Result<DramSlot, LoadFailure> {
+        let (bytes, began) = (target.len(), meters::begin());
         let read = async {
             let permit = self.lane().read(target.len()).await.ok_or(LoadFailure::Busy)?;
             let (_, target, result) = self.device().read(copy.slot.clone(), 0, target).await;
@@ -40,6 +44,7 @@ impl Nvme {
         // The wait for the turn counts: with a slow device each turn ahead takes the whole deadline.
         let target = self.in_time(read).await?;
         self.check(key, copy, target.bytes())?;
+        self.counters.to_dram.note(bytes, began);
         Ok(target)
     }
 

@@ -2,7 +2,7 @@
 
 use kelvin_tiering::{Tier, Why, mover::LaneStats};
 
-use crate::store::counters::Counter;
+use crate::store::{Distribution, counters::Counter, meters::Transfers};
 
 /// Counts of one tier.
 #[derive(Debug, Default)]
@@ -33,6 +33,12 @@ pub(super) struct TierCounters {
     pub(super) lost: Counter,
     /// Copies that the scrubber looked at.
     pub(super) scrubbed: Counter,
+    /// Transfers to DRAM; a pack's blocks count as one.
+    pub(super) to_dram: Transfers,
+    /// Transfers from DRAM.
+    pub(super) from_dram: Transfers,
+    /// Transfers from NVMe, of packs.
+    pub(super) from_nvme: Transfers,
 }
 
 impl TierCounters {
@@ -61,6 +67,35 @@ impl TierCounters {
             lost: self.lost.get(),
             scrubbed: self.scrubbed.get(),
         }
+    }
+}
+
+/// What went along an edge between two tiers, so far.
+#[derive(Debug, Clone)]
+pub(crate) struct Moved {
+    pub(crate) from: Tier,
+    pub(crate) to: Tier,
+    /// Bytes of a transfer.
+    pub(crate) bytes: Distribution,
+    /// Nanoseconds of one, from when it began to wait for its turn.
+    pub(crate) times: Distribution,
+}
+
+impl Moved {
+    fn new(from: Tier, to: Tier, transfers: &Transfers) -> Self {
+        Self { from, to, bytes: transfers.bytes.read(), times: transfers.times.read() }
+    }
+}
+
+impl TierCounters {
+    /// The edges of `tier`, whose counters these are.
+    pub(super) fn moved(&self, tier: Tier) -> Vec<Moved> {
+        let mut edges =
+            vec![Moved::new(Tier::Dram, tier, &self.from_dram), Moved::new(tier, Tier::Dram, &self.to_dram)];
+        if tier == Tier::Object {
+            edges.push(Moved::new(Tier::Nvme, tier, &self.from_nvme));
+        }
+        edges
     }
 }
 

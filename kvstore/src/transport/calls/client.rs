@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
+use kelvin_proto::trace;
 use parking_lot::Mutex;
 use tokio::{
     net::UnixStream,
@@ -19,6 +20,8 @@ const UNSENT_BYTES_MAX: usize = 16 << 20;
 pub(crate) struct Calls {
     line: Arc<Line>,
     hearing: AbortHandle,
+    /// Whether the store takes calls of a trace.
+    takes_traces: bool,
 }
 
 #[derive(Debug)]
@@ -41,7 +44,7 @@ struct State {
 
 impl Calls {
     /// Within a runtime: answers are heard by a task of its own.
-    pub(crate) fn start(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+    pub(crate) fn start(socket: std::os::unix::net::UnixStream, takes_traces: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let socket = UnixStream::from_std(socket)?;
         let line = Arc::new(Line { socket, state: Mutex::default(), stuck: Notify::new() });
@@ -51,7 +54,7 @@ impl Calls {
             tracing::debug!(%error, "calls over the socket ended");
             task.close();
         });
-        Ok(Self { line, hearing: hearing.abort_handle() })
+        Ok(Self { line, hearing: hearing.abort_handle(), takes_traces })
     }
 
     /// Whether the other end is gone: then nothing can be called here any more.
@@ -61,7 +64,8 @@ impl Calls {
 
     /// Asks, and waits so long for the answer. Dropping it tells the store that nobody waits.
     pub(crate) async fn call<V: Verb>(&self, message: &V, time: Duration) -> Result<V::Answer, Refusal> {
-        let (asked, mut waiting) = self.line.ask(message, time)?;
+        let trace = if self.takes_traces { trace::current() } else { None };
+        let (asked, mut waiting) = self.line.ask(message, time, trace)?;
         let answer = match tokio::time::timeout(time, asked).await {
             Ok(Ok(answer)) => {
                 waiting.answered = true;
@@ -108,10 +112,15 @@ impl Drop for Waiting<'_> {
 type Answer = oneshot::Receiver<Result<Bytes, Refusal>>;
 
 impl Line {
-    fn ask<V: Verb>(&self, message: &V, time: Duration) -> Result<(Answer, Waiting<'_>), Refusal> {
+    fn ask<V: Verb>(
+        &self,
+        message: &V,
+        time: Duration,
+        trace: Option<TraceContext>,
+    ) -> Result<(Answer, Waiting<'_>), Refusal> {
         let wait_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1);
         // Made outside of the lock; its number is filled in when it has one.
-        let mut frame = call_frame(0, wait_ms, message)?;
+        let mut frame = call_frame(0, wait_ms, message, trace)?;
         let (answer, asked) = oneshot::channel();
         let mut state = self.state.lock();
         if state.closed {
@@ -168,7 +177,9 @@ impl Line {
             let answer = match head.kind {
                 Kind::Answer => Ok(payload),
                 Kind::Refused => Err(refusal_of(&payload)),
-                Kind::Call | Kind::Cancel => return Err(io::Error::other("the store calls back")),
+                Kind::Call | Kind::Traced | Kind::Cancel => {
+                    return Err(io::Error::other("the store calls back"));
+                }
             };
             // Nobody may wait any more.
             if let Some(waiting) = self.state.lock().waiting.remove(&head.call) {

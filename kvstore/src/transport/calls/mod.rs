@@ -12,13 +12,14 @@
 //! | 0..4 | bytes that follow the head |
 //! | 4..8 | number of the call, the client's choice; sent back |
 //! | 8..12 | in a call: milliseconds after which nobody waits for the answer; else 0 |
-//! | 12 | kind: 1 call, 2 cancel, 3 answer, 4 refused |
+//! | 12 | kind: 1 call, 2 cancel, 3 answer, 4 refused, 5 call of a trace |
 //! | 13 | in a call: bytes of the verb's name; else 0 |
 //! | 14..16 | 0 |
 //!
 //! A call is followed by the verb's name as in the service (`Match`) and its request; an answer by the verb's
 //! response; what is refused by the name of the reason, a line end, and a text. Answers come in any order. A
-//! cancel says that nobody waits any more, and is not answered. A frame that makes no sense ends the connection,
+//! cancel says that nobody waits any more, and is not answered. A call of a trace, which only a store that said so takes,
+//! has the 25 bytes of a [`TraceContext`] before the name. A frame that makes no sense ends the connection,
 //! and with it the session.
 
 mod client;
@@ -29,6 +30,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use kelvin_proto::{
     Reason, Refusal,
     kv::v1::{self, kv_service_client::KvServiceClient},
+    trace::TraceContext,
 };
 use prost::Message;
 use tonic::{Request, Response, Status, transport::Channel};
@@ -108,6 +110,7 @@ pub(crate) enum Kind {
     Cancel = 2,
     Answer = 3,
     Refused = 4,
+    Traced = 5,
 }
 
 /// What stands before every message.
@@ -151,6 +154,7 @@ impl Head {
             2 => Kind::Cancel,
             3 => Kind::Answer,
             4 => Kind::Refused,
+            5 => Kind::Traced,
             other => return Err(Malformed::Kind(other)),
         };
         let head =
@@ -161,6 +165,7 @@ impl Head {
         let named = u32::from(head.name_bytes);
         let fits = match kind {
             Kind::Call => (1..=head.bytes).contains(&named),
+            Kind::Traced => named > 0 && named + TraceContext::BYTES as u32 <= head.bytes,
             Kind::Cancel => head.bytes == 0 && named == 0,
             Kind::Answer | Kind::Refused => named == 0,
         };
@@ -169,11 +174,21 @@ impl Head {
 }
 
 /// A call as it goes over the wire; the message has at most [`FRAME_BYTES_MAX`].
-fn call_frame<V: Verb>(call: u32, wait_ms: u32, message: &V) -> Result<Vec<u8>, Refusal> {
-    let bytes = within_limit(V::NAME.len() + message.encoded_len())?;
-    let head = Head { bytes, call, wait_ms, kind: Kind::Call, name_bytes: V::NAME.len() as u8 };
+fn call_frame<V: Verb>(
+    call: u32,
+    wait_ms: u32,
+    message: &V,
+    trace: Option<TraceContext>,
+) -> Result<Vec<u8>, Refusal> {
+    let traced = if trace.is_some() { TraceContext::BYTES } else { 0 };
+    let bytes = within_limit(traced + V::NAME.len() + message.encoded_len())?;
+    let kind = if trace.is_some() { Kind::Traced } else { Kind::Call };
+    let head = Head { bytes, call, wait_ms, kind, name_bytes: V::NAME.len() as u8 };
     let mut frame = Vec::with_capacity(HEAD_BYTES + bytes as usize);
     frame.extend_from_slice(&head.encode());
+    if let Some(trace) = trace {
+        frame.extend_from_slice(&trace.to_bytes());
+    }
     frame.extend_from_slice(V::NAME.as_bytes());
     message.encode(&mut frame).expect("a vector grows");
     Ok(frame)
@@ -185,6 +200,13 @@ fn within_limit(bytes: usize) -> Result<u32, Refusal> {
         return Err(Refusal::new(Reason::LimitExceeded, text));
     }
     Ok(bytes as u32)
+}
+
+/// Takes the trace off a call's payload, of which a checked head says that it is there.
+#[cfg(feature = "server")]
+fn take_trace(payload: &mut Bytes) -> Option<TraceContext> {
+    let bytes = payload.split_to(TraceContext::BYTES);
+    TraceContext::from_bytes(bytes.first_chunk()?)
 }
 
 fn cancel_frame(call: u32) -> [u8; HEAD_BYTES] {
@@ -260,7 +282,7 @@ mod tests {
     #[test]
     fn frames_come_out_as_they_went_in_however_they_are_cut() {
         let message = v1::AbortRequest { session_id: 7, lease_ids: vec![1, 2, 3] };
-        let frame = call_frame(9, 250, &message).unwrap();
+        let frame = call_frame(9, 250, &message, None).unwrap();
         let twice = [&frame[..], &cancel_frame(9), &frame].concat();
         for cut in 0..=twice.len() {
             let mut buffer = BytesMut::new();
@@ -281,6 +303,18 @@ mod tests {
     }
 
     #[test]
+    fn a_call_says_which_trace_it_belongs_to() {
+        let trace = TraceContext { trace_id: [7; 16], span_id: [8; 8], flags: 1 };
+        let message = v1::AbortRequest { session_id: 7, lease_ids: vec![1] };
+        let mut buffer = BytesMut::from(&call_frame(9, 250, &message, Some(trace)).unwrap()[..]);
+        let (head, mut payload) = take_frame(&mut buffer).unwrap().unwrap();
+        assert_eq!(head.kind, Kind::Traced);
+        assert_eq!(take_trace(&mut payload), Some(trace));
+        let name = payload.split_to(head.name_bytes.into());
+        assert_eq!((&name[..], v1::AbortRequest::decode(payload).unwrap()), (&b"Abort"[..], message));
+    }
+
+    #[test]
     fn heads_that_make_no_sense_are_refused() {
         let good = Head { bytes: 10, call: 1, wait_ms: 0, kind: Kind::Call, name_bytes: 5 };
         let with = |change: fn(&mut Head)| {
@@ -294,6 +328,8 @@ mod tests {
         assert_eq!(with(|head| head.name_bytes = 0), Err(Malformed::Lengths));
         assert_eq!(with(|head| head.kind = Kind::Cancel), Err(Malformed::Lengths));
         assert_eq!(with(|head| head.kind = Kind::Answer), Err(Malformed::Lengths));
+        // There is no room for the trace.
+        assert_eq!(with(|head| head.kind = Kind::Traced), Err(Malformed::Lengths));
         let mut unknown = good.encode();
         unknown[12] = 9;
         assert_eq!(Head::decode(&unknown), Err(Malformed::Kind(9)));

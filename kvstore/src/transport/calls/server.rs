@@ -11,9 +11,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
+use tracing::Instrument;
 
 use super::*;
-use crate::store::Tenant;
+use crate::{span, store::Tenant};
 
 /// Calls of one client under way.
 const CALLS_MAX: usize = 1024;
@@ -57,9 +58,14 @@ pub(crate) async fn answer_all(
                 }
                 while let Some((head, mut payload)) = take_frame(&mut buffer).map_err(io::Error::other)? {
                     match head.kind {
-                        Kind::Call if under_way.len() < CALLS_MAX => {
+                        Kind::Call | Kind::Traced if under_way.len() < CALLS_MAX => {
+                            let trace = if head.kind == Kind::Traced { take_trace(&mut payload) } else { None };
                             let verb = payload.split_to(head.name_bytes.into());
+                            let span = span::of_call(&String::from_utf8_lossy(&verb), "socket", trace);
                             let mut answer = answers.clone().answer(tenant.clone(), &verb, payload);
+                            if !span.is_none() {
+                                answer = Box::pin(answer.instrument(span));
+                            }
                             match (&mut answer).now_or_never() {
                                 Some(answer) => write(&mut to, head.call, answer).await?,
                                 None => {
@@ -71,7 +77,7 @@ pub(crate) async fn answer_all(
                                 }
                             }
                         }
-                        Kind::Call => {
+                        Kind::Call | Kind::Traced => {
                             let text = format!("{CALLS_MAX} calls of this client are under way");
                             write(&mut to, head.call, Err(Refusal::new(Reason::Exhausted, text))).await?;
                         }

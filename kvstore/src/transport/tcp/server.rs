@@ -12,7 +12,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use crate::store::{MutableBlock, Store, Tenant};
+use crate::store::{
+    MutableBlock, Store, Tenant,
+    meters::{self, Carrier, Direction},
+};
 
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4096;
@@ -170,6 +173,7 @@ impl Connection {
 
     /// Payload of a leased block, straight from its slot. The block cannot go while it is being sent.
     async fn send(&mut self, head: &Head) -> Result<(), Ended> {
+        let began = meters::begin();
         let Some(block) = self.tenant.leased(self.session, head.lease) else {
             let status = BlockStatus::StaleLease as u8;
             return self.write_all(&Head { status, lease: 0, bytes: 0, ..*head }.encode(), &[]).await;
@@ -180,6 +184,7 @@ impl Connection {
         let answer = Head { status: BlockStatus::Leased as u8, lease: sum.0, ..*head };
         self.write_all(&answer.encode(), payload).await?;
         self.tenant.counters().tcp_read_bytes.add(head.bytes);
+        self.tenant.meters().transfers(Carrier::Tcp, Direction::Read).note(head.bytes, began);
         Ok(())
     }
 
@@ -205,6 +210,7 @@ impl Connection {
 
     /// Payload of a reservation, straight into its slot, hashed while it is in the caches.
     async fn receive(&mut self, head: &Head) -> Result<(), Ended> {
+        let began = meters::begin();
         let Some(block) = self.take(head.lease).await else {
             self.skip(head.bytes).await?;
             let status = BlockStatus::StaleLease as u8;
@@ -221,6 +227,7 @@ impl Connection {
         }
         drop(filling);
         tenant.counters().tcp_written_bytes.add(head.bytes);
+        tenant.meters().transfers(Carrier::Tcp, Direction::Write).note(head.bytes, began);
         let answer = Head { status: BlockStatus::Ok as u8, lease: sum.0, bytes: 0, ..*head };
         self.write_all(&answer.encode(), &[]).await
     }

@@ -8,9 +8,12 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{
-    roster::{BACKENDS_MAX, Roster, Source},
-    spec::BackendSpec,
+use crate::{
+    backend::{
+        roster::{BACKENDS_MAX, Roster, Source},
+        spec::BackendSpec,
+    },
+    metrics::Metrics,
 };
 
 /// Between two looks. The file is small, and reading it costs less than a watch is worth.
@@ -41,7 +44,12 @@ pub(crate) fn read(path: &std::path::Path) -> Result<Vec<BackendSpec>, String> {
 }
 
 /// Keeps `roster` as the file says, until `stop`.
-pub(crate) async fn follow(path: PathBuf, roster: Arc<Roster>, stop: CancellationToken) {
+pub(crate) async fn follow(
+    path: PathBuf,
+    roster: Arc<Roster>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let looks = async {
         let mut last: Option<Result<Vec<BackendSpec>, String>> = None;
         loop {
@@ -49,6 +57,9 @@ pub(crate) async fn follow(path: PathBuf, roster: Arc<Roster>, stop: Cancellatio
             let said = tokio::task::spawn_blocking(move || read(&at))
                 .await
                 .unwrap_or_else(|error| Err(error.to_string()));
+            let found = said.as_ref().map(Vec::len).map_err(Clone::clone);
+            metrics.backend.looked(Source::File.name(), found.as_ref().ok().copied());
+            roster.seen(Source::File, found);
             if last.as_ref() != Some(&said) {
                 match &said {
                     Ok(specs) => roster.name(Source::File, specs.clone()),

@@ -34,6 +34,8 @@ impl TestRouter {
             workers: workers.iter().map(|worker| worker.endpoint()).collect(),
             model: Some(ModelSource::Toy),
             poll_interval: Duration::from_millis(100),
+            // Scripted workers stay dead.
+            migration_wait: Duration::ZERO,
             ..RouterConfig::default()
         };
         change(&mut config);

@@ -70,6 +70,19 @@ impl Rig {
         import: bool,
         room: usize,
     ) -> Client {
+        self.resume_with(key, prompt, 0, tokens_max, import, room)
+    }
+
+    /// A job of whose tokens the last ones are another worker's output.
+    fn resume_with(
+        &mut self,
+        key: u64,
+        prompt: &[u32],
+        generated_tokens: usize,
+        tokens_max: u32,
+        import: bool,
+        room: usize,
+    ) -> Client {
         let (output_sender, output) = mpsc::channel(room);
         let (sealed_sender, sealed) = mpsc::channel(room);
         let (finish_sender, finish) = oneshot::channel();
@@ -86,6 +99,7 @@ impl Rig {
         let job = Job {
             key,
             prompt: prompt.to_vec(),
+            generated_tokens,
             expected_tokens: 0,
             tokens_max,
             stop_tokens: Vec::new(),
@@ -313,4 +327,30 @@ fn prompts_take_turns() {
     rig.turns(4);
     let evaluated: Vec<usize> = rig.scheduler.running.iter().map(|sequence| sequence.evaluated).collect();
     assert_eq!(evaluated, [16, 16], "neither starves");
+}
+
+#[test]
+fn a_short_rest_of_anothers_output_is_evaluated_as_it_was_there() {
+    let whole = expected(&prompt(21, 1), 20);
+    // Steps to the first new token: three chunks and a tail for the prompt and one for each token behind it, or
+    // chunks for all.
+    for (generated, steps) in [(1, 4 + 1), (8, 4 + 8), (9, 5)] {
+        let mut rig = Rig::new(options());
+        let known = [&prompt(21, 1), &whole[..generated]].concat();
+        let mut client = rig.resume_with(1, &known, generated, (20 - generated) as u32, true, 64);
+        rig.turns(1);
+        rig.scheduler.handle(Command::ImportEnd { key: 1 });
+        rig.turns(steps - 1);
+        assert!(client.output.try_recv().is_err(), "{generated}: less than {steps} steps");
+        rig.turns(1);
+        assert_eq!(client.output.len(), 1, "{generated}: {steps} steps");
+        rig.turns(20);
+        let (tokens, outcome) = client.end();
+        assert_eq!(tokens, whole[generated..], "{generated}");
+        let usage = outcome.unwrap().1;
+        assert_eq!(usage.generated_tokens as usize, 20 - generated);
+        assert_eq!(usage.evaluated_tokens as usize, 21 + generated);
+        let sealed: Vec<u32> = client.sealed().iter().flat_map(|block| block.tokens.clone()).collect();
+        assert_eq!(sealed, [prompt(21, 1), whole.clone()].concat()[..40]);
+    }
 }

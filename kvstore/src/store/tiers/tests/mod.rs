@@ -4,6 +4,7 @@ mod faults;
 mod full_disk;
 mod idle;
 mod packs;
+mod reasons;
 mod s3;
 
 use std::{os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
@@ -30,6 +31,7 @@ const TTL: Duration = Duration::from_secs(5);
 /// A store on a directory of its own.
 struct Bench {
     store: Store,
+    clock: Arc<ManualClock>,
     tasks: Option<TierTasks>,
     session: u64,
     namespace: Arc<Namespace>,
@@ -105,10 +107,11 @@ impl Bench {
             lease_ttl_max: Duration::from_secs(60),
             tiers: tiers.clone(),
         };
-        let store = Store::new(options, Arc::new(ManualClock::default())).unwrap();
+        let clock = Arc::new(ManualClock::default());
+        let store = Store::new(options, clock.clone()).unwrap();
         let tasks = store.start_tiers_on(&tiers, &grounds).await.unwrap();
         let opened = store.tenant(None).unwrap().open(spec(), "test").unwrap();
-        Self { session: opened.session, namespace: opened.namespace, store, tasks }
+        Self { session: opened.session, namespace: opened.namespace, store, clock, tasks }
     }
 
     fn tenant(&self) -> &Arc<Tenant> {

@@ -1,0 +1,239 @@
+//! What it costs a store to measure itself: the same load with and without.
+//!
+//! Two clients in this process ask a whole store, over its socket and shared memory, for prompts as fast as it
+//! answers: match, lease, give back; one prompt in four is not there. No payload is touched, so that nothing hides
+//! the cost. Turns with and without take each other's place; with, the page is scraped once a second, which is fifteen
+//! times as often as Prometheus does by default. Compared is processor time of the whole process, clients included;
+//! the wall clock is given as well.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use kelvin_kvstore::bench_support::{Core, set_measuring};
+use kelvin_kvstore::server::{Listening, ServerConfig, serve};
+use kelvin_kvstore::{Client, ClientOptions, Namespace, Reserved, SequenceHash};
+use kelvin_proto::{Fingerprint, NamespaceSpec, Shard};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::report::{Report, number};
+
+/// What the issue allows.
+const LIMIT_PERCENT: f64 = 2.0;
+const CLIENTS: usize = 2;
+const PROMPTS: usize = 64;
+const PROMPT_BLOCKS: usize = 96;
+const BLOCK_BYTES: u64 = 4096;
+const SCRAPE_EVERY: Duration = Duration::from_secs(1);
+
+/// Processor time of all threads.
+fn cpu() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// How long one turn took.
+#[derive(Clone, Copy)]
+struct Turn {
+    cpu: Duration,
+    wall: Duration,
+}
+
+pub(super) fn measure(report: &mut Report, seed: u64, smoke: bool) -> anyhow::Result<()> {
+    calls(report, seed, smoke)?;
+    // It may be called within a runtime.
+    std::thread::scope(|scope| {
+        let service = scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().context("start a runtime")?;
+            let result = runtime.block_on(service(report, seed, smoke));
+            set_measuring(true);
+            result
+        });
+        service.join().expect("the bench does not panic")
+    })
+}
+
+/// Median of the ratios of turns that followed each other.
+fn median(pairs: &[(Turn, Turn)], read: fn(&Turn) -> Duration) -> f64 {
+    let mut ratios: Vec<f64> =
+        pairs.iter().map(|(on, off)| read(on).as_secs_f64() / read(off).as_secs_f64()).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+/// The core's part of a match alone: what there is to measure, without any of what a call costs besides.
+fn calls(report: &mut Report, seed: u64, smoke: bool) -> anyhow::Result<()> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let core = Core::new((PROMPTS * PROMPT_BLOCKS) as u64 * BLOCK_BYTES + (4 << 20))?;
+    let session = core.open(BLOCK_BYTES).map_err(|refusal| anyhow::anyhow!(refusal.message))?;
+    let prompts = prompts(&mut rng);
+    for prompt in &prompts {
+        core.store(&session, prompt, |_, _| kelvin_kernels::Checksum(0))?;
+    }
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..if smoke { 4 } else { 40 } {
+        for (way, best) in best.iter_mut().enumerate() {
+            set_measuring(way == 0);
+            let start = super::cpu();
+            let found: usize = prompts.iter().map(|prompt| core.look_up(&session, prompt)).sum();
+            *best = (super::cpu() - start).min(*best);
+            ensure!(found == PROMPTS * PROMPT_BLOCKS, "{found} blocks were found");
+        }
+    }
+    set_measuring(true);
+    let ns = best.map(|time| time.as_nanos() as f64 / (PROMPTS * PROMPT_BLOCKS) as f64);
+    report.line(format!(
+        "\n  metrics: a match in the core takes {} ns a block with them, {} without (best of turns)",
+        number(ns[0]),
+        number(ns[1])
+    ));
+    report.compared("metrics.match", ns[0], "ns", ns[1], ns[1] / ns[0]);
+    let memory = core.metrics_memory_bytes();
+    report.line(format!("  memory of what one namespace and its tenant keep for them: {} KiB", memory >> 10));
+    report.figure("metrics.core_memory", memory as f64, "bytes");
+    Ok(())
+}
+
+fn prompts(rng: &mut SmallRng) -> Vec<Vec<SequenceHash>> {
+    let mut prompt = || (0..PROMPT_BLOCKS).map(|_| SequenceHash::from_bytes(rng.random())).collect();
+    (0..PROMPTS).map(|_| prompt()).collect()
+}
+
+async fn service(report: &mut Report, seed: u64, smoke: bool) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = ServerConfig {
+        socket: Some(folder.path().join("kv.sock")),
+        admin_listen: Some(([127, 0, 0, 1], 0).into()),
+        ..ServerConfig::new(64 << 20)
+    };
+    let stop = CancellationToken::new();
+    let (ready, listening) = tokio::sync::oneshot::channel();
+    let store = tokio::spawn(serve(config, |listening| drop(ready.send(listening)), stop.clone()));
+    let listening: Listening = listening.await.context("the store does not listen")?;
+
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let stored = prompts(&mut rng);
+    let strange = prompts(&mut rng);
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        clients.push(open(&listening, number).await?);
+    }
+    for prompt in &stored {
+        fill(&clients[0], prompt).await?;
+    }
+    let (count, turns) = if smoke { (100, 4) } else { (1500, 40) };
+    turn(&clients, &stored, &strange, count).await?;
+    let mut pairs = Vec::with_capacity(turns);
+    let (mut scraped, mut page, mut scrapes) = (Instant::now(), String::new(), 0);
+    for number in 0..turns {
+        let mut both = [None; 2];
+        // Who goes first changes.
+        for on in [number % 2 == 0, number % 2 != 0] {
+            set_measuring(on);
+            let (wall, begin) = (Instant::now(), cpu());
+            turn(&clients, &stored, &strange, count).await?;
+            if on && (scraped.elapsed() >= SCRAPE_EVERY || page.is_empty()) {
+                page = scrape(&listening).await?;
+                (scraped, scrapes) = (Instant::now(), scrapes + 1);
+            }
+            both[usize::from(!on)] = Some(Turn { cpu: cpu() - begin, wall: wall.elapsed() });
+        }
+        let [Some(on), Some(off)] = both else { anyhow::bail!("a turn is missing") };
+        pairs.push((on, off));
+    }
+    set_measuring(true);
+    let (by_cpu, by_wall) = (median(&pairs, |turn| turn.cpu), median(&pairs, |turn| turn.wall));
+    let off: Duration = pairs.iter().map(|(_, off)| off.wall).sum();
+    let rate = (turns * count * CLIENTS) as f64 / off.as_secs_f64();
+    let percent = |ratio: f64| (ratio - 1.0) * 100.0;
+    report.line(format!(
+        "  a whole store at full load, {} prompts of {PROMPT_BLOCKS} blocks a second without: {:+.2} % processor time \
+         with them,\n  {:+.2} % by the wall clock, medians of {turns} pairs of turns, {scrapes} scrapes; limit {LIMIT_PERCENT} %",
+        number(rate),
+        percent(by_cpu),
+        percent(by_wall),
+    ));
+    let figure = |name: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
+    };
+    let (memory, lines) = (
+        figure("kelvin_store_metrics_memory_bytes "),
+        page.lines().filter(|line| !line.starts_with('#')).count(),
+    );
+    report.line(format!(
+        "  its memory of them: {} KiB; its page: {lines} samples, {} KiB",
+        number(memory / 1024.0),
+        page.len() >> 10
+    ));
+    report.compared("metrics.cpu", percent(by_cpu), "%", LIMIT_PERCENT, LIMIT_PERCENT / percent(by_cpu));
+    report.compared("metrics.wall", percent(by_wall), "%", LIMIT_PERCENT, LIMIT_PERCENT / percent(by_wall));
+    report.figure("metrics.memory", memory, "bytes");
+    report.figure("metrics.samples", lines as f64, "samples");
+    drop(clients);
+    stop.cancel();
+    store.await.context("the store ended oddly")??;
+    Ok(())
+}
+
+async fn open(listening: &Listening, number: usize) -> anyhow::Result<Namespace> {
+    let options = ClientOptions::new(format!("http://{}", listening.grpc), format!("bench {number}"));
+    let text = || "bench".to_owned();
+    let fingerprint = Fingerprint {
+        model_digest: text(),
+        engine: text(),
+        engine_build: text(),
+        layout: text(),
+        dtype: text(),
+        attributes: Default::default(),
+    };
+    let (model, shard) = ("metrics".to_owned(), Shard::default());
+    let spec = NamespaceSpec { model, fingerprint, shard, block_tokens: 16, block_bytes: BLOCK_BYTES };
+    Ok(Client::connect(options).await?.open(spec).await?)
+}
+
+async fn fill(namespace: &Namespace, hashes: &[SequenceHash]) -> anyhow::Result<()> {
+    let mut filled = Vec::new();
+    for block in namespace.reserve(None, hashes).await? {
+        let Reserved::Write(mut lease) = block else { anyhow::bail!("not reserved: {block:?}") };
+        lease.bytes_mut().fill(1);
+        filled.push(lease);
+    }
+    namespace.commit(filled).await?;
+    Ok(())
+}
+
+/// So many prompts by each client, all clients at once.
+async fn turn(
+    clients: &[Namespace],
+    stored: &[Vec<SequenceHash>],
+    strange: &[Vec<SequenceHash>],
+    count: usize,
+) -> anyhow::Result<()> {
+    let one = async |namespace: &Namespace| -> anyhow::Result<()> {
+        for number in 0..count {
+            let prompt = if number % 4 == 3 { strange } else { stored };
+            let prompt = &prompt[number % PROMPTS];
+            let found = namespace.match_prefix(prompt).await?.blocks as usize;
+            if found > 0 {
+                let acquired = namespace.acquire(&prompt[..found], Duration::ZERO).await?;
+                ensure!(acquired.leases.len() == found, "all that was found can be leased");
+            }
+        }
+        Ok(())
+    };
+    futures::future::try_join_all(clients.iter().map(one)).await?;
+    Ok(())
+}
+
+async fn scrape(listening: &Listening) -> anyhow::Result<String> {
+    let address = listening.admin.context("the store has an admin page")?;
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: x\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.split_once("\r\n\r\n").context("the page has a head")?.1.to_owned())
+}

@@ -1,0 +1,91 @@
+//! What a router's decision takes among many backends: from a prompt's tokens to the one that gets it.
+//!
+//! Prompts are those of the index's forest, 96 blocks of 16 tokens behind 64 beginnings, and each is in the memory
+//! of one backend or a few; so each beginning is in many. A decision hashes the prompt, looks up who has how much of
+//! it, prices every backend, takes one, and counts the request there. With it are 512 others in work.
+
+use std::time::Instant;
+
+use hdrhistogram::Histogram;
+use kelvin_kvstore::SequenceHash;
+use kelvin_router::bench_support::Decisions;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::forest::{LONG, mix};
+use super::record;
+use crate::report::{Report, number};
+
+const BACKENDS: u32 = 1_000;
+const BLOCK_TOKENS: u32 = 16;
+/// What a decision may take.
+const LIMIT_US: f64 = 50.0;
+/// A router's own default.
+const BUDGET_BYTES: usize = 256 << 20;
+const DECISIONS: u64 = 20_000;
+const APPLICATIONS: u64 = 64;
+
+/// Measures with about `blocks` blocks known.
+pub(super) fn measure(seed: u64, blocks: u64, report: &mut Report) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut decisions = Decisions::new(BACKENDS, BLOCK_TOKENS, BUDGET_BYTES, &mut rng);
+    let prompts = fill(&mut decisions, seed, blocks, &mut rng);
+    let mut times = [(); 2].map(|()| Histogram::<u64>::new(3).expect("three digits are allowed"));
+    let mut tokens = Vec::new();
+    for _ in 0..DECISIONS {
+        prompt(seed, rng.random_range(0..prompts), &mut tokens);
+        let start = Instant::now();
+        let hashes = decisions.hash(&tokens);
+        record(&mut times[0], start.elapsed());
+        assert_eq!(hashes.len() as u64, LONG.application + LONG.session + LONG.turn);
+        let start = Instant::now();
+        let backend = decisions.decide(&tokens, &mut rng);
+        record(&mut times[1], start.elapsed());
+        assert!(backend.is_some(), "they are all ready");
+    }
+    let us = |at: usize, quantile: f64| times[at].value_at_quantile(quantile) as f64 / 1e3;
+    let (p50, p99) = (us(1, 0.5), us(1, 0.99));
+    report.line(format!(
+        "\na router's decision: {BACKENDS} backends, {} blocks known in {:.0} MiB, prompts of 96 blocks",
+        decisions.blocks(),
+        decisions.memory_bytes() as f64 / f64::from(1 << 20),
+    ));
+    report.line(format!(
+        "  p50 {} us, p99 {} us (limit {LIMIT_US} us); of it hashing p50 {} us",
+        number(p50),
+        number(p99),
+        number(us(0, 0.5)),
+    ));
+    report.compared(format!("{blocks}.decision.p50"), p50, "us", LIMIT_US, p50 / LIMIT_US);
+    report.compared(format!("{blocks}.decision.p99"), p99, "us", LIMIT_US, p99 / LIMIT_US);
+    report.figure(format!("{blocks}.decision.hash.p50"), us(0, 0.5), "us");
+    report.figure(format!("{blocks}.decision.refused"), decisions.refused() as f64, "runs");
+}
+
+/// Has backends store prompts until so many blocks are known; returns how many prompts.
+fn fill(decisions: &mut Decisions, seed: u64, blocks: u64, rng: &mut SmallRng) -> u64 {
+    let mut tokens = Vec::new();
+    for number in 0.. {
+        if decisions.blocks() as u64 >= blocks || decisions.refused() > 0 {
+            return number;
+        }
+        prompt(seed, number, &mut tokens);
+        let hashes: Vec<SequenceHash> = decisions.hash(&tokens);
+        for _ in 0..rng.random_range(1..=3) {
+            decisions.store(rng.random_range(0..BACKENDS), None, &hashes);
+        }
+    }
+    unreachable!("numbers do not end")
+}
+
+/// A prompt's tokens.
+fn prompt(seed: u64, number: u64, into: &mut Vec<u32>) {
+    let session = number / LONG.turns;
+    into.clear();
+    let parts =
+        [(0, session % APPLICATIONS, LONG.application), (1, session, LONG.session), (2, number, LONG.turn)];
+    for (part, of, blocks) in parts {
+        let tokens = 0..blocks * u64::from(BLOCK_TOKENS);
+        into.extend(tokens.map(|at| mix(seed ^ mix(part << 60 ^ of << 20 ^ at)) as u32 >> 8));
+    }
+}

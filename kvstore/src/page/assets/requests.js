@@ -1,0 +1,117 @@
+// Recent requests: the newest, the slowest, those that missed most, and why the first block was missing.
+
+import { get } from "./api.js";
+import { badge, card, el, empty, show } from "./dom.js";
+import { age, count, micros, millis, percent, words } from "./units.js";
+
+const TABS = [["slowest", "Slowest"], ["worst", "Missed most"], ["recent", "Newest"]];
+const SHOWN = 12;
+
+const share = (part, all) => (all > 0 ? percent(part / all) : "–");
+const short = (text, most = 12) => (text.length > most ? el("code", { title: text }, `${text.slice(0, most)}…`) : el("code", {}, text));
+
+const ROUTER = [
+  ["Request", ({ id }) => short(id, 14)],
+  ["Age", ({ age_ms: ms }) => age(ms), true],
+  ["Status", ({ status }) => (status === null ? badge("runs") : badge(String(status), status < 400 ? "good" : status < 500 ? "warn" : "bad"))],
+  ["Worker", ({ worker }) => (worker ? short(worker, 24) : "–")],
+  ["Prefill", ({ mode, prefill }) => (mode === "remote" ? prefill ?? "remote" : mode ?? "–")],
+  ["Prompt", ({ prompt_tokens: tokens }) => `${count(tokens)} tokens`, true],
+  ["Cached", ({ cached_tokens: hit, prompt_tokens: all }) => share(hit, all), true],
+  ["Missed", ({ missed_tokens: missed }) => `${count(missed)} tokens`, true],
+  ["First token", ({ ttft_ms: ms }) => millis(ms), true],
+  ["Whole", ({ duration_ms: ms }) => millis(ms), true],
+];
+const STORE = [
+  ["Call", ({ id, verb }) => el("span", {}, el("code", {}, `#${id}`), ` ${verb}`)],
+  ["Age", ({ age_ms: ms }) => age(ms), true],
+  ["Model", ({ model }) => (model.length > 28 ? el("span", { title: model }, `${model.slice(0, 27)}…`) : model)],
+  ["Asked", ({ tokens }) => `${count(tokens)} tokens`, true],
+  ["Hit", ({ hit_tokens: hit, tokens }) => share(hit, tokens), true],
+  ["Missed", ({ hit_tokens: hit, tokens }) => `${count(tokens - hit)} tokens`, true],
+  ["Filling", ({ filling_blocks: blocks }) => (blocks > 0 ? `${count(blocks)} blocks` : "–"), true],
+  ["Took", ({ duration_us: us }) => micros(us), true],
+  ["First missing block", ({ first_missing_hash: hash }) => (hash ? short(hash, 12) : "none")],
+];
+
+export class Requests {
+  #tab = "slowest";
+  #open = null;
+  #explained = null;
+
+  constructor() {
+    this.tabs = TABS.map(([name, text]) => el("button", {
+      type: "button", "aria-pressed": name === this.#tab ? "true" : "false", onclick: () => this.#turn(name),
+    }, text));
+    this.card = card({ id: "requests", title: "Requests", sub: "of the last ten minutes", right: [el("div", { class: "tabs", role: "group", "aria-label": "Which requests" }, this.tabs)] });
+  }
+
+  #turn(name) {
+    this.#tab = name;
+    this.#open = null;
+    TABS.forEach(([other], at) => this.tabs[at].setAttribute("aria-pressed", other === name ? "true" : "false"));
+    this.#render();
+  }
+
+  async poll() {
+    this.data = await get("requests");
+    this.#render();
+  }
+
+  async #explain(row) {
+    const id = row.unique ?? row.id;
+    if (this.#open === id) {
+      this.#open = null;
+    } else {
+      this.#open = id;
+      this.#explained = "Asking…";
+      this.#render();
+      try {
+        const { explain, ...request } = await get(`requests/${encodeURIComponent(id)}`);
+        this.#explained = this.#words(explain, request);
+      } catch (error) {
+        this.#explained = error.message;
+      }
+    }
+    this.#render(id);
+  }
+
+  #words(explain, request) {
+    if (!explain) {
+      const all = request.first_missing_hash ? "The store could not be asked." : "Every whole block that was asked for was there.";
+      return el("p", {}, all);
+    }
+    return el("div", {},
+      el("p", {}, "First missing block ", el("code", {}, explain.hash), " ", badge(words(explain.reason), explain.reason === "stored" ? "good" : "warn")),
+      el("p", {}, explain.words));
+  }
+
+  #render(focus) {
+    if (!this.data) return;
+    const active = this.card.body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+    const rows = this.data[this.#tab].slice(0, SHOWN);
+    if (rows.length === 0) {
+      const none = { slowest: "No request in the last ten minutes.", worst: "No request missed anything in the last ten minutes.", recent: "No request yet." };
+      show(this.card.body, empty(none[this.#tab]));
+      return;
+    }
+    const columns = this.data.kind === "router" ? ROUTER : STORE;
+    const body = rows.flatMap((row) => {
+      const id = row.unique ?? row.id;
+      const open = this.#open === id;
+      const button = el("button", { type: "button", "aria-expanded": open ? "true" : "false", "data-id": id, "aria-label": `Explain ${row.id}`, onclick: () => this.#explain(row) }, "Explain");
+      const cells = columns.map(([, cell, n]) => el("td", { class: n ? "n" : null }, cell(row)));
+      const line = el("tr", {}, cells, el("td", { class: "n" }, button));
+      return open ? [line, el("tr", { class: "more" }, el("td", { colspan: columns.length + 1 }, this.#explained))] : [line];
+    });
+    const left = this.card.body.querySelector(".scroll")?.scrollLeft ?? 0;
+    const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Requests" },
+      el("table", {},
+        el("thead", {}, el("tr", {}, columns.map(([title, , n]) => el("th", { scope: "col", class: n ? "n" : null }, title)), el("th", { scope: "col", class: "n" }, "Why"))),
+        el("tbody", {}, body)));
+    this.card.body.replaceChildren(scroll);
+    scroll.scrollLeft = left;
+    const back = focus ?? active;
+    if (back) scroll.querySelector(`[data-id="${CSS.escape(back)}"]`)?.focus({ preventScroll: true });
+  }
+}

@@ -1,0 +1,136 @@
+//! Recent: the last requests, and of the last ten minutes the slowest and those that missed most.
+//!
+//! A busy store has a thousand requests in a second, and the one that somebody asks about was one in a thousand:
+//! so the extremes have lists of their own, which others do not push out.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+
+const RECENT_MAX: usize = 1024;
+const EXTREMES_MAX: usize = 32;
+const EXTREMES_FOR: Duration = Duration::from_secs(600);
+
+struct Entry<T> {
+    at: Duration,
+    score: u64,
+    item: Arc<T>,
+}
+
+/// The highest scores of the last ten minutes, in no order.
+struct Extremes<T>(Vec<Entry<T>>);
+
+impl<T> Extremes<T> {
+    fn push(&mut self, at: Duration, score: u64, item: &Arc<T>) {
+        if score == 0 {
+            return;
+        }
+        let entry = || Entry { at, score, item: item.clone() };
+        if self.0.len() < EXTREMES_MAX {
+            return self.0.push(entry());
+        }
+        let rank = |old: &Entry<T>| if at.saturating_sub(old.at) > EXTREMES_FOR { 0 } else { old.score };
+        if let Some(least) = self.0.iter_mut().min_by_key(|old| rank(old))
+            && rank(least) < score
+        {
+            *least = entry();
+        }
+    }
+
+    fn list(&self, now: Duration) -> Vec<Arc<T>> {
+        let mut fresh: Vec<_> =
+            self.0.iter().filter(|entry| now.saturating_sub(entry.at) <= EXTREMES_FOR).collect();
+        fresh.sort_by_key(|entry| std::cmp::Reverse((entry.score, entry.at)));
+        fresh.into_iter().map(|entry| entry.item.clone()).collect()
+    }
+}
+
+struct Inner<T> {
+    ring: VecDeque<Arc<T>>,
+    slowest: Extremes<T>,
+    worst: Extremes<T>,
+}
+
+/// What is kept; see the module. At most 1,088 items.
+pub struct Recent<T>(Mutex<Inner<T>>);
+
+/// The lists at one moment.
+pub struct RecentLists<T> {
+    /// The newest first.
+    pub recent: Vec<Arc<T>>,
+    /// The slowest first.
+    pub slowest: Vec<Arc<T>>,
+    /// Those that missed most first.
+    pub worst: Vec<Arc<T>>,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        let inner =
+            Inner { ring: VecDeque::new(), slowest: Extremes(Vec::new()), worst: Extremes(Vec::new()) };
+        Self(Mutex::new(inner))
+    }
+}
+
+impl<T> std::fmt::Debug for Recent<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recent")
+    }
+}
+
+impl<T> Recent<T> {
+    /// Adds an item of the moment `at`, which took so long and missed so much.
+    pub fn push(&self, at: Duration, took_us: u64, missed: u64, item: T) {
+        let item = Arc::new(item);
+        let mut inner = self.0.lock();
+        inner.slowest.push(at, took_us, &item);
+        inner.worst.push(at, missed, &item);
+        if inner.ring.len() == RECENT_MAX {
+            inner.ring.pop_front();
+        }
+        inner.ring.push_back(item);
+    }
+
+    /// The lists, of the recent ones at most `recent_max`.
+    pub fn lists(&self, now: Duration, recent_max: usize) -> RecentLists<T> {
+        let inner = self.0.lock();
+        RecentLists {
+            recent: inner.ring.iter().rev().take(recent_max).cloned().collect(),
+            slowest: inner.slowest.list(now),
+            worst: inner.worst.list(now),
+        }
+    }
+
+    /// The newest item that is so.
+    pub fn find(&self, mut is_it: impl FnMut(&T) -> bool) -> Option<Arc<T>> {
+        let inner = self.0.lock();
+        let extremes = || inner.slowest.0.iter().chain(&inner.worst.0).map(|entry| &entry.item);
+        inner.ring.iter().rev().chain(extremes()).find(|item| is_it(item)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extremes_outlast_the_many_for_ten_minutes() {
+        let recent = Recent::default();
+        let at = Duration::from_secs;
+        recent.push(at(0), 1_000_000, 0, 0u32);
+        recent.push(at(0), 10, 500, 1);
+        (2..5000).for_each(|number| recent.push(at(1), 20, 3, number));
+        let lists = recent.lists(at(2), 10);
+        assert_eq!(
+            lists.recent.iter().map(|item| **item).collect::<Vec<_>>(),
+            (4990..5000).rev().collect::<Vec<_>>()
+        );
+        assert_eq!((*lists.slowest[0], lists.slowest.len()), (0, EXTREMES_MAX));
+        assert_eq!((*lists.worst[0], lists.worst.len()), (1, EXTREMES_MAX));
+        assert!(recent.find(|item| *item == 0).is_some() && recent.find(|item| *item == 3000).is_none());
+        assert!(recent.lists(at(602), 10).slowest.is_empty());
+        recent.push(at(602), 1, 0, 9);
+        assert_eq!(*recent.lists(at(602), 1).slowest[0], 9, "an old one makes room");
+        assert_eq!(recent.0.lock().ring.len(), RECENT_MAX);
+    }
+}

@@ -1,0 +1,122 @@
+//! Recent `Match` and `Acquire` calls, for the page: counts and hashes, never tokens.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    SequenceHash,
+    page::Recent,
+    store::{Namespace, Tenant},
+};
+
+const SHOWN: usize = 200;
+
+/// One call.
+#[derive(Debug)]
+pub(in crate::server) struct Seen {
+    number: u64,
+    at: Duration,
+    verb: &'static str,
+    tenant: String,
+    model: String,
+    pub(super) namespace: u64,
+    blocks: u64,
+    hits: u64,
+    filling: u64,
+    block_tokens: u64,
+    took: Duration,
+    last: Option<SequenceHash>,
+    pub(super) first_missing: Option<SequenceHash>,
+}
+
+/// What a call came to.
+pub(in crate::server) struct Outcome<'a> {
+    pub(in crate::server) verb: &'static str,
+    pub(in crate::server) hashes: &'a [SequenceHash],
+    pub(in crate::server) hits: usize,
+    pub(in crate::server) filling: usize,
+}
+
+/// The calls.
+#[derive(Debug, Default)]
+pub(in crate::server) struct Calls {
+    next: AtomicU64,
+    recent: Recent<Seen>,
+}
+
+impl Calls {
+    /// Adds a call that began at `begun`.
+    pub(in crate::server) fn note(
+        &self,
+        tenant: &Tenant,
+        namespace: &Namespace,
+        begun: Duration,
+        outcome: &Outcome<'_>,
+    ) {
+        let Outcome { verb, hashes, hits, filling } = *outcome;
+        if hashes.is_empty() {
+            return;
+        }
+        let now = tenant.now();
+        let took = now.saturating_sub(begun);
+        let seen = Seen {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            at: now,
+            verb,
+            tenant: tenant.name().to_owned(),
+            model: namespace.spec.model.clone(),
+            namespace: namespace.id,
+            blocks: hashes.len() as u64,
+            hits: hits as u64,
+            filling: filling as u64,
+            block_tokens: namespace.spec.block_tokens.into(),
+            took,
+            last: hashes.last().copied(),
+            first_missing: hashes.get(hits + filling).copied(),
+        };
+        let missed = (hashes.len() - hits.min(hashes.len())) as u64;
+        self.recent.push(now, took.as_micros() as u64, missed, seen);
+    }
+
+    /// The lists, as the page shows them.
+    pub(super) fn lists(&self, now: Duration) -> Value {
+        let lists = self.recent.lists(now, SHOWN);
+        let all = |list: &[std::sync::Arc<Seen>]| list.iter().map(|seen| seen.json(now)).collect::<Vec<_>>();
+        json!({
+            "kind": "store",
+            "recent": all(&lists.recent),
+            "slowest": all(&lists.slowest),
+            "worst": all(&lists.worst),
+        })
+    }
+
+    pub(super) fn find(&self, id: &str) -> Option<std::sync::Arc<Seen>> {
+        let number: u64 = id.parse().ok()?;
+        self.recent.find(|seen| seen.number == number)
+    }
+}
+
+impl Seen {
+    pub(super) fn json(&self, now: Duration) -> Value {
+        json!({
+            "id": self.number.to_string(),
+            "age_ms": now.saturating_sub(self.at).as_millis() as u64,
+            "verb": self.verb,
+            "tenant": self.tenant,
+            "model": self.model,
+            "namespace_id": self.namespace.to_string(),
+            "blocks": self.blocks,
+            "hit_blocks": self.hits,
+            "filling_blocks": self.filling,
+            "tokens": self.blocks * self.block_tokens,
+            "hit_tokens": self.hits * self.block_tokens,
+            "duration_us": self.took.as_micros() as u64,
+            "last_hash": self.last.map(|hash| hash.to_string()),
+            "first_missing_hash": self.first_missing.map(|hash| hash.to_string()),
+        })
+    }
+}

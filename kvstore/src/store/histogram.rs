@@ -1,0 +1,126 @@
+//! Histograms that many threads write at once.
+//!
+//! A bucket's bound is twice the one before, so that finding it takes a few instructions, and an observation
+//! three additions without a lock. Bounds are fixed by the type: what a histogram takes is known at compile time.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Counts of values up to 2^`FIRST`, then of each doubling, `BOUNDS` bounds in all, and of what is beyond.
+#[derive(Debug)]
+pub(crate) struct Histogram<const FIRST: u32, const BOUNDS: usize> {
+    counts: [AtomicU64; BOUNDS],
+    beyond: AtomicU64,
+    sum: AtomicU64,
+}
+
+/// Of times in nanoseconds: 4 us to 17 s.
+pub(crate) type Times = Histogram<12, 23>;
+/// Of sizes in bytes: 4 KiB to 1 GiB.
+pub(crate) type Sizes = Histogram<12, 19>;
+
+/// A histogram at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Distribution {
+    /// Upper bounds and how many values were between this and the one before; the last bound is `u64::MAX`.
+    pub(crate) buckets: Vec<(u64, u64)>,
+    pub(crate) sum: u64,
+}
+
+impl<const FIRST: u32, const BOUNDS: usize> Default for Histogram<FIRST, BOUNDS> {
+    fn default() -> Self {
+        Self {
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            beyond: AtomicU64::new(0),
+            sum: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<const FIRST: u32, const BOUNDS: usize> Histogram<FIRST, BOUNDS> {
+    /// Counts a value.
+    pub(crate) fn observe(&self, value: u64) {
+        // The exponent of the least power of two that is not below the value.
+        let exponent = u64::BITS - value.saturating_sub(1).leading_zeros();
+        let bucket = exponent.saturating_sub(FIRST) as usize;
+        // Statistics order nothing.
+        self.counts.get(bucket).unwrap_or(&self.beyond).fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(value, Ordering::Relaxed);
+    }
+
+    /// The counts now. Values that come meanwhile are counted or not, each by itself.
+    pub(crate) fn read(&self) -> Distribution {
+        let counts = self.counts.iter().zip(FIRST..);
+        let mut buckets: Vec<_> =
+            counts.map(|(count, exponent)| (1 << exponent, count.load(Ordering::Relaxed))).collect();
+        buckets.push((u64::MAX, self.beyond.load(Ordering::Relaxed)));
+        Distribution { buckets, sum: self.sum.load(Ordering::Relaxed) }
+    }
+}
+
+impl Times {
+    /// Counts a time.
+    pub(crate) fn took(&self, time: Duration) {
+        self.observe(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+impl Distribution {
+    /// Values in all.
+    pub(crate) fn count(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Adds another one with the same bounds.
+    pub(crate) fn add(&mut self, other: &Self) {
+        if self.buckets.is_empty() {
+            self.buckets.clone_from(&other.buckets);
+        } else {
+            for (own, other) in self.buckets.iter_mut().zip(&other.buckets) {
+                own.1 += other.1;
+            }
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_value_is_in_the_first_bucket_whose_bound_it_does_not_exceed(
+            values in prop::collection::vec(prop_oneof![0..1u64 << 14, 0..1u64 << 40, Just(u64::MAX >> 8)], 0..50),
+        ) {
+            let histogram = Times::default();
+            values.iter().for_each(|value| histogram.observe(*value));
+            let read = histogram.read();
+            prop_assert_eq!(read.buckets.len(), 24);
+            prop_assert_eq!(read.sum, values.iter().sum::<u64>());
+            let mut below = 0;
+            for (bound, count) in &read.buckets {
+                below += count;
+                prop_assert_eq!(below, values.iter().filter(|value| *value <= bound).count() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn distributions_add_up() {
+        let (one, other) = (Sizes::default(), Sizes::default());
+        one.observe(4096);
+        other.observe(4097);
+        other.observe(1 << 40);
+        let mut sum = Distribution::default();
+        sum.add(&one.read());
+        sum.add(&other.read());
+        assert_eq!((sum.count(), sum.sum), (3, 4096 + 4097 + (1 << 40)));
+        assert_eq!(sum.buckets[..2], [(4096, 1), (8192, 1)]);
+        assert_eq!(sum.buckets.last(), Some(&(u64::MAX, 1)));
+    }
+}

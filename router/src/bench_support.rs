@@ -1,0 +1,83 @@
+//! A router's decisions without a router: for the benches. No part of the library's promises.
+
+use std::{collections::VecDeque, time::Duration};
+
+use kelvin_kvstore::SequenceHash;
+use rand::Rng;
+
+use crate::{
+    backend::{BackendSpec, Placement},
+    directory::{Directory, Scope},
+};
+
+/// Requests in work while more are decided.
+const IN_WORK: usize = 512;
+
+/// Backends whose caches are known by their events, and requests for them.
+pub struct Decisions {
+    directory: Directory,
+    placement: Placement,
+    scope: Scope,
+    block_tokens: usize,
+    in_work: VecDeque<Box<dyn std::any::Any>>,
+}
+
+impl Decisions {
+    /// So many backends with blocks of so many tokens, at loads that `rng` makes.
+    ///
+    /// # Panics
+    /// With more backends than a router can have.
+    pub fn new(backends: u32, block_tokens: u32, budget_bytes: usize, rng: &mut impl Rng) -> Self {
+        let specs = (0..backends).map(|n| BackendSpec::new(format!("http://127.0.0.1:{}", 1 + n)));
+        let mut placement = Placement::new("m", specs.collect(), block_tokens);
+        for at in 0..backends as usize {
+            placement.measured(
+                at,
+                rng.random_range(8_000..12_000),
+                Duration::from_millis(rng.random_range(8..12)),
+            );
+        }
+        Self {
+            directory: Directory::new(&[7; 32], budget_bytes),
+            placement,
+            scope: Scope::new("m", &[]),
+            block_tokens: block_tokens as usize,
+            in_work: VecDeque::new(),
+        }
+    }
+
+    /// Hashes of a prompt's whole blocks.
+    pub fn hash(&self, tokens: &[u32]) -> Vec<SequenceHash> {
+        self.directory.hash_tokens(&self.scope, tokens, self.block_tokens)
+    }
+
+    /// A backend has these blocks from now on; whether there was room.
+    pub fn store(&self, backend: u32, parent: Option<SequenceHash>, hashes: &[SequenceHash]) -> bool {
+        self.directory.stored(backend, parent, hashes)
+    }
+
+    /// Who gets a prompt, from its tokens on; it is in work there until [`IN_WORK`] others are.
+    pub fn decide(&mut self, tokens: &[u32], rng: &mut impl Rng) -> Option<u32> {
+        let (backend, call) = self.placement.decide(&self.directory, &self.scope, tokens, rng)?;
+        self.in_work.push_back(Box::new(call));
+        if self.in_work.len() > IN_WORK {
+            self.in_work.pop_front();
+        }
+        Some(backend)
+    }
+
+    /// Blocks known.
+    pub fn blocks(&self) -> usize {
+        self.directory.len()
+    }
+
+    /// Bytes of that knowledge.
+    pub fn memory_bytes(&self) -> usize {
+        self.directory.memory_bytes()
+    }
+
+    /// Runs that found no room.
+    pub fn refused(&self) -> u64 {
+        self.directory.refused()
+    }
+}

@@ -1,0 +1,281 @@
+//! What one store has of one model, as its block events tell. Pure but for its lock.
+//!
+//! A snapshot is built beside what was known before, and takes its place when it is whole: nobody sees half of it.
+
+use kelvin_kvstore::{HolderSet, NamespaceKey, RadixIndex, SequenceHash, TierSet};
+use kelvin_proto::kv::v1::{self, Tier, block_event::Kind};
+use parking_lot::RwLock;
+
+use super::Mode;
+use crate::expected::Held;
+
+/// What blocks of a namespace are made of.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    pub(super) key: NamespaceKey,
+    pub(super) block_tokens: u32,
+    pub(super) block_bytes: u64,
+}
+
+/// Microseconds to bring a mebibyte from each tier into an engine's memory, by `Tier as usize`: of what is in memory
+/// and has to be copied, and of the others as they are measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rates(pub(super) [f64; 5]);
+
+impl Default for Rates {
+    /// 8, 2 and 0.2 GB/s, until the store has measured what it reads from.
+    fn default() -> Self {
+        let mut rates = [0.0; 5];
+        for (tier, us) in
+            [(Tier::Hbm, 130.0), (Tier::Dram, 130.0), (Tier::Nvme, 520.0), (Tier::Object, 5_200.0)]
+        {
+            rates[tier as usize] = us;
+        }
+        Self(rates)
+    }
+}
+
+/// Until the first block comes from an object store.
+const OBJECT_LATENCY_US: f64 = 50_000.0;
+
+/// What applying a message came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Applied {
+    pub(super) stored: u64,
+    pub(super) removed: u64,
+    /// Blocks that found no place: their parent is not known, or there is no room.
+    pub(super) lost: u64,
+    pub(super) snapshots: u64,
+}
+
+/// See the module.
+pub(super) struct Holdings {
+    budget_bytes: usize,
+    inner: RwLock<Inner>,
+}
+
+struct Inner {
+    shape: Option<Shape>,
+    /// Of what is known; nothing counts while the store is away.
+    mode: Mode,
+    is_away: bool,
+    index: RadixIndex<TierSet>,
+    /// A snapshot in the making, and whether all of it found its place.
+    next: Option<(RadixIndex<TierSet>, bool)>,
+}
+
+impl Holdings {
+    /// Of at most so many bytes; twice that while a snapshot is read.
+    pub(super) fn new(budget_bytes: usize) -> Self {
+        let index = RadixIndex::with_budget(budget_bytes);
+        let inner = Inner { shape: None, mode: Mode::Fallback, is_away: true, index, next: None };
+        Self { budget_bytes, inner: RwLock::new(inner) }
+    }
+
+    /// Applies a message of the stream; what it describes is what its hashes are made with.
+    pub(super) fn apply(&self, message: &v1::WatchResponse) -> Applied {
+        let mut applied = Applied::default();
+        let inner = &mut *self.inner.write();
+        if let Some(described) = &message.described
+            && let Ok(key) = <[u8; 32]>::try_from(described.namespace_key.as_ref())
+        {
+            inner.shape = Some(Shape {
+                key: NamespaceKey::from_bytes(key),
+                block_tokens: described.block_tokens,
+                block_bytes: described.block_bytes,
+            });
+        }
+        if message.snapshot_begin {
+            inner.next = Some((RadixIndex::with_budget(self.budget_bytes), true));
+            applied.snapshots += 1;
+        }
+        for event in &message.events {
+            let index = inner.next.as_ref().map_or(&inner.index, |(index, _)| index);
+            if !one(index, event, &mut applied) {
+                applied.lost += 1;
+                match &mut inner.next {
+                    Some((_, whole)) => *whole = false,
+                    None => inner.mode = Mode::Degraded,
+                }
+            }
+        }
+        if message.snapshot_end
+            && let Some((index, whole)) = inner.next.take()
+        {
+            inner.index = index;
+            inner.mode = if whole { Mode::Exact } else { Mode::Degraded };
+            inner.is_away = false;
+        }
+        applied
+    }
+
+    /// The stream goes on where a former one ended, or says that it does not.
+    pub(super) fn resumed(&self) {
+        self.inner.write().is_away = false;
+    }
+
+    /// Whether a snapshot is not whole yet.
+    pub(super) fn is_in_snapshot(&self) -> bool {
+        self.inner.read().next.is_some()
+    }
+
+    /// The store is away: what is known of it stays, and nothing is expected of it.
+    pub(super) fn away(&self) {
+        let mut inner = self.inner.write();
+        inner.is_away = true;
+        inner.next = None;
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.inner.read().mode()
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.inner.read().index.len()
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        let inner = self.inner.read();
+        inner.index.memory_bytes() + inner.next.as_ref().map_or(0, |(index, _)| index.memory_bytes())
+    }
+
+    /// What it has of a prompt, from its beginning on, by the hottest tier of each part.
+    pub(super) fn held(&self, tokens: &[u32], rates: &Rates) -> Vec<Held> {
+        let inner = self.inner.read();
+        let Some(shape) = inner.shape.as_ref().filter(|_| inner.mode() != Mode::Fallback) else {
+            return Vec::new();
+        };
+        if shape.block_tokens == 0 {
+            return Vec::new();
+        }
+        let hashes = shape.key.hash_blocks(tokens, shape.block_tokens as usize, &[]);
+        let token_mib = shape.block_bytes as f64 / f64::from(shape.block_tokens) / f64::from(1 << 20);
+        let mut held: Vec<Held> = Vec::new();
+        let mut last = None;
+        for tiers in inner.index.longest_prefix(&hashes, None) {
+            // Lower numbers are hotter.
+            let tier = tiers.iter().next().unwrap_or(0);
+            if last == Some(tier)
+                && let Some(held) = held.last_mut()
+            {
+                held.tokens += u64::from(shape.block_tokens);
+                continue;
+            }
+            last = Some(tier);
+            held.push(Held {
+                tokens: shape.block_tokens.into(),
+                us_per_token: rates.0.get(tier as usize).copied().unwrap_or(0.0) * token_mib,
+                latency_us: if tier == Tier::Object as u32 { OBJECT_LATENCY_US } else { 0.0 },
+            });
+        }
+        held
+    }
+}
+
+impl Inner {
+    fn mode(&self) -> Mode {
+        if self.is_away { Mode::Fallback } else { self.mode }
+    }
+}
+
+/// Applies one event; whether it found its place.
+fn one(index: &RadixIndex<TierSet>, event: &v1::BlockEvent, applied: &mut Applied) -> bool {
+    let Ok(hash) = SequenceHash::try_from(event.hash.as_ref()) else { return false };
+    let parent = match event.parent.is_empty() {
+        true => None,
+        false => match SequenceHash::try_from(event.parent.as_ref()) {
+            Ok(parent) => Some(parent),
+            Err(_) => return false,
+        },
+    };
+    // An enum of the contract, which fits in a set of tiers.
+    let tier = event.tier().max(Tier::Unspecified) as u32;
+    match event.kind() {
+        Kind::Stored => {
+            applied.stored += 1;
+            index.insert(parent, hash, tier, 0).is_ok()
+        }
+        Kind::Removed => {
+            applied.removed += 1;
+            index.remove(hash, tier);
+            true
+        }
+        Kind::Unspecified => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: [u8; 32] = [3; 32];
+
+    fn hashes(tokens: &[u32]) -> Vec<SequenceHash> {
+        NamespaceKey::from_bytes(KEY).hash_blocks(tokens, 4, &[])
+    }
+
+    fn event(kind: Kind, hashes: &[SequenceHash], at: usize, tier: Tier) -> v1::BlockEvent {
+        let bytes = |hash: SequenceHash| hash.to_bytes().to_vec().into();
+        v1::BlockEvent {
+            kind: kind.into(),
+            hash: bytes(hashes[at]),
+            parent: at.checked_sub(1).map(|at| bytes(hashes[at])).unwrap_or_default(),
+            tier: tier.into(),
+        }
+    }
+
+    fn message(events: Vec<v1::BlockEvent>, begin: bool, end: bool) -> v1::WatchResponse {
+        let described = v1::NamespaceDescription {
+            namespace_key: KEY.to_vec().into(),
+            block_tokens: 4,
+            block_bytes: 1 << 20,
+        };
+        v1::WatchResponse {
+            events,
+            snapshot_begin: begin,
+            snapshot_end: end,
+            described: begin.then_some(described),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_told_by_the_hottest_tier_of_each_part() {
+        let (holdings, rates) = (Holdings::new(1 << 20), Rates::default());
+        let tokens: Vec<u32> = (0..18).collect();
+        let all = hashes(&tokens);
+        let stored = |at, tier| event(Kind::Stored, &all, at, tier);
+        holdings.apply(&message(vec![stored(0, Tier::Dram), stored(0, Tier::Nvme)], true, false));
+        assert_eq!((holdings.mode(), holdings.blocks()), (Mode::Fallback, 0), "half a snapshot");
+        assert!(holdings.held(&tokens, &rates).is_empty());
+        let rest = vec![stored(1, Tier::Dram), stored(2, Tier::Nvme), stored(3, Tier::Object)];
+        holdings.apply(&message(rest, false, true));
+        assert_eq!((holdings.mode(), holdings.blocks()), (Mode::Exact, 4));
+        let held = holdings.held(&tokens, &rates);
+        let parts: Vec<_> =
+            held.iter().map(|held| (held.tokens, held.us_per_token, held.latency_us)).collect();
+        assert_eq!(parts, [(8, 32.5, 0.0), (4, 130.0, 0.0), (4, 1_300.0, 50_000.0)]);
+        holdings.apply(&message(vec![event(Kind::Removed, &all, 0, Tier::Dram)], false, false));
+        assert_eq!(holdings.held(&tokens, &rates)[0].tokens, 4);
+        assert!(holdings.held(&[9; 16], &rates).is_empty());
+        holdings.away();
+        assert!(holdings.held(&tokens, &rates).is_empty() && holdings.blocks() == 4);
+        holdings.resumed();
+        assert_eq!((holdings.mode(), holdings.held(&tokens, &rates).len()), (Mode::Exact, 4), "it goes on");
+    }
+
+    #[test]
+    fn what_finds_no_place_degrades_until_the_next_snapshot() {
+        let holdings = Holdings::new(1 << 20);
+        let all = hashes(&(0..16).collect::<Vec<_>>());
+        holdings.apply(&message(vec![], true, true));
+        let orphan = event(Kind::Stored, &all, 2, Tier::Dram);
+        assert_eq!(holdings.apply(&message(vec![orphan.clone()], false, false)).lost, 1);
+        assert_eq!(holdings.mode(), Mode::Degraded);
+        holdings.apply(&message(vec![event(Kind::Stored, &all, 0, Tier::Dram)], true, true));
+        assert_eq!(holdings.mode(), Mode::Exact);
+        let odd = v1::BlockEvent { hash: vec![1].into(), ..orphan };
+        assert_eq!(holdings.apply(&message(vec![odd], true, true)).lost, 1);
+        assert_eq!((holdings.mode(), holdings.blocks()), (Mode::Degraded, 0));
+    }
+}
