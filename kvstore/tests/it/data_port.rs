@@ -138,6 +138,29 @@ async fn ranges_are_written_and_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_may_rest_between_requests() {
+    let store = TestStore::start_with(|config| {
+        config.data_listen = Some(([127, 0, 0, 1], 0).into());
+        config.session_ttl = Duration::from_secs(60);
+    })
+    .await;
+    let mut raw = Raw::open(&store).await;
+    let (mut stream, mut fresh) = (raw.connect().await, raw.connect().await);
+    let bytes = content(5);
+    stream.write_all(&[&head(2, raw.lease_id, 0, bytes.len() as u64)[..], &bytes].concat()).await.unwrap();
+    answer(&mut stream).await;
+    assert_eq!(raw.commit(&bytes).await, BlockStatus::Stored);
+    // Longer than the middle of a block may take: ten seconds.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let lease = raw.lease().await;
+    for stream in [&mut stream, &mut fresh] {
+        stream.write_all(&head(1, lease, 0, bytes.len() as u64)).await.unwrap();
+        assert!(answer(stream).await.1 == bytes);
+    }
+    store.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leases_of_others_and_of_nobody_are_stale() {
     let store = start().await;
     let (mut raw, other) = (Raw::open(&store).await, TestStore::start().await);

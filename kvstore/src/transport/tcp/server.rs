@@ -158,14 +158,18 @@ impl Connection {
     /// The next request. Between requests a client may rest as long as its session lives.
     async fn next_head(&mut self) -> Result<[u8; HEAD_BYTES], Ended> {
         let mut head = [0; HEAD_BYTES];
-        loop {
-            match tokio::time::timeout(IDLE_LOOK, self.stream.readable()).await {
-                Ok(ready) => break ready?,
+        let begun = loop {
+            // A read, not a look at readiness: what was read last may have left a stale one.
+            match tokio::time::timeout(IDLE_LOOK, self.stream.read(&mut head)).await {
+                Ok(read) => break read?,
                 Err(_) if self.tenant.namespace_of(self.session).is_err() => return Err(Ended::Session),
                 Err(_) => {}
             }
+        };
+        if begun == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        tokio::time::timeout(STALL, self.stream.read_exact(&mut head))
+        tokio::time::timeout(STALL, self.stream.read_exact(&mut head[begun..]))
             .await
             .map_err(|_| Ended::Stalled)??;
         Ok(head)
