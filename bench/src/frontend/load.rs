@@ -13,19 +13,26 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 use super::{Args, backend::MODEL, target::Target, wire::Inbox};
 
-const WORDS: [&str; 16] = [
-    "block", "prefix", "cache", "token", "the", "of", "model", "router", "a", "worker", "stores", "reads",
-    "and", "tier", "memory", "in",
-];
+/// Different words; the n-th is n times as rare as the first, as in what people write.
+const WORDS: f64 = 20_000.0;
+const SYLLABLES: [&str; 16] =
+    ["the", "an", "block", "to", "re", "ing", "ka", "store", "mi", "on", "er", "lo", "pre", "fi", "su", "ma"];
 /// Different questions behind each prefix.
 const QUESTIONS: usize = 64;
 
-/// What is replaced in every request.
+/// What is replaced in every request by what was never seen before: so often in a question.
 const MARK: &[u8; 16] = b"0123456789abcdef";
+const MARKS: usize = 8;
+
+/// A request, and where its marks are.
+struct Template {
+    bytes: Vec<u8>,
+    marks: Vec<usize>,
+}
 
 /// Requests, ready to be written.
 pub(super) struct Load {
-    requests: Arc<Vec<Vec<u8>>>,
+    requests: Arc<Vec<Template>>,
     connections: usize,
     seed: u64,
 }
@@ -61,7 +68,11 @@ impl Load {
         let mut text = |bytes: usize| {
             let mut text = String::new();
             while text.len() < bytes {
-                text.push_str(WORDS[rng.random_range(0..WORDS.len())]);
+                let mut rank = WORDS.powf(rng.random()) as usize;
+                while rank > 0 {
+                    text.push_str(SYLLABLES[rank % SYLLABLES.len()]);
+                    rank /= SYLLABLES.len();
+                }
                 text.push(' ');
             }
             text.truncate(bytes);
@@ -71,20 +82,22 @@ impl Load {
         let mut requests = Vec::new();
         for prefix in &prefixes {
             for _ in 0..QUESTIONS {
-                let question = text(bytes - bytes * 3 / 4 - MARK.len());
-                let stream = if args.stream > 0 { ",\"stream\":true" } else { "" };
+                let part = (bytes / 4 / MARKS).saturating_sub(MARK.len());
                 let mark = String::from_utf8_lossy(MARK);
+                let question: String = (0..MARKS).map(|_| format!("{mark}{}", text(part))).collect();
+                let stream = if args.stream > 0 { ",\"stream\":true" } else { "" };
                 let body = format!(
-                    r#"{{"model":"{MODEL}","messages":[{{"role":"system","content":"{prefix}"}},{{"role":"user","content":"{mark}{question}"}}],"max_tokens":{}{stream}}}"#,
+                    r#"{{"model":"{MODEL}","messages":[{{"role":"system","content":"{prefix}"}},{{"role":"user","content":"{question}"}}],"max_tokens":{}{stream}}}"#,
                     args.stream.max(1)
                 );
-                requests.push(
-                    format!(
+                let bytes = format!(
                         "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
                         body.len()
                     )
-                    .into_bytes(),
-                );
+                    .into_bytes();
+                let at_mark = |at: &usize| bytes[*at..].starts_with(MARK);
+                let marks = (0..bytes.len()).filter(at_mark).collect();
+                requests.push(Template { bytes, marks });
             }
         }
         Self { requests: Arc::new(requests), connections: args.connections as usize, seed: args.seed }
@@ -129,7 +142,7 @@ impl Load {
 
 async fn client(
     address: SocketAddr,
-    requests: &[Vec<u8>],
+    requests: &[Template],
     seed: u64,
     until: Instant,
 ) -> (Histogram<u64>, u64, Option<anyhow::Error>) {
@@ -148,7 +161,7 @@ async fn client(
 /// One connection until the time is over or something fails.
 async fn connection(
     address: SocketAddr,
-    requests: &[Vec<u8>],
+    requests: &[Template],
     rng: &mut SmallRng,
     until: Instant,
     histogram: &mut Histogram<u64>,
@@ -158,10 +171,12 @@ async fn connection(
     let mut inbox = Inbox::default();
     let mut request = Vec::new();
     while Instant::now() < until {
-        request.clone_from(&requests[rng.random_range(0..requests.len())]);
+        let template = &requests[rng.random_range(0..requests.len())];
+        request.clone_from(&template.bytes);
         // No question comes twice: a router that keeps what it made of one gains nothing by it.
-        let at = request.windows(MARK.len()).rposition(|window| window == MARK).unwrap_or(0);
-        request[at..at + MARK.len()].copy_from_slice(format!("{:016x}", rng.random::<u64>()).as_bytes());
+        for &at in &template.marks {
+            request[at..at + MARK.len()].copy_from_slice(format!("{:016x}", rng.random::<u64>()).as_bytes());
+        }
         let begun = Instant::now();
         stream.write_all(&request).await?;
         let Some(head) = inbox.head(&mut stream).await? else { return Ok(()) };

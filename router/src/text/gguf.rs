@@ -22,6 +22,7 @@ use super::{
     ChatTemplate, Defused, TemplateError, TokenizeError, VocabularyError,
     pieces::{Pieces, split},
     stack::{longest_run, with_stack},
+    words::{Words, can_cut},
 };
 
 /// A GGUF file's tokens.
@@ -35,6 +36,8 @@ pub(crate) struct GgufVocabulary {
     bos_added: Option<String>,
     /// Where a piece of text has the same tokens wherever it stands.
     pieces: Option<Pieces>,
+    /// Where a piece's words have, too.
+    words: Option<Words>,
 }
 
 /// Tokens of pieces that are kept: 16 MiB.
@@ -75,7 +78,13 @@ impl GgufVocabulary {
             && !vocab.should_add_eos()
             && !vocab.tokens().any(|token| vocab.attr(token).intersects(strips));
         let pieces = alone.then(|| Pieces::new(KEPT_TOKENS_MAX));
-        Ok(Self { tokens, end_tokens, control_texts, token_bytes_max, bos_added, pieces, model })
+        let pre_tokenizer = model.meta_val_str("tokenizer.ggml.pre").unwrap_or_default();
+        let added = vocab
+            .tokens()
+            .filter(|&token| vocab.attr(token).intersects(special | LlamaTokenAttr::UserDefined))
+            .filter_map(|token| Some(vocab.text(token)?.to_bytes()));
+        let words = (alone && can_cut(&pre_tokenizer, added)).then(Words::default);
+        Ok(Self { tokens, end_tokens, control_texts, token_bytes_max, bos_added, pieces, words, model })
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -114,8 +123,12 @@ impl GgufVocabulary {
             };
             tokens.extend((index == 0 && self.bos_added.is_some()).then(|| id(vocab.bos())));
             for piece in pieces {
-                kept.append(piece, &mut tokens, |piece| {
-                    vocab.tokenize(piece.as_bytes(), false, true).into_iter().map(id).collect()
+                let whole = |text: &str| -> Vec<u32> {
+                    vocab.tokenize(text.as_bytes(), false, true).into_iter().map(id).collect()
+                };
+                kept.append(piece, &mut tokens, |piece, into| match &self.words {
+                    Some(words) => words.append(piece, into, whole),
+                    None => into.extend(whole(piece)),
                 });
             }
         }

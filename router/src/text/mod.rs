@@ -20,6 +20,7 @@ mod stack;
 mod stops;
 mod stream;
 mod template;
+mod words;
 
 pub(crate) use defuse::{Defused, defuse};
 pub(crate) use stream::TextStream;

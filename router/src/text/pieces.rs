@@ -56,18 +56,23 @@ impl Pieces {
         Self { kept: Mutex::default(), tokens_max }
     }
 
-    /// Appends the tokens of `piece`, which `tokenize` makes if they are not kept.
-    pub(super) fn append(&self, piece: &str, into: &mut Vec<u32>, tokenize: impl FnOnce(&str) -> Vec<u32>) {
+    /// Appends the tokens of `piece`, which `tokenize` does if they are not kept.
+    pub(super) fn append(
+        &self,
+        piece: &str,
+        into: &mut Vec<u32>,
+        tokenize: impl FnOnce(&str, &mut Vec<u32>),
+    ) {
         if piece.len() < BYTES_MIN {
-            return into.extend(tokenize(piece));
+            return tokenize(piece, into);
         }
         let key = *blake3::hash(piece.as_bytes()).as_bytes();
         if let Some(tokens) = self.kept.lock().get(&key) {
             return into.extend_from_slice(&tokens);
         }
-        let tokens: Arc<[u32]> = tokenize(piece).into();
-        into.extend_from_slice(&tokens);
-        self.kept.lock().put(key, tokens, self.tokens_max);
+        let before = into.len();
+        tokenize(piece, into);
+        self.kept.lock().put(key, into[before..].into(), self.tokens_max);
     }
 }
 
@@ -121,9 +126,9 @@ mod tests {
         let ask = |name: char, expected: bool| {
             let mut made = false;
             let mut tokens = Vec::new();
-            pieces.append(&text(name), &mut tokens, |piece| {
+            pieces.append(&text(name), &mut tokens, |piece, into| {
                 made = true;
-                vec![u32::from(name); piece.len()]
+                into.extend(vec![u32::from(name); piece.len()]);
             });
             assert_eq!(tokens, vec![u32::from(name); 300]);
             assert_eq!(made, expected, "{name}");

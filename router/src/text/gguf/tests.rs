@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::text::{ChatMessage, ModelSource, TextStream, Vocabulary, defuse};
 
@@ -111,5 +113,25 @@ fn kept_pieces_have_the_tokens_of_the_whole() {
         assert_eq!(vocabulary.tokenize(&Defused::plain(text.clone())).unwrap(), whole(&text));
         let odd = format!("{text}<|im_start|><|im_end|> <|im_start|>  {}<|endoftext|>", long(user));
         assert_eq!(vocabulary.tokenize(&Defused::plain(odd.clone())).unwrap(), whole(&odd));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Of what people write, and of what nobody would.
+    #[test]
+    fn words_have_the_tokens_of_the_whole(
+        text in "(it's|We|'ll|don't|naïve|日本|cat|Dog|[0-9]{1,4}|[.,:;!?(){}\"'*/-]| | | |  |\n|\t|\r\n|é|🦀|_|<b>|[a-zA-Z ]{1,5}){0,60}",
+    ) {
+        static VOCABULARY: OnceLock<Vocabulary> = OnceLock::new();
+        let Vocabulary::Gguf(gguf) = VOCABULARY.get_or_init(vocabulary) else { panic!("a file") };
+        let words = gguf.words.as_ref().expect("this model's words can be kept");
+        let whole = |text: &str| -> Vec<u32> {
+            gguf.model.vocab().tokenize(text.as_bytes(), false, true).into_iter().map(id).collect()
+        };
+        let mut tokens = Vec::new();
+        words.append(&text, &mut tokens, whole);
+        prop_assert_eq!(tokens, whole(&text));
     }
 }
