@@ -1,5 +1,7 @@
 //! `kelvin router`: the OpenAI endpoint.
 
+mod limits;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,12 +11,12 @@ use clap::{ArgGroup, ValueEnum};
 use kelvin_router::{
     BackendSpec, BackendsRedis, KeyKind, Listening, ModelSource, PrefillPolicy, RouterConfig,
 };
-
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::ready;
 use crate::shutdown::Shutdown;
 use crate::values::{self, Model};
+pub(crate) use limits::Limits;
 
 /// Run the router: the OpenAI-compatible endpoint before workers and other engines
 #[derive(Debug, clap::Args)]
@@ -81,40 +83,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     keys: Keys,
 
-    /// Most requests in work at once, of workers and of backends each; more of them wait in the queue
-    #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    requests_max: u32,
-
-    /// Requests handed to workers at once for each slot of a decode worker, so that the others wait here, where
-    /// priorities count; 0 for as many as --requests-max allows
-    #[arg(long, value_name = "COUNT", default_value_t = 2)]
-    requests_per_slot: u32,
-
-    /// Most requests in the queue, of workers and of backends each; one more is answered 429, or takes the place of
-    /// one of a lower "priority"; 0 for no queue
-    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
-    queue_max: u32,
-
-    /// Most time in the queue, after which a request is answered 429; its "deadline_ms" can make it less
-    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = values::duration)]
-    queue_timeout: Duration,
-
-    /// Uncached tokens from which on a prompt is long: long ones share the workers' time with the others, so that
-    /// neither starves
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
-    long_tokens: u64,
-
-    /// Most long prompts in work at once [default: half of what may be]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
-    long_max: Option<u32>,
-
-    /// Most connections at once; one more waits
-    #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    connections_max: u32,
-
-    /// Most tokens of a completion for which the request names no limit
-    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    tokens_max_default: u32,
+    #[command(flatten)]
+    limits: Limits,
 
     /// How often an answer goes on at another decode worker when its own is lost in the middle of it; 0 ends it
     /// with an error
@@ -174,14 +144,6 @@ impl Args {
                 Keys::Text => KeyKind::Text,
                 Keys::Tokens => KeyKind::Tokens,
             },
-            requests_max: self.requests_max as usize,
-            requests_per_slot: self.requests_per_slot,
-            queue_max: self.queue_max as usize,
-            queue_timeout: self.queue_timeout,
-            long_tokens: self.long_tokens,
-            long_max: self.long_max.map(|max| max as usize),
-            connections_max: self.connections_max as usize,
-            tokens_max_default: self.tokens_max_default,
             migrations_max: self.migrations_max.into(),
             migration_wait: self.migration_wait,
             prefill: match self.prefill {
@@ -189,7 +151,7 @@ impl Args {
                 Prefill::Remote => PrefillPolicy::Remote,
                 Prefill::Local => PrefillPolicy::Local,
             },
-            ..RouterConfig::default()
+            ..self.limits.config()
         }
     }
 }

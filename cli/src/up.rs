@@ -27,6 +27,7 @@ use kelvin_planner::{Supervisor, SupervisorOptions};
 
 use crate::admin::AdminToken;
 use crate::logging::LogFormat;
+use crate::router::Limits;
 use crate::shutdown::Shutdown;
 use crate::store::Places;
 use crate::values::{self, Model, Size};
@@ -82,6 +83,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     places: Places,
+
+    #[command(flatten, next_help_heading = "Bounds of the router")]
+    limits: Limits,
 }
 
 /// Time for a child to finish what is under way before it is killed: a little more than the router takes, the

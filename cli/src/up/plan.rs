@@ -16,6 +16,7 @@ use super::probe::{Health, http_get};
 use super::run_dir::RunDir;
 use crate::admin::AdminToken;
 use crate::logging::LogFormat;
+use crate::router::Limits;
 use crate::store::Places;
 use crate::values::{self, Model, Size};
 use crate::worker::Role;
@@ -39,6 +40,7 @@ pub(super) struct Plan {
     pub(super) listen: SocketAddr,
     pub(super) dram: Size,
     places: Places,
+    limits: Limits,
     pub(super) threads: u32,
     context_tokens: u32,
     socket: PathBuf,
@@ -98,6 +100,7 @@ impl Plan {
             listen,
             dram: args.dram,
             places: args.places.clone(),
+            limits: args.limits.clone(),
             threads: args
                 .threads
                 .unwrap_or_else(|| threads_each(values::cores(), args.prefill + args.decode)),
@@ -163,6 +166,7 @@ impl Plan {
         child.args.extend(flags([("--listen", self.listen.to_string()), ("--store", self.store_url())]));
         child.args.extend(flags([("--admin-listen", self.router_admin.to_string())]));
         child.args.extend(flags([("--store-page", format!("{}/ui/", self.store_admin_url()))]));
+        child.args.extend(self.limits.flags());
         child.args.extend(self.workers.iter().flat_map(|worker| flags([("--worker", url(worker.listen))])));
         child.ready_timeout = START_TIME_MAX;
         let router = self.listen;
