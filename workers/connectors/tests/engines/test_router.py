@@ -26,17 +26,13 @@ SECONDS = 60.0
 
 
 class Router:
-    """`kelvin router` before vLLM servers, told by their events what they have."""
+    """`kelvin router` before vLLM servers."""
 
-    def __init__(self, directory: Path, servers: list[tuple[Server, int, int]], model: str) -> None:
+    def __init__(self, directory: Path, backends: list[str], *flags: str) -> None:
         self.port = free_port()
-        command = [kelvin_binary(), "router", "--listen", f"127.0.0.1:{self.port}", "--model", model]
-        for server, events, replay in servers:
-            url = f"http://127.0.0.1:{server.port}"
-            command += [
-                "--backend",
-                f"{url},events=tcp://127.0.0.1:{events},replay=tcp://127.0.0.1:{replay}",
-            ]
+        command = [kelvin_binary(), "router", "--listen", f"127.0.0.1:{self.port}", *flags]
+        for backend in backends:
+            command += ["--backend", backend]
         self.log = (directory / "router.log").open("wb")
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
 
@@ -102,7 +98,11 @@ def cluster(
     try:
         for server, _, _ in servers:
             server.start(store.url)
-        router = Router(directory, servers, model)
+        backends = [
+            f"http://127.0.0.1:{server.port},events=tcp://127.0.0.1:{events},replay=tcp://127.0.0.1:{replay}"
+            for server, events, replay in servers
+        ]
+        router = Router(directory, backends, "--model", model)
         until(lambda: [b["cache"] for b in router.health()["backends"]] == ["exact"] * 2, "events are followed")
         yield router, [server for server, _, _ in servers]
     finally:

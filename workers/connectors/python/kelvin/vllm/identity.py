@@ -104,7 +104,10 @@ def shard(vllm_config: VllmConfig, rank: int) -> Shard:
 
 @dataclass(frozen=True)
 class Settings(kelvin.settings.Settings):
-    """`kv_connector_extra_config`: what :class:`kelvin.settings.Settings` has."""
+    """`kv_connector_extra_config`: what :class:`kelvin.settings.Settings` has, and more."""
+
+    hand_over_timeout: float = 1.0
+    """Seconds to wait for the blocks of a prompt that another engine computed for this one."""
 
     @classmethod
     def of(cls, extra_config: dict[str, Any]) -> Settings:

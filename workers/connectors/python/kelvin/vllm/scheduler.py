@@ -2,13 +2,17 @@
 
 One `match` a request, by token ids hashed here (vLLM's own block hashes depend on PYTHONHASHSEED); its answer is
 kept until the request is scheduled. While the store is away everything is a miss, at no cost.
+
+A prompt may be computed by one engine for another (`kv_transfer_params`, as routers of prefill and decode pairs send
+them): the first says how many tokens it saved, and the other waits a moment until these are committed.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
@@ -26,6 +30,15 @@ if TYPE_CHECKING:
     from kelvin._kelvin import Tier
 
 _SOURCES = {"hbm": CacheHitSource.HOST, "dram": CacheHitSource.HOST, "nvme": CacheHitSource.DISK}
+
+
+_SAVED_TOKENS = "kelvin_saved_tokens"
+
+
+def saved_elsewhere(request: Request) -> int:
+    """Tokens that another engine saved for this request, by what it answered."""
+    tokens = (request.kv_transfer_params or {}).get(_SAVED_TOKENS)
+    return tokens if isinstance(tokens, int) else 0
 
 
 def extra_key(request: Request) -> bytes:
@@ -48,6 +61,14 @@ class _Tracked:
     extra: bytes
     found: list[Tier] = field(default_factory=list)
     """Tier of each block that the store has of it, from the start, as far as it may be loaded."""
+    awaited: int = 0
+    """Blocks that another engine saved for it."""
+    wait_until: float | None = None
+    """End of the wait for these; None before the first look."""
+    look_at: float = 0.0
+    """Before then there is no other look: vLLM asks again every step."""
+    pause: float = 0.002
+    is_matched: bool = False
     local_tokens: int = 0
     """Tokens that vLLM had itself when it was matched."""
     block_ids: list[int] = field(default_factory=list)
@@ -69,8 +90,11 @@ class SchedulerSide:
         self._tracked: dict[str, _Tracked] = {}
         self._loads: list[Load[str]] = []
 
-    def matched_tokens(self, request: Request, local_tokens: int) -> int:
-        """Tokens beyond `local_tokens` that are worth loading, in whole blocks; one token is left to compute."""
+    def matched_tokens(self, request: Request, local_tokens: int) -> int | None:
+        """Tokens beyond `local_tokens` that are worth loading, in whole blocks; one token is left to compute.
+
+        None while another engine's saves are on their way: vLLM asks again.
+        """
         if not self._may_load or request.prompt_embeds is not None or request.skip_reading_prefix_cache:
             return 0
         tracked = self._tracked.get(request.request_id)
@@ -79,27 +103,40 @@ class SchedulerSide:
                 return 0
             tracked = None
         if tracked is None:
-            tracked = _Tracked(request, extra_key(request))
+            tracked = self._tracked[request.request_id] = _Tracked(request, extra_key(request))
+            tracked.awaited = saved_elsewhere(request) // self._block_tokens
+        if not tracked.is_matched:
+            now = time.monotonic()
+            if now < tracked.look_at:
+                return None
             blocks = (request.num_tokens - 1) // self._block_tokens
-            if blocks * self._block_tokens > local_tokens:
-                tracked.found = self._match(tracked, blocks)
-                tracked.saved = len(tracked.found)
-            self._tracked[request.request_id] = tracked
+            stored = self._match(tracked, blocks) if blocks * self._block_tokens > local_tokens else None
+            if stored is not None and stored < min(tracked.awaited, blocks):
+                if tracked.wait_until is None:
+                    tracked.wait_until = now + self._settings.hand_over_timeout
+                if now < tracked.wait_until:
+                    tracked.pause *= 2
+                    tracked.look_at = min(now + tracked.pause, tracked.wait_until)
+                    return None
+            tracked.is_matched = True
         tracked.local_tokens = local_tokens
         return max(0, len(tracked.found) * self._block_tokens - local_tokens)
 
-    def _match(self, tracked: _Tracked, blocks: int) -> list[Tier]:
+    def _match(self, tracked: _Tracked, blocks: int) -> int | None:
+        """Looks up what is stored of the first `blocks`: how many, or None without an answer."""
         namespace = self._link.get()
         if namespace is None:
-            return []
+            return None
         tokens = tracked.request.all_token_ids[: blocks * self._block_tokens]
         try:
             found = namespace.match(namespace.hashes(tokens, tracked.extra))
         except KelvinError as error:
             self._link.failed("match a prompt", error)
-            return []
+            return None
         settings = self._settings
-        return worthwhile(found, settings.load_timeout, settings.prefill_tokens_per_second)
+        tracked.found = worthwhile(found, settings.load_timeout, settings.prefill_tokens_per_second)
+        tracked.saved = len(tracked.found)
+        return found.blocks
 
     def sources(self, request: Request, tokens: int) -> dict[CacheHitSource, int]:
         """Loaded tokens by where they come from."""
@@ -177,9 +214,13 @@ class SchedulerSide:
         )
         tracked.saved = whole
 
-    def finished(self, request: Request) -> None:
-        """The request is over; saves that were planned have run."""
-        self._tracked.pop(request.request_id, None)
+    def finished(self, request: Request) -> dict[str, Any] | None:
+        """The request is over; saves that were planned have run. What the engine that decodes behind it is told."""
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is None or not (request.kv_transfer_params or {}).get("do_remote_decode"):
+            return None
+        # Not `do_remote_prefill`: then vLLM gives out the cached tokens of the first engine as the second one's.
+        return {_SAVED_TOKENS: tracked.saved * self._block_tokens}
 
     def reset(self) -> bool:
         """Drops every block of this model: its weights changed, or somebody said so."""
