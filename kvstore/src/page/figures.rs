@@ -160,13 +160,11 @@ pub fn explanation(block: &v1::BlockExplanation) -> Value {
         MissReason::Quarantined => {
             format!("Its bytes did not have their checksum any more{ago}, so it was dropped{from}.")
         }
-        MissReason::AdmissionRefused => format!(
-            "It went from memory{ago}, and too few had asked for it to be written to {}.",
-            lost_from.as_deref().unwrap_or("a colder tier")
-        ),
+        MissReason::AdmissionRefused => {
+            format!("It went from memory{ago}, and too few had asked for it to be written to a colder tier.")
+        }
         MissReason::TooLate => format!(
-            "It went from memory{ago} before it could be written to {}: others came faster than that takes them.",
-            lost_from.as_deref().unwrap_or("a colder tier")
+            "It went from memory{ago} before it could be written to a colder tier: others came faster."
         ),
         MissReason::Abandoned => format!("Whoever was filling it gave up{ago}."),
         MissReason::OtherNamespace => format!(
@@ -175,8 +173,8 @@ pub fn explanation(block: &v1::BlockExplanation) -> Value {
         ),
         MissReason::Removed => format!("Somebody dropped it{ago} by Evict."),
         MissReason::TierFailed => format!(
-            "It is stored{}, and was not given back in time, or at all.",
-            lost_from.as_ref().map_or(String::new(), |tier| format!(" in {tier}"))
+            "The tier{} could not take it, or did not give it back in time.",
+            lost_from.as_ref().map_or(String::new(), |tier| format!(" {tier}"))
         ),
         MissReason::LostAtRestart => {
             "It was not written yet when the store was killed, or its place was lost.".into()

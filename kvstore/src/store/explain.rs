@@ -61,9 +61,14 @@ impl Tenant {
 
     fn explain_one(&self, namespace: &Namespace, hash: SequenceHash) -> Explanation {
         let pinned = namespace.pins.hold(&hash);
-        let tiers: Vec<Tier> = tiers_of(namespace.index.holders(hash)).collect();
+        let holders = namespace.index.holders(hash);
+        let tiers: Vec<Tier> = tiers_of(holders).collect();
+        let is_reached = self.tiers().is_none_or(|below| !holders.intersection(below.reachable()).is_empty());
         let key = BlockKey { namespace: namespace.id, hash };
-        let what = if !tiers.is_empty() {
+        let what = if let (false, Some(&tier)) = (is_reached, tiers.first()) {
+            // A match leaves it out as well.
+            What::Gone { reason: Reason::TierFailed, tier: Some(tier), age: Duration::ZERO }
+        } else if !tiers.is_empty() {
             What::Stored(tiers)
         } else if self.table.is_filling(&key) {
             What::Filling

@@ -29,7 +29,7 @@ function axes(format, areBytes) {
     font: FONT, stroke: () => colour("quiet"), grid: { stroke: () => colour("grid"), width: 1 }, ticks: { show: false },
   });
   return [
-    { ...common(), space: 70, size: 26, gap: 4, values: clock },
+    { ...common(), space: 70, size: 30, gap: 8, values: clock },
     { ...common(), values: (_, ticks) => ticks.map(format), size: axisWidth, gap: 6, space: 34, ...(areBytes ? { incrs: BYTE_STEPS } : {}) },
   ];
 }

@@ -77,10 +77,14 @@ export class Curve {
     this.data = await get("mrc");
     this.data.namespaces.sort((one, other) => other.requested_tokens - one.requested_tokens);
     const options = this.data.namespaces.map(({ id, model, tenant }) => el("option", { value: id }, `${model} (${tenant})`));
-    if (options.length !== this.select.options.length) {
+    const ids = this.data.namespaces.map(({ id }) => id);
+    const known = [...ids].sort().join();
+    if (known !== this.known) {
+      this.known = known;
       this.select.replaceChildren(...options);
-      if (this.#chosen) this.select.value = this.#chosen;
     }
+    if (!ids.includes(this.#chosen)) this.#chosen = ids[0] ?? null;
+    if (this.#chosen) this.select.value = this.#chosen;
     this.select.hidden = options.length < 2;
     this.#render();
   }
@@ -127,12 +131,12 @@ export class Curve {
     return new uPlot({
       width: Math.floor(this.holder.clientWidth),
       height: HEIGHT,
-      padding: [18, 16, 0, 0],
+      padding: [18, 30, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
       scales: { x: { time: false, distr: 3, log: 2 }, y: { range: [0, 100] } },
       axes: [
-        { ...common, size: 26, gap: 4, splits: powers, values: (_, ticks) => ticks.map(bytes), filter: (_, ticks) => ticks },
+        { ...common, size: 30, gap: 8, splits: powers, values: (_, ticks) => ticks.map(bytes), filter: (_, ticks) => ticks },
         { ...common, size: 52, gap: 6, values: (_, ticks) => ticks.map((tick) => `${tick} %`) },
       ],
       series: [{}, { label: "hit rate", stroke: colour("accent"), width: 2, fill: `${colour("accent")}22`, points: { show: false } }],

@@ -29,6 +29,11 @@ pub(super) async fn act(page: &StorePage, token: Option<&str>, action: &Value) -
     let prefix = Some(v1::Prefix { blocks: Some(v1::prefix::Blocks::LastHash(last_hash)) });
     match verb {
         "pin" => {
+            if !action["ttl_ms"].is_null() && !action["ttl_ms"].is_u64() {
+                return Err(bad(
+                    "ttl_ms is a whole number of milliseconds, or is left out for a pin without an end",
+                ));
+            }
             let request = v1::PinRequest {
                 namespace_id: namespace,
                 prefix,

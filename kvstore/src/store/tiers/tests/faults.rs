@@ -3,7 +3,7 @@
 use kelvin_tiering::Device;
 
 use super::*;
-use crate::store::{Offload, tiers::LoadFailure};
+use crate::store::{Offload, What, tiers::LoadFailure};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -33,6 +33,9 @@ async fn a_device_that_vanishes_is_passed_over_and_comes_back_as_it_was() {
     assert!(!bench.report(Tier::Nvme).healthy);
     assert_eq!((bench.matched(1, 6), bench.matched(2, 6), bench.matched(3, 6)), (6, 0, 6));
     assert_eq!(bench.why(2, 0), Some((Reason::TierFailed, Some(Tier::Nvme))), "so the miss is counted");
+    let said = || bench.tenant().explain(&bench.namespace, &[hash(2, 0)], None).remove(0).what;
+    let failed = What::Gone { reason: Reason::TierFailed, tier: Some(Tier::Nvme), age: Duration::ZERO };
+    assert_eq!(said(), failed, "and explained");
     assert_eq!((bench.readable(3, 6).await, bench.readable(2, 6).await), (6, 0));
     assert_eq!(bench.readable(1, 6).await, 6, "packs have it too");
     assert!(bench.report(Tier::Object).counts.onboarded >= 6);
@@ -44,6 +47,7 @@ async fn a_device_that_vanishes_is_passed_over_and_comes_back_as_it_was() {
 
     faulty.heal();
     assert!(bench.report(Tier::Nvme).healthy);
+    assert_eq!(said(), What::Stored(vec![Tier::Nvme]));
     assert_eq!((bench.matched(2, 6), bench.readable(2, 6).await), (6, 6));
     bench.tenant().flush(bench.tiers()).await;
     assert_eq!(bench.report(Tier::Nvme).blocks, 24, "writes resume");
