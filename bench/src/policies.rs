@@ -311,7 +311,9 @@ fn ghost_cost(blocks: usize, paths: &[Vec<u64>], report: &mut Report) {
     let mut board = GhostBoard::<u64, Hasher>::new(&PolicyKind::FIXED, blocks);
     let observe = |board: &mut GhostBoard<u64, Hasher>| {
         let start = Instant::now();
-        paths.iter().for_each(|path| board.touch(path));
+        for path in paths {
+            board.touch(path);
+        }
         nanos(start, paths.len() * SEQUENCE_BLOCKS)
     };
     // The first time fills the ghosts.

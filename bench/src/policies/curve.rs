@@ -37,7 +37,9 @@ pub(super) fn compare(trace: &Trace, report: &mut Report) -> anyhow::Result<()> 
     for request in &trace.requests {
         let hashes: Vec<SequenceHash> = request.blocks.iter().copied().map(hash).collect();
         core.look_up(&session, &hashes);
-        smaller.iter_mut().for_each(|curve| curve.observe(&hashes));
+        for curve in &mut smaller {
+            curve.observe(&hashes);
+        }
     }
     let sizes = SIZES.map(|size| capacity(trace, size));
     let exact = sizes.map(|blocks| replay(trace, blocks));

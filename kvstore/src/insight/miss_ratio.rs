@@ -10,13 +10,17 @@
 //! block in the sample, or none (the paper's SHARDS-adj).
 //!
 //! # Limits
-//! About 60 bytes a sampled block and 3 KiB, taken as blocks come in; a comparison for a block that is not in the sample, O(log samples)
-//! for one that is. On a conversation trace the error was at most .010 with 16,384 samples, over eight draws
+//! About 70 bytes a sampled block and 3 KiB, taken as blocks come in; a comparison for a block that is not in the
+//! sample, O(log samples) for one that is. On a conversation trace the error was at most .010 with 16,384 samples, over eight draws
 //! and five sizes, .016 with half as many, and .030 with 2,048.
 
-use std::{collections::BTreeMap, num::NonZero};
+use std::{
+    collections::{BinaryHeap, HashMap},
+    hash::BuildHasherDefault,
+    num::NonZero,
+};
 
-use crate::SequenceHash;
+use crate::{HashMixer, SequenceHash};
 
 /// Steps of the histogram in an octave of distances.
 const STEPS: usize = 8;
@@ -32,7 +36,9 @@ pub struct MissRatio {
     /// A block is sampled if its hash is below; `None` for all.
     bound: Option<u64>,
     /// Sampled blocks by hash, with their place in `uses`.
-    samples: BTreeMap<u64, u32>,
+    samples: HashMap<u64, u32, BuildHasherDefault<HashMixer>>,
+    /// The same, the highest first: it goes when there are too many.
+    by_hash: BinaryHeap<u64>,
     uses: Uses,
     /// Blocks asked for.
     asked: f64,
@@ -116,7 +122,8 @@ impl MissRatio {
         Self {
             samples_max,
             bound: None,
-            samples: BTreeMap::new(),
+            samples: HashMap::default(),
+            by_hash: BinaryHeap::new(),
             uses: Uses::new(PLACES_MIN.min(2 * samples_max + 2)),
             asked: 0.0,
             reused: vec![0.0; BUCKETS],
@@ -125,8 +132,9 @@ impl MissRatio {
         }
     }
 
-    /// A prompt was asked for, the start of the sequence first, whether it was a hit or not.
-    pub fn observe(&mut self, hashes: &[SequenceHash]) {
+    /// A prompt was asked for, the start of the sequence first, whether it was a hit or not. Returns how many of its
+    /// blocks are sampled.
+    pub fn observe(&mut self, hashes: &[SequenceHash]) -> usize {
         self.asked += hashes.len() as f64;
         let mut sampled = std::mem::take(&mut self.scratch);
         sampled.clear();
@@ -146,6 +154,7 @@ impl MissRatio {
         }
         sampled.iter().rev().for_each(|block| self.renew(*block));
         self.scratch = sampled;
+        self.scratch.len()
     }
 
     /// Gives what was seen so far less weight: `keep` of it, 0 to 1. An owner that calls this now and then sees
@@ -217,11 +226,13 @@ impl MissRatio {
             self.compact();
         }
         let place = self.uses.push(block);
-        if let Some(before) = self.samples.insert(block, place) {
-            self.uses.remove(before);
+        match self.samples.insert(block, place) {
+            Some(before) => self.uses.remove(before),
+            None => self.by_hash.push(block),
         }
         if self.samples.len() > self.samples_max
-            && let Some((highest, place)) = self.samples.pop_last()
+            && let Some(highest) = self.by_hash.pop()
+            && let Some(place) = self.samples.remove(&highest)
         {
             self.uses.remove(place);
             self.bound = Some(highest);
@@ -242,9 +253,15 @@ impl MissRatio {
     pub fn memory_bytes(&self) -> usize {
         let places = self.uses.blocks.capacity() * size_of::<Option<NonZero<u64>>>()
             + self.uses.counts.capacity() * size_of::<u32>();
-        // A B-tree's nodes are two thirds full, mostly.
-        let samples = self.samples.len() * (size_of::<u64>() + size_of::<u32>()) * 3 / 2;
-        size_of::<Self>() + places + samples + BUCKETS * size_of::<f64>() + self.scratch.capacity() * 8
+        // A byte for each entry besides, and an eighth of them free.
+        let samples = self.samples.capacity() * (size_of::<(u64, u32)>() + 1) * 8 / 7;
+        let by_hash = self.by_hash.capacity() * size_of::<u64>();
+        size_of::<Self>()
+            + places
+            + samples
+            + by_hash
+            + BUCKETS * size_of::<f64>()
+            + self.scratch.capacity() * 8
     }
 }
 
@@ -327,7 +344,9 @@ mod tests {
         // The default, and what each namespace of a store has.
         for samples in [MissRatio::SAMPLES, CURVE_SAMPLES_MAX] {
             let mut curve = MissRatio::new(samples);
-            trace.iter().for_each(|prompt| curve.observe(prompt));
+            for prompt in &trace {
+                curve.observe(prompt);
+            }
             assert_eq!(curve.samples(), samples);
             let estimated = capacities.map(|capacity| curve.hit_ratio(capacity as u64));
             let wrong = exact.iter().zip(estimated).any(|(exact, estimate)| (exact - estimate).abs() > 0.02);
@@ -340,7 +359,9 @@ mod tests {
     fn memory_is_taken_as_blocks_come_in() {
         let mut curve = MissRatio::new(MissRatio::SAMPLES);
         assert!(curve.memory_bytes() < 8192, "{}", curve.memory_bytes());
-        trace(2, 20).iter().for_each(|prompt| curve.observe(prompt));
+        for prompt in trace(2, 20) {
+            curve.observe(&prompt);
+        }
         assert!(curve.memory_bytes() < 64 << 10, "{}", curve.memory_bytes());
     }
 
@@ -348,7 +369,9 @@ mod tests {
     fn a_curve_rises_and_ends() {
         let mut curve = MissRatio::new(1000);
         assert_eq!((curve.hit_ratio(10), curve.curve().len()), (0.0, 1));
-        trace(4, 300).iter().for_each(|prompt| curve.observe(prompt));
+        for prompt in trace(4, 300) {
+            curve.observe(&prompt);
+        }
         let points = curve.curve();
         assert!(points.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{points:?}");
         assert_eq!(points.last().unwrap().1, curve.hit_ratio(u64::MAX));

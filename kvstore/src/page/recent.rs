@@ -3,7 +3,7 @@
 //! A busy store has a thousand requests in a second, and the one that somebody asks about was one in a thousand:
 //! so the extremes have lists of their own, which others do not push out.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use parking_lot::Mutex;
 
@@ -14,39 +14,53 @@ const EXTREMES_FOR: Duration = Duration::from_secs(600);
 struct Entry<T> {
     at: Duration,
     score: u64,
-    item: Arc<T>,
+    item: T,
 }
 
 /// The highest scores of the last ten minutes, in no order.
-struct Extremes<T>(Vec<Entry<T>>);
+struct Extremes<T> {
+    entries: Vec<Entry<T>>,
+    /// Until then, a score that is not above the first is none of them.
+    least: (u64, Duration),
+}
 
-impl<T> Extremes<T> {
-    fn push(&mut self, at: Duration, score: u64, item: &Arc<T>) {
-        if score == 0 {
+impl<T> Default for Extremes<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), least: (0, Duration::ZERO) }
+    }
+}
+
+impl<T: Clone> Extremes<T> {
+    fn push(&mut self, at: Duration, score: u64, item: &T) {
+        let (least, until) = self.least;
+        if score == 0 || score <= least && at < until {
             return;
         }
         let entry = || Entry { at, score, item: item.clone() };
-        if self.0.len() < EXTREMES_MAX {
-            return self.0.push(entry());
+        if self.entries.len() < EXTREMES_MAX {
+            return self.entries.push(entry());
         }
         let rank = |old: &Entry<T>| if at.saturating_sub(old.at) > EXTREMES_FOR { 0 } else { old.score };
-        if let Some(least) = self.0.iter_mut().min_by_key(|old| rank(old))
+        if let Some(least) = self.entries.iter_mut().min_by_key(|old| rank(old))
             && rank(least) < score
         {
             *least = entry();
         }
+        let ranks = self.entries.iter().map(rank);
+        let oldest = self.entries.iter().map(|entry| entry.at).min().unwrap_or_default();
+        self.least = (ranks.min().unwrap_or(0), oldest + EXTREMES_FOR);
     }
 
-    fn list(&self, now: Duration) -> Vec<Arc<T>> {
+    fn list(&self, now: Duration) -> Vec<T> {
         let mut fresh: Vec<_> =
-            self.0.iter().filter(|entry| now.saturating_sub(entry.at) <= EXTREMES_FOR).collect();
+            self.entries.iter().filter(|entry| now.saturating_sub(entry.at) <= EXTREMES_FOR).collect();
         fresh.sort_by_key(|entry| std::cmp::Reverse((entry.score, entry.at)));
         fresh.into_iter().map(|entry| entry.item.clone()).collect()
     }
 }
 
 struct Inner<T> {
-    ring: VecDeque<Arc<T>>,
+    ring: VecDeque<T>,
     slowest: Extremes<T>,
     worst: Extremes<T>,
 }
@@ -57,17 +71,16 @@ pub struct Recent<T>(Mutex<Inner<T>>);
 /// The lists at one moment.
 pub struct RecentLists<T> {
     /// The newest first.
-    pub recent: Vec<Arc<T>>,
+    pub recent: Vec<T>,
     /// The slowest first.
-    pub slowest: Vec<Arc<T>>,
+    pub slowest: Vec<T>,
     /// Those that missed most first.
-    pub worst: Vec<Arc<T>>,
+    pub worst: Vec<T>,
 }
 
 impl<T> Default for Recent<T> {
     fn default() -> Self {
-        let inner =
-            Inner { ring: VecDeque::new(), slowest: Extremes(Vec::new()), worst: Extremes(Vec::new()) };
+        let inner = Inner { ring: VecDeque::new(), slowest: Extremes::default(), worst: Extremes::default() };
         Self(Mutex::new(inner))
     }
 }
@@ -78,10 +91,9 @@ impl<T> std::fmt::Debug for Recent<T> {
     }
 }
 
-impl<T> Recent<T> {
+impl<T: Clone> Recent<T> {
     /// Adds an item of the moment `at`, which took so long and missed so much.
     pub fn push(&self, at: Duration, took_us: u64, missed: u64, item: T) {
-        let item = Arc::new(item);
         let mut inner = self.0.lock();
         inner.slowest.push(at, took_us, &item);
         inner.worst.push(at, missed, &item);
@@ -102,9 +114,9 @@ impl<T> Recent<T> {
     }
 
     /// The newest item that is so.
-    pub fn find(&self, mut is_it: impl FnMut(&T) -> bool) -> Option<Arc<T>> {
+    pub fn find(&self, mut is_it: impl FnMut(&T) -> bool) -> Option<T> {
         let inner = self.0.lock();
-        let extremes = || inner.slowest.0.iter().chain(&inner.worst.0).map(|entry| &entry.item);
+        let extremes = || inner.slowest.entries.iter().chain(&inner.worst.entries).map(|entry| &entry.item);
         inner.ring.iter().rev().chain(extremes()).find(|item| is_it(item)).cloned()
     }
 }
@@ -122,15 +134,15 @@ mod tests {
         (2..5000).for_each(|number| recent.push(at(1), 20, 3, number));
         let lists = recent.lists(at(2), 10);
         assert_eq!(
-            lists.recent.iter().map(|item| **item).collect::<Vec<_>>(),
+            lists.recent.iter().map(|item| *item).collect::<Vec<_>>(),
             (4990..5000).rev().collect::<Vec<_>>()
         );
-        assert_eq!((*lists.slowest[0], lists.slowest.len()), (0, EXTREMES_MAX));
-        assert_eq!((*lists.worst[0], lists.worst.len()), (1, EXTREMES_MAX));
+        assert_eq!((lists.slowest[0], lists.slowest.len()), (0, EXTREMES_MAX));
+        assert_eq!((lists.worst[0], lists.worst.len()), (1, EXTREMES_MAX));
         assert!(recent.find(|item| *item == 0).is_some() && recent.find(|item| *item == 3000).is_none());
         assert!(recent.lists(at(602), 10).slowest.is_empty());
         recent.push(at(602), 1, 0, 9);
-        assert_eq!(*recent.lists(at(602), 1).slowest[0], 9, "an old one makes room");
+        assert_eq!(recent.lists(at(602), 1).slowest[0], 9, "an old one makes room");
         assert_eq!(recent.0.lock().ring.len(), RECENT_MAX);
     }
 }

@@ -381,7 +381,7 @@ impl KvService for Service {
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
         let (tenant, _, _call) = self.enter(Verb::Stats, request)?;
-        Ok(Response::new(stats::of(&self.store, &tenant)))
+        Ok(Response::new(stats::of(&self.store, &tenant, true)))
     }
 
     async fn prefetch(

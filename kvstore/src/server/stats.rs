@@ -12,7 +12,7 @@ use crate::{
 const CURVE_POINTS_MAX: usize = 64;
 
 /// What one tenant sees.
-pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
+pub(super) fn of(store: &Store, tenant: &Tenant, curves: bool) -> v1::StatsResponse {
     let (usage, survey, counters) = (tenant.usage(), tenant.survey(), tenant.counters());
     let namespaces = survey.namespaces.iter().map(|(namespace, sessions)| {
         let blocks = namespace.index.len() as u64;
@@ -27,7 +27,7 @@ pub(super) fn of(store: &Store, tenant: &Tenant) -> v1::StatsResponse {
             hit_blocks: namespace.hit_blocks.get(),
             sessions: *sessions,
             hits: hits(namespace),
-            miss_ratio: miss_ratio(namespace),
+            miss_ratio: if curves { miss_ratio(namespace) } else { Vec::new() },
         }
     });
     v1::StatsResponse {

@@ -12,7 +12,7 @@ use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
     index::{RadixIndex, TierSet},
-    insight::{Explainer, MissRatio},
+    insight::{Bursts, Explainer, MissRatio},
 };
 
 /// Blocks that the miss-ratio curve follows, some 60 bytes each once there are so many. Its error stays below 0.02
@@ -36,6 +36,8 @@ pub(crate) struct Namespace {
     pub(crate) gone: Arc<Explainer>,
     /// What it would hit at other capacities. Who finds it busy passes it over: it is a sample anyway.
     pub(crate) curve: CachePadded<Mutex<MissRatio>>,
+    /// When the curve may watch.
+    pub(crate) bursts: Bursts,
     // Written by every match, so apart from what every match reads.
     pub(crate) match_blocks: CachePadded<Counter>,
     pub(crate) hit_blocks: CachePadded<Counter>,
@@ -62,6 +64,7 @@ impl Namespace {
             pins: Pins::default(),
             gone,
             curve: CachePadded::new(Mutex::new(MissRatio::new(CURVE_SAMPLES_MAX))),
+            bursts: Bursts::default(),
             match_blocks: CachePadded::default(),
             hit_blocks: CachePadded::default(),
             tier_hits: CachePadded::default(),
@@ -73,8 +76,11 @@ impl Namespace {
         self.match_blocks.add(asked as u64);
         self.hit_blocks.add(found.len() as u64);
         let mut hits = [0; 4];
-        for tier in found.iter().filter_map(|holders| tiers_of(*holders).next()) {
-            hits[tier as usize] += 1;
+        // Neighbours are mostly in the same tiers.
+        for run in found.chunk_by(|one, next| one == next) {
+            if let Some(tier) = tiers_of(run[0]).next() {
+                hits[tier as usize] += run.len() as u64;
+            }
         }
         for (counter, hits) in self.tier_hits.iter().zip(hits).filter(|(_, hits)| *hits > 0) {
             counter.add(hits);

@@ -56,7 +56,7 @@ impl Store {
             let secret = *blake3::keyed_hash(&options.secret, tenant.name.as_bytes()).as_bytes();
             let limits =
                 TenantLimits { session_ttl: options.session_ttl, lease_ttl_max: options.lease_ttl_max };
-            let state = Tenant::new(
+            let mut state = Tenant::new(
                 tenant.name,
                 secret,
                 pool,
@@ -65,6 +65,7 @@ impl Store {
                 &options.tiers,
                 tenant.operator,
             );
+            state.place = tenants.len();
             tenants.push((tenant.token, Arc::new(state)));
         }
         Ok(Self { tenants, clock, incarnation: options.incarnation })

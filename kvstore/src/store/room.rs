@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use kelvin_kernels::{Checksum, checksum};
-use kelvin_tiering::{Device, DramSlot, Tier, Weight, Why};
+use kelvin_tiering::{Device, DramSlot, Tier, Why};
 
 use super::{
     ImmutableBlock, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
@@ -124,9 +124,7 @@ impl Tenant {
         }
         let block = block.register();
         state.insert_sealed(block.clone());
-        if let Some(mut ghosts) = self.ghosts.try_lock() {
-            ghosts.insert(key.hash, parent, Weight::default());
-        }
+        self.watch_insert(key.hash, parent, now);
         while let Some(victim) = state.victim_over_quota(key.namespace, block.slot().slot_bytes()) {
             if self.evict_at(state, victim, Removal::Quota, now).is_none() {
                 break;

@@ -28,7 +28,7 @@ use std::{
 
 use crossbeam::utils::CachePadded;
 use kelvin_proto::{NamespaceSpec, Reason, Refusal};
-use kelvin_tiering::{Device, DramPool, DramSlot, GhostBoard, GhostRate, PolicyKind, Tier, Usage};
+use kelvin_tiering::{Device, DramPool, DramSlot, GhostBoard, GhostRate, PolicyKind, Tier, Usage, Weight};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
@@ -45,12 +45,19 @@ use super::{
 use crate::{
     NamespaceKey, SequenceHash,
     catalog::namespace_id,
-    insight::{Explainer, ExplainerUsage},
+    insight::{Bursts, Explainer, ExplainerUsage},
 };
 
 /// Policies beside the real one, on a sample.
 type Ghosts = GhostBoard<SequenceHash, Keyed>;
 
+/// What it takes to see whether a block is sampled, to have all ghosts see one that is, and the curve: as measured,
+/// rounded up.
+const LOOK_NS: u64 = 3;
+const GHOSTS_NS: u64 = 1000;
+const CURVE_NS: u64 = 150;
+/// Half of a curve is from the last so many blocks asked for.
+const CURVE_ASKED_MAX: f64 = 4_194_304.0;
 /// Bounds on what clients can make a tenant keep.
 const SESSIONS_MAX: usize = 4096;
 const NAMESPACES_MAX: usize = 1024;
@@ -108,6 +115,10 @@ pub(crate) struct Tenant {
     quotas: Vec<Quota>,
     /// What each policy would have hit in DRAM. Who finds it busy passes it over: it is a sample anyway.
     pub(super) ghosts: Mutex<Ghosts>,
+    /// When they may watch.
+    bursts: Bursts,
+    /// Its place among the store's tenants.
+    pub(crate) place: usize,
     policy: PolicyKind,
     is_operator: bool,
     /// The structural lock.
@@ -147,6 +158,8 @@ impl Tenant {
             gone: Arc::default(),
             quotas,
             ghosts: Mutex::new(GhostBoard::new(&PolicyKind::FIXED, 1)),
+            bursts: Bursts::default(),
+            place: 0,
             policy,
             is_operator,
             below: Below::default(),
@@ -447,6 +460,34 @@ impl Tenant {
             }
         }
         self.below.stirred.stir();
+    }
+
+    /// Has the ghosts and a namespace's curve see what was asked for, if there is time for that.
+    pub(super) fn watch_match(&self, namespace: &Namespace, hashes: &[SequenceHash], now: Duration) {
+        let looks_ns = hashes.len() as u64 * LOOK_NS;
+        if self.bursts.allow(now)
+            && let Some(mut ghosts) = self.ghosts.try_lock()
+        {
+            self.bursts.did(looks_ns + ghosts.touch(hashes) as u64 * GHOSTS_NS, now);
+        }
+        if namespace.bursts.allow(now)
+            && let Some(mut curve) = namespace.curve.try_lock()
+        {
+            if curve.asked_blocks() > CURVE_ASKED_MAX {
+                curve.fade(0.5);
+            }
+            namespace.bursts.did(looks_ns + curve.observe(hashes) as u64 * CURVE_NS, now);
+        }
+    }
+
+    /// Has the ghosts see a block that came in, if there is time for that.
+    pub(super) fn watch_insert(&self, hash: SequenceHash, parent: Option<SequenceHash>, now: Duration) {
+        if self.bursts.allow(now)
+            && let Some(mut ghosts) = self.ghosts.try_lock()
+            && ghosts.insert(hash, parent, Weight::default())
+        {
+            self.bursts.did(GHOSTS_NS, now);
+        }
     }
 
     /// The clock for the index.

@@ -55,7 +55,7 @@ pub(crate) struct Placed {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     open: Mutex<HashMap<String, Seen>>,
-    recent: Recent<Seen>,
+    recent: Recent<Arc<Seen>>,
     since: Started,
 }
 
@@ -136,7 +136,7 @@ impl Requests {
         let took = seen.begun.elapsed();
         seen.took = Some(took);
         let missed = seen.missed();
-        self.recent.push(self.since.0.elapsed(), took.as_micros() as u64, missed, seen);
+        self.recent.push(self.since.0.elapsed(), took.as_micros() as u64, missed, Arc::new(seen));
     }
 
     /// The lists, as the page shows them.
@@ -156,7 +156,7 @@ impl Requests {
         let unique = id.strip_prefix("chatcmpl-").or_else(|| id.strip_prefix("cmpl-")).unwrap_or(id);
         let is_it = |seen: &Seen| seen.unique == unique || seen.shown == id;
         let open = self.open.lock().values().find(|seen| is_it(seen)).cloned();
-        open.map(Arc::new).or_else(|| self.recent.find(is_it))
+        open.map(Arc::new).or_else(|| self.recent.find(|seen| is_it(seen)))
     }
 }
 

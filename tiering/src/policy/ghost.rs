@@ -92,26 +92,29 @@ where
         }
     }
 
-    /// A prefix was matched, the start of the sequence first.
-    pub fn touch(&mut self, prefix: &[K]) {
-        let mut above = None;
+    /// A prefix was matched, the start of the sequence first. Returns how many of its blocks are sampled.
+    pub fn touch(&mut self, prefix: &[K]) -> usize {
+        let (mut above, mut sampled) = (None, 0);
         for key in prefix {
             if self.is_sampled(key) {
                 self.note(*key, above, Weight::default());
                 above = Some(*key);
+                sampled += 1;
             }
         }
         self.last = prefix.last().map(|last| (*last, above));
+        sampled
     }
 
-    /// A block came in behind `parent`.
-    pub fn insert(&mut self, key: K, parent: Option<K>, weight: Weight) {
+    /// A block came in behind `parent`. Returns whether it is sampled.
+    pub fn insert(&mut self, key: K, parent: Option<K>, weight: Weight) -> bool {
         let above = self.last.filter(|(last, _)| Some(*last) == parent).and_then(|(_, above)| above);
         let is_sampled = self.is_sampled(&key);
         if is_sampled {
             self.note(key, above, weight);
         }
         self.last = Some((key, if is_sampled { Some(key) } else { above }));
+        is_sampled
     }
 
     /// What each policy would have hit lately.

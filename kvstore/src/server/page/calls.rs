@@ -10,19 +10,19 @@ use serde_json::{Value, json};
 use crate::{
     SequenceHash,
     page::Recent,
-    store::{Namespace, Tenant},
+    store::{Namespace, Store, Tenant, meters::measuring},
 };
 
 const SHOWN: usize = 200;
 
-/// One call.
-#[derive(Debug)]
+/// One call. Names come when it is shown: here they would cost every call.
+#[derive(Debug, Clone, Copy)]
 pub(in crate::server) struct Seen {
     number: u64,
     at: Duration,
     verb: &'static str,
-    tenant: String,
-    model: String,
+    /// Where the tenant stands in the store.
+    tenant: usize,
     pub(super) namespace: u64,
     blocks: u64,
     hits: u64,
@@ -58,7 +58,7 @@ impl Calls {
         outcome: &Outcome<'_>,
     ) {
         let Outcome { verb, hashes, hits, filling } = *outcome;
-        if hashes.is_empty() {
+        if hashes.is_empty() || !measuring() {
             return;
         }
         let now = tenant.now();
@@ -67,8 +67,7 @@ impl Calls {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             at: now,
             verb,
-            tenant: tenant.name().to_owned(),
-            model: namespace.spec.model.clone(),
+            tenant: tenant.place,
             namespace: namespace.id,
             blocks: hashes.len() as u64,
             hits: hits as u64,
@@ -83,9 +82,9 @@ impl Calls {
     }
 
     /// The lists, as the page shows them.
-    pub(super) fn lists(&self, now: Duration) -> Value {
-        let lists = self.recent.lists(now, SHOWN);
-        let all = |list: &[std::sync::Arc<Seen>]| list.iter().map(|seen| seen.json(now)).collect::<Vec<_>>();
+    pub(super) fn lists(&self, store: &Store) -> Value {
+        let lists = self.recent.lists(store.uptime(), SHOWN);
+        let all = |list: &[Seen]| list.iter().map(|seen| seen.json(store)).collect::<Vec<_>>();
         json!({
             "kind": "store",
             "recent": all(&lists.recent),
@@ -94,20 +93,22 @@ impl Calls {
         })
     }
 
-    pub(super) fn find(&self, id: &str) -> Option<std::sync::Arc<Seen>> {
+    pub(super) fn find(&self, id: &str) -> Option<Seen> {
         let number: u64 = id.parse().ok()?;
         self.recent.find(|seen| seen.number == number)
     }
 }
 
 impl Seen {
-    pub(super) fn json(&self, now: Duration) -> Value {
+    pub(super) fn json(&self, store: &Store) -> Value {
+        let tenant = store.tenants().nth(self.tenant);
+        let namespace = tenant.and_then(|tenant| tenant.namespace(self.namespace).ok());
         json!({
             "id": self.number.to_string(),
-            "age_ms": now.saturating_sub(self.at).as_millis() as u64,
+            "age_ms": store.uptime().saturating_sub(self.at).as_millis() as u64,
             "verb": self.verb,
-            "tenant": self.tenant,
-            "model": self.model,
+            "tenant": tenant.map(|tenant| tenant.name()),
+            "model": namespace.map(|namespace| namespace.spec.model.clone()),
             "namespace_id": self.namespace.to_string(),
             "blocks": self.blocks,
             "hit_blocks": self.hits,

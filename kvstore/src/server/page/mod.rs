@@ -67,8 +67,9 @@ impl StorePage {
         self.admin.is_some() || self.has_tenant_token
     }
 
-    fn stats(&self) -> StatsResponse {
-        let mut all = self.store.tenants().map(|tenant| stats::of(&self.store, tenant));
+    /// All tenants' figures; their curves take time, and are left out where nobody looks at them.
+    fn stats(&self, curves: bool) -> StatsResponse {
+        let mut all = self.store.tenants().map(|tenant| stats::of(&self.store, tenant, curves));
         let first = all.next().unwrap_or_default();
         all.fold(first, together)
     }
@@ -87,7 +88,7 @@ impl StorePage {
 
     async fn explained(&self, id: &str) -> Option<Value> {
         let seen = self.calls.find(id)?;
-        let mut value = seen.json(self.store.uptime());
+        let mut value = seen.json(&self.store);
         let mut explain = Value::Null;
         if let Some(hash) = seen.first_missing {
             let found = self.namespaces().into_iter().find(|(_, namespace)| namespace.id == seen.namespace);
@@ -141,7 +142,7 @@ impl Source for StorePage {
     }
 
     fn sample(&self) -> BoxFuture<'_, Vec<f64>> {
-        async { sample(Some(&self.stats())) }.boxed()
+        async { sample(Some(&self.stats(false))) }.boxed()
     }
 
     fn now(&self) -> BoxFuture<'_, Value> {
@@ -159,7 +160,7 @@ impl Source for StorePage {
                 "kind": "store",
                 "version": env!("CARGO_PKG_VERSION"),
                 "may_change": self.takes_tokens(),
-                "store": figures(&self.stats()),
+                "store": figures(&self.stats(false)),
                 "tenants": tenants.collect::<Vec<_>>(),
             })
         }
@@ -167,7 +168,7 @@ impl Source for StorePage {
     }
 
     fn curves(&self) -> BoxFuture<'_, Value> {
-        async { mrc(&self.stats()) }.boxed()
+        async { mrc(&self.stats(true)) }.boxed()
     }
 
     fn tree(&self, query: TreeQuery) -> BoxFuture<'_, Result<Value, Failure>> {
@@ -175,7 +176,7 @@ impl Source for StorePage {
     }
 
     fn requests(&self) -> Value {
-        self.calls.lists(self.store.uptime())
+        self.calls.lists(&self.store)
     }
 
     fn request<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Option<Value>> {

@@ -166,7 +166,8 @@ impl Tenant {
     /// Tiers of each block of the longest prefix that can be had now. What only tiers out of reach have is none of
     /// it: a match promises nothing that is known to fail.
     pub(crate) fn match_prefix(&self, namespace: &Namespace, hashes: &[SequenceHash]) -> Vec<TierSet> {
-        let mut found = namespace.index.longest_prefix(hashes, Some(self.tick()));
+        let now = self.clock.now();
+        let mut found = namespace.index.longest_prefix(hashes, Some(now.as_millis() as u64));
         if let Some(tiers) = self.tiers() {
             if tiers.sight(hashes.iter().take(found.len() + 1).copied()) {
                 self.below.stirred.stir();
@@ -174,18 +175,12 @@ impl Tenant {
             if let Some((at, tier)) = out_of_reach(tiers, &found) {
                 found.truncate(at);
                 // So that the miss is counted for what it is.
-                namespace.gone.note(hashes[at], Reason::TierFailed, tier, self.clock.now());
+                namespace.gone.note(hashes[at], Reason::TierFailed, tier, now);
             }
         }
-        if !measuring() {
-            return found;
-        }
-        namespace.count_match(hashes.len(), &found);
-        if let Some(mut ghosts) = self.ghosts.try_lock() {
-            ghosts.touch(hashes);
-        }
-        if let Some(mut curve) = namespace.curve.try_lock() {
-            curve.observe(hashes);
+        if measuring() {
+            namespace.count_match(hashes.len(), &found);
+            self.watch_match(namespace, hashes, now);
         }
         found
     }
