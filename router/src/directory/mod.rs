@@ -14,6 +14,7 @@
 mod assumed;
 
 use std::{
+    ops::ControlFlow,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -103,22 +104,20 @@ impl Directory {
         self.key.hash_block(None, &[block_tokens], &scope.0)
     }
 
-    /// How many leading blocks each worker has that has any, into `found`.
-    pub(crate) fn prefixes(&self, hashes: &[SequenceHash], found: &mut Vec<(u32, u32)>) {
-        found.clear();
-        let held = self.index.longest_prefix(hashes, None);
-        let Some(mut alive) = held.first().copied() else { return };
-        for (blocks, holders) in (1..).zip(&held[1..]) {
-            let still = alive.intersection(*holders);
-            if still != alive {
-                found.extend(alive.without(still).iter().map(|worker| (worker, blocks)));
-                alive = still;
+    /// Gives `found` each worker that has any of the leading blocks, and how many. It may not call the directory.
+    pub(crate) fn prefixes(&self, hashes: &[SequenceHash], mut found: impl FnMut(u32, u32)) {
+        let (mut alive, mut blocks) = (None, 0);
+        self.index.walk_prefix(hashes, None, |more, holders| {
+            let before: FleetSet = alive.unwrap_or(holders);
+            let still = before.intersection(holders);
+            if still != before {
+                before.without(still).iter().for_each(|worker| found(worker, blocks));
             }
-            if alive.is_empty() {
-                return;
-            }
-        }
-        found.extend(alive.iter().map(|worker| (worker, held.len() as u32)));
+            blocks += more as u32;
+            alive = Some(still);
+            if still.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        alive.unwrap_or_default().iter().for_each(|worker| found(worker, blocks));
     }
 
     /// A worker has blocks of which each is the parent of the next. Returns whether they were taken in: the

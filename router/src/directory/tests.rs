@@ -14,7 +14,7 @@ fn scope() -> Scope {
 
 fn prefixes(directory: &Directory, hashes: &[SequenceHash]) -> BTreeMap<u32, u32> {
     let mut found = Vec::new();
-    directory.prefixes(hashes, &mut found);
+    directory.prefixes(hashes, |worker, blocks| found.push((worker, blocks)));
     let map: BTreeMap<_, _> = found.iter().copied().collect();
     assert_eq!(map.len(), found.len(), "a worker is named once");
     map
