@@ -48,6 +48,32 @@ fn hashes_chain_and_tell_apart_what_must_not_meet() {
 }
 
 #[test]
+fn packed_tokens_are_told_apart_as_others_are() {
+    let directory = directory();
+    let hash = |block: &[u32], extra: &[u8]| directory.hash_block(&scope(), None, block, extra);
+    let below = (1 << 24) - 1;
+    let blocks: [(&[u32], &[u8]); 8] = [
+        (&[1, 2], b""),
+        (&[2, 1], b""),
+        (&[0x0201, 0], b""),
+        (&[1, 2 << 24], b""),
+        (&[1, 2], b"x"),
+        (&[1, below], b""),
+        (&[1, below + 1], b""),
+        (&[1, u32::MAX], b""),
+    ];
+    let hashes: BTreeSet<_> = blocks.iter().map(|(block, extra)| hash(block, extra)).collect();
+    assert_eq!(hashes.len(), blocks.len());
+    let long: Vec<u32> = (0..2 * PACKED_TOKENS_MAX as u32).collect();
+    for size in [PACKED_TOKENS_MAX, PACKED_TOKENS_MAX + 1] {
+        let (mut block, before) = (long[..size].to_vec(), hash(&long[..size], &[]));
+        block[size - 1] += 1;
+        assert_ne!(hash(&block, &[]), before);
+        assert_eq!(hash(&long[..size], &[]), before);
+    }
+}
+
+#[test]
 fn what_is_assumed_ends_unless_it_is_assumed_again() {
     let directory = directory();
     let hashes = directory.hash_tokens(&scope(), &(0..64).collect::<Vec<_>>(), 16);
