@@ -65,6 +65,21 @@ impl fmt::Debug for SequenceHash {
     }
 }
 
+/// What a block of up to 60 tokens is hashed from, without extra.
+const BUFFER_BYTES: usize = 256;
+
+fn write_tokens(tokens: &[u32], into: &mut [u8]) {
+    for (slot, token) in into.chunks_exact_mut(size_of::<u32>()).zip(tokens) {
+        slot.copy_from_slice(&token.to_le_bytes());
+    }
+}
+
+fn first_bytes(hash: &blake3::Hash) -> SequenceHash {
+    let mut first = [0; SequenceHash::BYTES];
+    first.copy_from_slice(&hash.as_bytes()[..SequenceHash::BYTES]);
+    SequenceHash::from_bytes(first)
+}
+
 /// Key under which a namespace's tokens are hashed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NamespaceKey([u8; 32]);
@@ -93,19 +108,27 @@ impl NamespaceKey {
 
     /// Hash of one block: its parent (`None` at the start of a sequence), its tokens, and `extra`.
     pub fn hash_block(&self, parent: Option<SequenceHash>, tokens: &[u32], extra: &[u8]) -> SequenceHash {
+        let parent = parent.map_or([0; SequenceHash::BYTES], SequenceHash::to_bytes);
+        let mut buffer = [0; BUFFER_BYTES];
+        let bytes = SequenceHash::BYTES + size_of_val(tokens) + extra.len();
+        if let Some(buffer) = buffer.get_mut(..bytes) {
+            // In one piece it needs no hasher, which is larger than what it hashes.
+            let (head, rest) = buffer.split_at_mut(SequenceHash::BYTES);
+            let (middle, tail) = rest.split_at_mut(size_of_val(tokens));
+            head.copy_from_slice(&parent);
+            write_tokens(tokens, middle);
+            tail.copy_from_slice(extra);
+            return first_bytes(&blake3::keyed_hash(&self.0, buffer));
+        }
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        hasher.update(&parent.map_or([0; 16], SequenceHash::to_bytes));
-        let mut buffer = [0u8; 256];
-        for run in tokens.chunks(buffer.len() / 4) {
-            for (slot, token) in buffer.chunks_exact_mut(4).zip(run) {
-                slot.copy_from_slice(&token.to_le_bytes());
-            }
-            hasher.update(&buffer[..run.len() * 4]);
+        hasher.update(&parent);
+        for run in tokens.chunks(buffer.len() / size_of::<u32>()) {
+            let bytes = &mut buffer[..size_of_val(run)];
+            write_tokens(run, bytes);
+            hasher.update(bytes);
         }
         hasher.update(extra);
-        let mut first = [0; 16];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        SequenceHash::from_bytes(first)
+        first_bytes(&hasher.finalize())
     }
 
     /// Hashes of the whole blocks of a prompt; tokens behind the last whole block are left out.
@@ -137,14 +160,30 @@ mod tests {
 
     #[test]
     fn a_hash_is_blake3_of_parent_tokens_and_extra() {
-        let tokens: Vec<u32> = (0..200).collect();
+        let all: Vec<u32> = (0..600_u32).map(|token| token.wrapping_mul(0x9E37_79B9)).collect();
         let parent = key("a").hash_block(None, &[1], b"");
-        let mut bytes = parent.to_bytes().to_vec();
-        tokens.iter().for_each(|token| bytes.extend(token.to_le_bytes()));
-        bytes.extend(b"lora");
-        let whole = blake3::keyed_hash(&key("a").to_bytes(), &bytes);
-        let expected: [u8; 16] = whole.as_bytes()[..16].try_into().unwrap();
-        assert_eq!(key("a").hash_block(Some(parent), &tokens, b"lora"), SequenceHash::from_bytes(expected));
+        // On both sides of what is hashed in one piece, and of BLAKE3's own chunk.
+        for (tokens, extra) in
+            [(0, 0), (16, 0), (16, 4), (60, 0), (60, 1), (61, 0), (0, 300), (200, 9), (600, 700)]
+        {
+            let (tokens, extra) = (&all[..tokens], &vec![7; extra][..]);
+            let mut bytes = parent.to_bytes().to_vec();
+            tokens.iter().for_each(|token| bytes.extend(token.to_le_bytes()));
+            bytes.extend(extra);
+            let whole = blake3::keyed_hash(&key("a").to_bytes(), &bytes);
+            let expected: [u8; 16] = whole.as_bytes()[..16].try_into().unwrap();
+            assert_eq!(key("a").hash_block(Some(parent), tokens, extra), SequenceHash::from_bytes(expected));
+        }
+    }
+
+    #[test]
+    fn hashes_stay_what_they_were() {
+        let hashes = NamespaceKey::from_bytes([7; 32]).hash_blocks(&[1, 2, 3, 4], 2, b"x");
+        assert_eq!(
+            format!("{hashes:?}"),
+            "[5d9e5a19c94940a598352c63cc398893, f470e0fc47375ab04241c9e0c1c41544]",
+            "they are kept on disks"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use kelvin_kvstore::SequenceHash;
-use rand::Rng;
+use rand::{Rng, rngs::SmallRng};
 
 use crate::{
     backend::{BackendSpec, Placement},
@@ -57,7 +57,7 @@ impl Decisions {
     }
 
     /// Who gets a prompt, from its tokens on; it is in work there until [`IN_WORK`] others are.
-    pub fn decide(&mut self, tokens: &[u32], rng: &mut impl Rng) -> Option<u32> {
+    pub fn decide(&mut self, tokens: &[u32], rng: &mut SmallRng) -> Option<u32> {
         let (backend, call) = self.placement.decide(&self.directory, &self.scope, tokens, rng)?;
         self.in_work.push_back(Box::new(call));
         if self.in_work.len() > IN_WORK {

@@ -279,6 +279,7 @@ fn step_us(worker: &WorkerFacts) -> f64 {
 }
 
 /// What a worker says of itself may be anything: only a positive number counts.
+#[inline]
 pub(crate) fn measured(value: Option<f64>, default: f64) -> f64 {
     value.filter(|value| value.is_finite() && *value > 0.0).unwrap_or(default)
 }

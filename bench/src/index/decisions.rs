@@ -3,7 +3,13 @@
 //! Prompts are those of the index's forest, 96 blocks of 16 tokens behind 64 beginnings, and each is in the memory
 //! of one backend or a few; so each beginning is in many. A decision hashes the prompt, looks up who has how much of
 //! it, prices every backend, takes one, and counts the request there. With it are 512 others in work.
+//!
+//! Beside a decision's time stands what it took of the processor: where only the former's tail is long, others on the
+//! machine made it so. And beside both stand the times of a loop that reads a little memory and does nothing else for as
+//! long: its tail is the machine's own, interrupts and a hypervisor's pages, which count as processor time of whomever
+//! they hit.
 
+use std::hint::black_box;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
@@ -13,7 +19,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::forest::{LONG, mix};
-use super::record;
+use super::{cpu, record};
 use crate::report::{Report, number};
 
 const BACKENDS: u32 = 1_000;
@@ -24,13 +30,15 @@ const LIMIT_US: f64 = 50.0;
 const BUDGET_BYTES: usize = 256 << 20;
 const DECISIONS: u64 = 20_000;
 const APPLICATIONS: u64 = 64;
+/// Of the index, a decision touches about so many pages that are in no cache.
+const PLACES: usize = 32;
 
 /// Measures with about `blocks` blocks known.
 pub(super) fn measure(seed: u64, blocks: u64, report: &mut Report) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut decisions = Decisions::new(BACKENDS, BLOCK_TOKENS, BUDGET_BYTES, &mut rng);
     let prompts = fill(&mut decisions, seed, blocks, &mut rng);
-    let mut times = [(); 2].map(|()| Histogram::<u64>::new(3).expect("three digits are allowed"));
+    let mut times = [(); 3].map(|()| Histogram::<u64>::new(3).expect("three digits are allowed"));
     let mut tokens = Vec::new();
     for _ in 0..DECISIONS {
         prompt(seed, rng.random_range(0..prompts), &mut tokens);
@@ -38,9 +46,11 @@ pub(super) fn measure(seed: u64, blocks: u64, report: &mut Report) {
         let hashes = decisions.hash(&tokens);
         record(&mut times[0], start.elapsed());
         assert_eq!(hashes.len() as u64, LONG.application + LONG.session + LONG.turn);
-        let start = Instant::now();
+        let (start_cpu, start) = (cpu(), Instant::now());
         let backend = decisions.decide(&tokens, &mut rng);
-        record(&mut times[1], start.elapsed());
+        let took = start.elapsed();
+        record(&mut times[1], took);
+        record(&mut times[2], cpu() - start_cpu);
         assert!(backend.is_some(), "they are all ready");
     }
     let us = |at: usize, quantile: f64| times[at].value_at_quantile(quantile) as f64 / 1e3;
@@ -56,10 +66,54 @@ pub(super) fn measure(seed: u64, blocks: u64, report: &mut Report) {
         number(p99),
         number(us(0, 0.5)),
     ));
+    report.line(format!(
+        "  processor time p50 {} us, p99 {} us, p99.9 {} us, two readings of its clock included; p99.9 {} us by the wall",
+        number(us(2, 0.5)),
+        number(us(2, 0.99)),
+        number(us(2, 0.999)),
+        number(us(1, 0.999)),
+    ));
+    let idle = idle((p50 * 1e3) as u64, decisions.memory_bytes());
+    let idle_us = |quantile: f64| number(idle.value_at_quantile(quantile) as f64 / 1e3);
+    report.line(format!(
+        "  a loop as long that reads {PLACES} places of as much memory: p50 {} us, p99 {} us, p99.9 {} us",
+        idle_us(0.5),
+        idle_us(0.99),
+        idle_us(0.999)
+    ));
     report.compared(format!("{blocks}.decision.p50"), p50, "us", LIMIT_US, p50 / LIMIT_US);
     report.compared(format!("{blocks}.decision.p99"), p99, "us", LIMIT_US, p99 / LIMIT_US);
+    report.figure(format!("{blocks}.decision.cpu.p50"), us(2, 0.5), "us");
+    report.figure(format!("{blocks}.decision.cpu.p99"), us(2, 0.99), "us");
     report.figure(format!("{blocks}.decision.hash.p50"), us(0, 0.5), "us");
     report.figure(format!("{blocks}.decision.refused"), decisions.refused() as f64, "runs");
+}
+
+/// Times of a loop that takes about so many nanoseconds: it reads in [`PLACES`] places of so much memory, and then
+/// computes in registers.
+fn idle(ns: u64, bytes: usize) -> Histogram<u64> {
+    let memory: Vec<u64> = (0..bytes as u64 / 8).collect();
+    let mut at = 0;
+    let mut spin = |steps: u64| {
+        let start = Instant::now();
+        for _ in 0..PLACES {
+            at = mix(at ^ memory[at as usize % memory.len()]);
+        }
+        at = (0..steps).fold(at, |sum, step| mix(sum ^ step));
+        start.elapsed()
+    };
+    let mut median = |steps: u64| {
+        let mut times: Vec<u64> = (0..1_001).map(|_| spin(steps).as_nanos() as u64).collect();
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    const STEPS: u64 = 10_000;
+    let (least, more) = (median(0), median(STEPS));
+    let steps = STEPS * ns.saturating_sub(least) / more.saturating_sub(least).max(1);
+    let mut times = Histogram::<u64>::new(3).expect("three digits are allowed");
+    (0..DECISIONS).for_each(|_| record(&mut times, spin(steps)));
+    black_box(at);
+    times
 }
 
 /// Has backends store prompts until so many blocks are known; returns how many prompts.

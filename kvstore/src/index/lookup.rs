@@ -5,6 +5,8 @@
 //! [`Guide`] asks the map about some blocks of the prompt at once, then for all their nodes, then for all
 //! their hashes, and the walk that follows finds what it needs in the cache.
 
+use std::ops::ControlFlow;
+
 use super::{HolderSet, RadixIndex};
 use crate::SequenceHash;
 
@@ -45,10 +47,29 @@ impl<S: HolderSet> RadixIndex<S> {
     /// then.
     pub fn longest_prefix(&self, hashes: &[SequenceHash], now: Option<u64>) -> Vec<S> {
         let mut prefix = Vec::new();
+        self.walk_prefix(hashes, now, |blocks, holders| {
+            if prefix.is_empty() {
+                prefix.reserve_exact(hashes.len());
+            }
+            prefix.resize(prefix.len() + blocks, holders);
+            ControlFlow::Continue(())
+        });
+        prefix
+    }
+
+    /// The same prefix by stretches of blocks with the same holders, until `visit` breaks; neighbours may be equal.
+    /// A run is locked meanwhile: `visit` may not call the index.
+    pub fn walk_prefix(
+        &self,
+        hashes: &[SequenceHash],
+        now: Option<u64>,
+        mut visit: impl FnMut(usize, S) -> ControlFlow<()>,
+    ) {
+        let mut walked = 0;
         let mut guide = Guide::default();
         let cached = self.memory_bytes() < CACHED_BYTES;
-        while let Some(hash) = hashes.get(prefix.len()) {
-            let before = prefix.len();
+        while let Some(hash) = hashes.get(walked) {
+            let before = walked;
             if !cached && !guide.reaches(before) {
                 guide = self.guide(hashes, before);
             }
@@ -63,20 +84,25 @@ impl<S: HolderSet> RadixIndex<S> {
             if before > 0 && run.parent_of(start) != Some(hashes[before - 1]) {
                 break;
             }
-            if before == 0 {
-                prefix.reserve_exact(hashes.len());
-            }
             let end = start + common(&run.hashes()[start..], &hashes[before..]);
-            let held = run.shares.stretches(start..end).take_while(|(_, holders)| !holders.is_empty());
-            held.for_each(|(blocks, holders)| prefix.resize(prefix.len() + blocks, holders));
-            if let Some(now) = now.filter(|_| prefix.len() > before) {
+            let mut enough = false;
+            for (blocks, holders) in run.shares.stretches(start..end) {
+                if holders.is_empty() {
+                    break;
+                }
+                walked += blocks;
+                enough = visit(blocks, holders).is_break();
+                if enough {
+                    break;
+                }
+            }
+            if let Some(now) = now.filter(|_| walked > before) {
                 node.heat.touch(now);
             }
-            if start + prefix.len() - before < run.len() {
+            if enough || start + walked - before < run.len() {
                 break;
             }
         }
-        prefix
     }
 
     /// Asks about every so many blocks from `start` on.

@@ -25,7 +25,7 @@ use super::{
     member::Call,
     pair,
     place::{Full, Part, Shape, place},
-    roster::Pool,
+    pool::Pool,
 };
 
 /// Requests in work for each hedge.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use kelvin_kvstore::SequenceHash;
 
-use super::{member::Backend, roster::Pool};
+use super::{member::Backend, pool::Pool};
 use crate::{
     directory::{Directory, Scope, TEXT_BLOCK_BYTES},
     expected::Held,
-    feeds::Stores,
+    feeds::{Mode, Stores},
 };
 
 /// Bytes of text a token stands for where nobody counts: what is decided by it is a ratio.
@@ -22,10 +22,10 @@ const TOKEN_BYTES: u64 = 4;
 pub(crate) struct Keys {
     tokens: u64,
     text: Vec<SequenceHash>,
-    /// Leading tokens in each server's own memory, at the place of its id.
+    /// Leading tokens in each server's own memory, at its place in the pool.
     own: Vec<u64>,
-    /// By stores' addresses.
-    stored: Vec<(String, Vec<Held>)>,
+    /// In each of the pool's stores; empty if nobody looked there.
+    stored: Vec<Vec<Held>>,
 }
 
 impl Keys {
@@ -40,49 +40,41 @@ impl Keys {
         tokens: Option<&[u32]>,
         salted: bool,
     ) -> Self {
-        // One look at each of what may be a thousand servers.
-        let (mut by_text, mut sizes, mut places) = (false, Vec::new(), Vec::new());
-        let mut by_id: Vec<Option<&Backend>> = Vec::with_capacity(pool.backends.len());
-        for backend in &pool.backends {
-            match (backend.is_followed(), backend.block_tokens()) {
-                (false, _) => by_text = true,
-                (true, 0) => {}
-                (true, size) if !sizes.contains(&size) => sizes.push(size),
-                (true, _) => {}
+        let (mut by_text, mut sizes, mut last) = (false, Vec::new(), None);
+        for (_, line) in pool.lines() {
+            let known = line.known();
+            // They are alike as a rule.
+            if last.replace(known) == Some(known) {
+                continue;
             }
-            if let Some(store) = &backend.spec.store
-                && !places.contains(&store)
-            {
-                places.push(store);
+            match known {
+                (Mode::Fallback, _) => by_text = true,
+                (_, 0) => {}
+                (_, size) if !sizes.contains(&size) => sizes.push(size),
+                _ => {}
             }
-            let id = backend.id as usize;
-            if by_id.len() <= id {
-                by_id.resize(id + 1, None);
-            }
-            by_id[id] = Some(backend);
         }
         let hashes = if by_text { directory.hash_text(scope, text) } else { Vec::new() };
-        let mut own = vec![0; by_id.len()];
-        let mut found = Vec::new();
-        let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(&Backend) -> bool| {
-            directory.prefixes(hashes, &mut found);
-            for (id, blocks) in &found {
-                let backend = by_id.get(*id as usize).copied().flatten();
-                if backend.is_some_and(is_known) {
-                    own[*id as usize] = u64::from(*blocks) * block_tokens;
+        let mut own = vec![0; pool.backends().len()];
+        let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(Mode, u32) -> bool| {
+            directory.prefixes(hashes, |id, blocks| {
+                let Some(at) = pool.place(id) else { return };
+                let (mode, size) = pool.line(at).known();
+                if is_known(mode, size) {
+                    own[at] = u64::from(blocks) * block_tokens;
                 }
-            }
+            });
         };
-        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|backend| !backend.is_followed());
+        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| mode == Mode::Fallback);
         if let Some(tokens) = tokens {
             for size in sizes {
                 let hashes = directory.hash_tokens(scope, tokens, size as usize);
-                add(&hashes, size.into(), &|backend| backend.is_followed() && backend.block_tokens() == size);
+                add(&hashes, size.into(), &|mode, known| mode != Mode::Fallback && known == size);
             }
         }
         let stored = tokens.filter(|_| !salted).map(|tokens| {
-            let held = places.into_iter().map(|url| (url.clone(), stores.held(url, &pool.card.id, tokens)));
-            held.filter(|(_, held)| !held.is_empty()).collect()
+            let held = pool.stores().iter().map(|url| stores.held(url, &pool.card.id, tokens));
+            held.collect()
         });
         let tokens = tokens.map_or(text.len() as u64 / TOKEN_BYTES, |tokens| tokens.len() as u64);
         Self { tokens: tokens.max(1), text: hashes, own, stored: stored.unwrap_or_default() }
@@ -103,7 +95,7 @@ impl Keys {
         &self.own
     }
 
-    pub(super) fn stored(&self) -> &[(String, Vec<Held>)] {
+    pub(super) fn stored(&self) -> &[Vec<Held>] {
         &self.stored
     }
 }

@@ -45,11 +45,13 @@ struct Sums {
     load: Ratio,
 }
 
-/// One server's measured terms.
+/// What one server's terms are made from.
 #[derive(Debug, Default)]
-pub(crate) struct Learnt {
-    sums: Mutex<Sums>,
-    /// The ratios as bits, 0 for none: a decision reads those of a thousand servers.
+pub(crate) struct Learnt(Mutex<Sums>);
+
+/// The terms where decisions read them: as bits, 0 for none.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
     rate: AtomicU64,
     step: AtomicU64,
     load: AtomicU64,
@@ -66,8 +68,8 @@ pub(crate) struct Terms {
 impl Learnt {
     /// The first token came `took` after a prompt was sent behind which `tokens` had to be computed, and
     /// `loaded` of them were to be loaded instead.
-    pub(crate) fn first_token(&self, tokens: u64, loaded: u64, took: Duration) {
-        let mut sums = self.sums.lock();
+    pub(crate) fn first_token(&self, tokens: u64, loaded: u64, took: Duration, published: &Published) {
+        let mut sums = self.0.lock();
         let seconds = took.as_secs_f64();
         if loaded >= TOKENS_MIN
             && let Some(rate) = sums.rate.value()
@@ -79,24 +81,31 @@ impl Learnt {
         } else if tokens >= TOKENS_MIN && seconds > 0.0 {
             sums.rate.add(tokens as f64, seconds);
         }
-        self.publish(&sums);
+        published.set(&sums);
     }
 
     /// A stream took so long for so many steps.
-    pub(crate) fn steps(&self, steps: u64, took: Duration) {
+    pub(crate) fn steps(&self, steps: u64, took: Duration, published: &Published) {
         if steps > 0 {
-            let mut sums = self.sums.lock();
+            let mut sums = self.0.lock();
             sums.step.add(took.as_secs_f64() * 1e6, steps as f64);
-            self.publish(&sums);
+            published.set(&sums);
         }
     }
+}
 
-    fn publish(&self, sums: &Sums) {
+impl Published {
+    fn set(&self, sums: &Sums) {
         for (bits, ratio) in [(&self.rate, sums.rate), (&self.step, sums.step), (&self.load, sums.load)] {
             bits.store(ratio.value().unwrap_or(0.0).to_bits(), Ordering::Relaxed);
         }
     }
 
+    pub(crate) fn clear(&self) {
+        self.set(&Sums::default());
+    }
+
+    #[inline]
     pub(crate) fn terms(&self) -> Terms {
         let value = |bits: &AtomicU64| {
             Some(f64::from_bits(bits.load(Ordering::Relaxed))).filter(|value| *value > 0.0)
@@ -119,24 +128,25 @@ mod tests {
 
     #[test]
     fn rates_follow_what_happens() {
-        let learnt = Learnt::default();
-        assert_eq!(learnt.terms(), Terms::default());
-        learnt.first_token(8, 0, Duration::from_secs(1));
-        assert_eq!(learnt.terms(), Terms::default(), "too few tokens to say anything");
-        learnt.first_token(1000, 0, Duration::from_secs(1));
-        assert!(near(learnt.terms().tokens_per_second, 1000.0));
-        (0..60).for_each(|_| learnt.first_token(1000, 0, Duration::from_millis(500)));
-        assert!(near(learnt.terms().tokens_per_second, 2000.0), "{:?}", learnt.terms());
-        learnt.steps(10, Duration::from_millis(100));
-        assert!(near(learnt.terms().step_us, 10_000.0));
+        let (learnt, published) = (Learnt::default(), Published::default());
+        let first_token = |tokens, ms| learnt.first_token(tokens, 0, Duration::from_millis(ms), &published);
+        assert_eq!(published.terms(), Terms::default());
+        first_token(8, 1_000);
+        assert_eq!(published.terms(), Terms::default(), "too few tokens to say anything");
+        first_token(1_000, 1_000);
+        assert!(near(published.terms().tokens_per_second, 1000.0));
+        (0..60).for_each(|_| first_token(1_000, 500));
+        assert!(near(published.terms().tokens_per_second, 2000.0), "{:?}", published.terms());
+        learnt.steps(10, Duration::from_millis(100), &published);
+        assert!(near(published.terms().step_us, 10_000.0));
     }
 
     #[test]
     fn loading_is_what_computing_does_not_explain() {
-        let learnt = Learnt::default();
-        learnt.first_token(1000, 0, Duration::from_secs(1));
-        learnt.first_token(100, 1000, Duration::from_millis(300));
-        assert!(near(learnt.terms().load_us_per_token, 200.0), "{:?}", learnt.terms());
-        assert!(near(learnt.terms().tokens_per_second, 1000.0));
+        let (learnt, published) = (Learnt::default(), Published::default());
+        learnt.first_token(1000, 0, Duration::from_secs(1), &published);
+        learnt.first_token(100, 1000, Duration::from_millis(300), &published);
+        assert!(near(published.terms().load_us_per_token, 200.0), "{:?}", published.terms());
+        assert!(near(published.terms().tokens_per_second, 1000.0));
     }
 }

@@ -1,10 +1,7 @@
 //! One engine's server as the router knows it: whether it can be asked, what it serves, what it has in work.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -12,6 +9,7 @@ use axum::http::uri::Authority;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
+    board::{Load, Seat},
     breaker::{Breaker, Circuit},
     learn::{Learnt, Terms},
     spec::{BackendRole, BackendSpec, BackendSpecError},
@@ -55,45 +53,25 @@ pub(crate) struct Backend {
     pub(crate) authority: Authority,
     health: RwLock<Health>,
     cards: RwLock<Vec<Card>>,
-    ready: AtomicBool,
     breaker: Mutex<Breaker>,
-    /// Whether the breaker is worth a look.
-    suspect: AtomicBool,
     started: Instant,
-    queued_tokens: AtomicU64,
-    streams: AtomicU32,
-    /// Tokens of its blocks by its events; 0 as long as they do not say.
-    block_tokens: AtomicU32,
-    /// How much its events say.
-    mode: AtomicU8,
-    pub(crate) learnt: Learnt,
-}
-
-/// What a decision needs of a server.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub(crate) queued_tokens: u64,
-    pub(crate) streams: u32,
-    pub(crate) terms: Terms,
+    learnt: Learnt,
+    /// What decisions read.
+    seat: Seat,
 }
 
 impl Backend {
-    pub(crate) fn new(id: u32, spec: BackendSpec) -> Result<Self, BackendSpecError> {
+    pub(crate) fn new(id: u32, spec: BackendSpec, seat: Seat) -> Result<Self, BackendSpecError> {
         Ok(Self {
             id,
             authority: spec.authority()?,
             spec,
             health: RwLock::new(Health::Starting),
             cards: RwLock::default(),
-            ready: AtomicBool::new(false),
             breaker: Mutex::default(),
-            suspect: AtomicBool::new(false),
             started: Instant::now(),
-            queued_tokens: AtomicU64::new(0),
-            streams: AtomicU32::new(0),
-            block_tokens: AtomicU32::new(0),
-            mode: AtomicU8::new(Mode::Fallback as u8),
             learnt: Learnt::default(),
+            seat,
         })
     }
 
@@ -134,7 +112,7 @@ impl Backend {
         }
         *before = health;
         drop(before);
-        self.ready.store(ready, Ordering::Release);
+        self.seat.ready.store(ready, Ordering::Release);
         let changed = cards.is_some_and(|cards| {
             let mut known = self.cards.write();
             let changed = *known != cards;
@@ -146,22 +124,16 @@ impl Backend {
 
     /// Whether a request may be sent there now.
     pub(crate) fn is_open(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-            && (!self.suspect.load(Ordering::Acquire) || self.breaker.lock().admits(self.now()))
+        self.seat.is_open().unwrap_or_else(|| self.breaker.lock().admits(self.now()))
     }
 
     /// Sets how much its events say of its cache, and in blocks of how many tokens.
     pub(crate) fn set_known(&self, mode: Mode, block_tokens: u32) {
-        self.block_tokens.store(block_tokens, Ordering::Release);
-        self.mode.store(mode as u8, Ordering::Release);
+        self.seat.set_known(mode, block_tokens);
     }
 
     pub(crate) fn mode(&self) -> Mode {
-        Mode::from_u8(self.mode.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn block_tokens(&self) -> u32 {
-        self.block_tokens.load(Ordering::Acquire)
+        self.seat.known().0
     }
 
     /// Whether its cache is known by its events, and not by what was sent there.
@@ -174,20 +146,15 @@ impl Backend {
         directory.disbelieve(self.id);
     }
 
-    /// Whether one more fits.
-    pub(crate) fn has_room(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) < self.spec.requests_max
-    }
-
     /// It answered, whatever it said.
     pub(crate) fn succeeded(&self) {
-        if self.suspect.load(Ordering::Acquire) {
+        if self.seat.suspect.load(Ordering::Acquire) {
             let mut breaker = self.breaker.lock();
             if breaker.circuit(self.now()) != Circuit::Closed {
                 tracing::info!(backend = self.spec.url, "a backend answers again");
             }
             breaker.succeeded();
-            self.suspect.store(false, Ordering::Release);
+            self.seat.suspect.store(false, Ordering::Release);
         }
     }
 
@@ -195,7 +162,7 @@ impl Backend {
     pub(crate) fn failed(&self, why: &str) -> bool {
         let mut breaker = self.breaker.lock();
         let opened = breaker.failed(self.now());
-        self.suspect.store(true, Ordering::Release);
+        self.seat.suspect.store(true, Ordering::Release);
         drop(breaker);
         if opened {
             tracing::warn!(
@@ -208,11 +175,25 @@ impl Backend {
     }
 
     pub(crate) fn load(&self) -> Load {
-        Load {
-            queued_tokens: self.queued_tokens.load(Ordering::Relaxed),
-            streams: self.streams.load(Ordering::Relaxed),
-            terms: self.learnt.terms(),
-        }
+        self.seat.load()
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        self.seat.learnt.terms()
+    }
+
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// A first token came; see [`Learnt::first_token`].
+    pub(super) fn learn_first_token(&self, tokens: u64, loaded: u64, took: Duration) {
+        self.learnt.first_token(tokens, loaded, took, &self.seat.learnt);
+    }
+
+    /// A stream took so long for so many steps.
+    pub(super) fn learn_steps(&self, steps: u64, took: Duration) {
+        self.learnt.steps(steps, took, &self.seat.learnt);
     }
 }
 
@@ -233,11 +214,11 @@ pub(crate) struct Call {
 impl Call {
     /// Counts a request that computes `tokens` and loads `loaded`.
     pub(crate) fn begin(backend: &Arc<Backend>, tokens: u64, loaded: u64) -> Self {
-        if backend.suspect.load(Ordering::Acquire) {
+        if backend.seat.suspect.load(Ordering::Acquire) {
             backend.breaker.lock().take(backend.now());
         }
-        backend.streams.fetch_add(1, Ordering::Relaxed);
-        let before = backend.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
+        backend.seat.streams.fetch_add(1, Ordering::Relaxed);
+        let before = backend.seat.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
         Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded, hit_expected: 0 }
     }
 
@@ -262,7 +243,7 @@ impl Call {
     /// The first token came: the prompt is computed.
     pub(crate) fn first_token(&mut self) {
         if self.tokens > 0 {
-            self.backend.learnt.first_token(self.before + self.tokens, self.loaded, self.begun.elapsed());
+            self.backend.learn_first_token(self.before + self.tokens, self.loaded, self.begun.elapsed());
         }
         self.computed();
     }
@@ -270,18 +251,18 @@ impl Call {
     /// It computes so many tokens after all.
     pub(super) fn recompute(&mut self, tokens: u64) {
         let more = tokens.saturating_sub(self.tokens);
-        self.backend.queued_tokens.fetch_add(more, Ordering::Relaxed);
+        self.backend.seat.queued_tokens.fetch_add(more, Ordering::Relaxed);
         (self.tokens, self.loaded) = (self.tokens + more, 0);
     }
 
     /// It is sent there now only.
     pub(super) fn restart(&mut self) {
         self.begun = Instant::now();
-        self.before = self.backend.queued_tokens.load(Ordering::Relaxed).saturating_sub(self.tokens);
+        self.before = self.backend.seat.queued_tokens.load(Ordering::Relaxed).saturating_sub(self.tokens);
     }
 
     fn computed(&mut self) {
-        self.backend.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
+        self.backend.seat.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
     }
 
     /// A whole answer of so many tokens came at once: all that is known is their sum.
@@ -291,10 +272,10 @@ impl Call {
         if generated <= FEW {
             return self.first_token();
         }
-        let terms = self.backend.learnt.terms();
+        let terms = self.backend.terms();
         if let Some(rate) = terms.tokens_per_second {
             let prompt = Duration::from_secs_f64((self.before + self.tokens) as f64 / rate);
-            self.backend.learnt.steps(generated, took.saturating_sub(prompt));
+            self.backend.learn_steps(generated, took.saturating_sub(prompt));
         }
         self.computed();
     }
@@ -303,7 +284,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.computed();
-        self.backend.streams.fetch_sub(1, Ordering::Relaxed);
+        self.backend.seat.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -313,7 +294,8 @@ mod tests {
 
     #[test]
     fn a_call_counts_until_it_ends() {
-        let backend = Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1")).unwrap());
+        let backend =
+            Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1"), Seat::alone()).unwrap());
         let mut first = Call::begin(&backend, 100, 0);
         let second = Call::begin(&backend, 50, 0);
         assert_eq!((backend.load().queued_tokens, backend.load().streams), (150, 2));
@@ -326,7 +308,8 @@ mod tests {
 
     #[test]
     fn one_that_fails_is_closed_until_a_trial_succeeds() {
-        let backend = Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1")).unwrap());
+        let backend =
+            Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1"), Seat::alone()).unwrap());
         assert!(!backend.is_open(), "not probed yet");
         assert!(backend.found(Health::Ready, None));
         assert!(backend.is_open());

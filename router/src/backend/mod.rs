@@ -5,13 +5,14 @@
 //! flags, file, redis ─► roster ◄─ probe       health, models
 //!                        │
 //! request ─► peek ─► place ─► forward ─► engine        expected time to first token
-//!                      ▲          └─► member: what is in work there, what was learnt, breaker
-//!                    keys
+//!                     ▲  ▲        └─► member: what is in work there, what was learnt, breaker
+//!                  keys  board ◄─────────┘
 //! ```
 //! A request's body and the engine's answer go through as they are; the router reads of them what it decides
 //! and learns from.
 
 mod attempts;
+mod board;
 mod breaker;
 mod client;
 mod counts;
@@ -25,6 +26,7 @@ mod pair;
 mod peek;
 mod place;
 mod placement;
+mod pool;
 mod probe;
 mod roster;
 mod sessions;

@@ -23,7 +23,7 @@ use axum::body::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{fields::Fields, member::Load};
+use super::{board::Load, fields::Fields};
 use crate::{
     cost::{PrefillPolicy, RATE_DEFAULT, measured},
     expected::Expected,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use super::{member::Backend, roster::Pool, spec::BackendRole};
+use super::{member::Backend, pool::Pool, spec::BackendRole};
 use crate::expected::{Candidate, Choice, Held, choose_near};
 
 /// A request as a decision sees it.
@@ -12,10 +12,10 @@ use crate::expected::{Candidate, Choice, Held, choose_near};
 pub(super) struct Shape<'a> {
     /// Of the prompt; an estimate where it was not tokenized.
     pub(super) tokens: u64,
-    /// Leading tokens in servers' own memories: at the place of the server's id, if there is one.
+    /// Leading tokens in servers' own memories, at their places in the pool.
     pub(super) own: &'a [u64],
-    /// What stores have of it, from its beginning on, by their addresses.
-    pub(super) stored: &'a [(String, Vec<Held>)],
+    /// What the pool's stores have of it, from its beginning on; empty if nobody looked there.
+    pub(super) stored: &'a [Vec<Held>],
 }
 
 /// What a server is wanted for.
@@ -38,38 +38,39 @@ pub(super) fn place(
     rng: &mut impl Rng,
 ) -> Result<(Arc<Backend>, Choice), Full> {
     let mut full = Full::Away;
-    let own = |id: u32| shape.own.get(id as usize).copied().unwrap_or(0);
-    let candidates = pool.backends.iter().enumerate().filter_map(|(at, backend)| {
+    let excluded: Vec<usize> = excluded.iter().filter_map(|id| pool.place(*id)).collect();
+    let candidates = pool.lines().enumerate().filter_map(|(at, (facts, line))| {
         let fits = match part {
-            Part::Answer => backend.role().answers(),
-            Part::Prefill => backend.role() == BackendRole::Prefill,
+            Part::Answer => facts.role.answers(),
+            Part::Prefill => facts.role == BackendRole::Prefill,
         };
-        if !fits || excluded.contains(&backend.id) || !backend.is_open() {
+        let is_open = || line.is_open().unwrap_or_else(|| pool.backends()[at].is_open());
+        if !fits || excluded.contains(&at) || !is_open() {
             return None;
         }
-        if !backend.has_room() {
+        let load = line.load();
+        if load.streams >= facts.requests_max {
             full = Full::Busy;
             return None;
         }
-        let load = backend.load();
-        let store = backend.spec.store.as_ref().filter(|_| !shape.stored.is_empty());
-        let held = store.and_then(|store| shape.stored.iter().find(|(known, _)| known == store));
+        let own_tokens = shape.own.get(at).copied().unwrap_or(0);
+        let held = facts.store.and_then(|store| shape.stored.get(usize::from(store)));
         Some(Candidate {
             worker: at,
             queued_tokens: load.queued_tokens,
             streams: load.streams,
-            own_tokens: own(backend.id),
-            held: held.map_or(&[], |(_, held)| held),
-            skip_tokens: own(backend.id),
+            own_tokens,
+            held: held.map_or(&[], Vec::as_slice),
+            skip_tokens: own_tokens,
             tokens_per_second: load.terms.tokens_per_second,
             step_us: load.terms.step_us,
         })
     });
     let preferred = preferred.and_then(|preferred| {
-        pool.backends.iter().position(|backend| std::ptr::eq(&raw const **backend, preferred))
+        pool.place(preferred.id).filter(|at| std::ptr::eq(&raw const *pool.backends()[*at], preferred))
     });
     let choice = choose_near(shape.tokens, candidates, preferred, rng).ok_or(full)?;
-    Ok((pool.backends[choice.worker].clone(), choice))
+    Ok((pool.backends()[choice.worker].clone(), choice))
 }
 
 /// Why none was taken.
@@ -80,3 +81,6 @@ pub(super) enum Full {
     /// Those that can have no room.
     Busy,
 }
+
+#[cfg(test)]
+mod tests;

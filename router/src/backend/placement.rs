@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::Rng;
+use rand::rngs::SmallRng;
 
 use super::{
     BackendSpec, Keys,
+    board::Board,
     member::{Backend, Call, Card, Health},
     place::{Part, Shape, place},
-    roster::Pool,
+    pool::Pool,
 };
 use crate::{
     directory::{Directory, Scope},
@@ -23,21 +24,24 @@ impl Placement {
     /// Their caches count as known in blocks of `block_tokens`.
     pub(crate) fn new(model: &str, specs: Vec<BackendSpec>, block_tokens: u32) -> Self {
         let card = Card { id: model.to_owned(), context_tokens_max: None, owned_by: "bench".into() };
-        let backends = (0..).zip(specs).map(|(id, spec)| {
-            let backend = Backend::new(id, spec).expect("a description that makes sense");
+        let board = Board::new();
+        let mut pool = Pool::new(card.clone(), board.clone());
+        for (id, spec) in (0..).zip(specs) {
+            let seat = board.seat().expect("a router has no more");
+            let backend = Backend::new(id, spec, seat).expect("a description that makes sense");
             backend.found(Health::Ready, Some(vec![card.clone()]));
             backend.set_known(Mode::Exact, block_tokens);
-            Arc::new(backend)
-        });
+            pool.push(Arc::new(backend));
+        }
         let stores = Stores::new(None, 0, Arc::new(Metrics::new()));
-        Self(Pool { backends: backends.collect(), card }, stores)
+        Self(pool, stores)
     }
 
     /// The server at `at` was seen to compute so many tokens a second, and to take so long for a step.
     pub(crate) fn measured(&mut self, at: usize, tokens_per_second: u64, step: Duration) {
-        let learnt = &self.0.backends[at].learnt;
-        learnt.first_token(tokens_per_second, 0, Duration::from_secs(1));
-        learnt.steps(1, step);
+        let backend = &self.0.backends()[at];
+        backend.learn_first_token(tokens_per_second, 0, Duration::from_secs(1));
+        backend.learn_steps(1, step);
     }
 
     /// Who gets a prompt, and its request there, as [`Forwarder`](super::Forwarder) decides it.
@@ -46,7 +50,8 @@ impl Placement {
         directory: &Directory,
         scope: &Scope,
         tokens: &[u32],
-        rng: &mut impl Rng,
+        // As in a router, so that it is compiled as there.
+        rng: &mut SmallRng,
     ) -> Option<(u32, Call)> {
         let keys = Keys::gather(directory, &self.1, &self.0, scope, "", Some(tokens), false);
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };

@@ -9,7 +9,9 @@ use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    board::Board,
     member::{Backend, Card, Health},
+    pool::Pool,
     spec::BackendSpec,
 };
 use crate::{directory::WORKERS_MAX, feeds::Mode};
@@ -41,13 +43,6 @@ pub(crate) struct Table {
     pub(crate) all: Vec<Arc<Backend>>,
     /// Servers of each model, ready or lost; the same server has the same place until the next change.
     models: HashMap<String, Arc<Pool>>,
-}
-
-/// The servers of one model.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    pub(crate) card: Card,
-    pub(crate) backends: Vec<Arc<Backend>>,
 }
 
 impl Table {
@@ -95,6 +90,8 @@ impl Table {
 pub(crate) struct Roster {
     table: RwLock<Arc<Table>>,
     named: Mutex<Named>,
+    /// Where each of them has a seat.
+    board: Arc<Board>,
     /// What the last look at each source that is looked at found: so many, or why it cannot be seen.
     seen: Mutex<BTreeMap<Source, Result<usize, String>>>,
     /// Gets each new server, to look after it until the token is cancelled.
@@ -114,8 +111,13 @@ impl Roster {
     /// servers, at most.
     pub(crate) fn new() -> (Self, tokio::sync::mpsc::UnboundedReceiver<(Arc<Backend>, CancellationToken)>) {
         let (joined, members) = tokio::sync::mpsc::unbounded_channel();
-        let roster =
-            Self { table: RwLock::default(), named: Mutex::default(), seen: Mutex::default(), joined };
+        let roster = Self {
+            table: RwLock::default(),
+            named: Mutex::default(),
+            board: Board::new(),
+            seen: Mutex::default(),
+            joined,
+        };
         (roster, members)
     }
 
@@ -156,11 +158,12 @@ impl Roster {
             let taken = |id: &u32| {
                 named.leaving.contains(id) || named.members.iter().any(|(backend, _)| backend.id == *id)
             };
-            let Some(id) = (0..WORKERS_MAX).find(|id| !taken(id)) else {
+            let id = (0..WORKERS_MAX).find(|id| !taken(id));
+            let Some((id, seat)) = id.zip(self.board.seat()) else {
                 tracing::error!(backend = spec.url, BACKENDS_MAX, "too many backends, this one is left out");
                 continue;
             };
-            match Backend::new(id, spec) {
+            match Backend::new(id, spec, seat) {
                 Ok(backend) => {
                     tracing::info!(backend = backend.spec.url, source = source.name(), "a backend joins");
                     let member = (Arc::new(backend), CancellationToken::new());
@@ -211,10 +214,10 @@ impl Roster {
             for card in backend.cards() {
                 let pool = models
                     .entry(card.id.clone())
-                    .or_insert_with(|| Pool { card: card.clone(), backends: Vec::new() });
+                    .or_insert_with(|| Pool::new(card.clone(), self.board.clone()));
                 let known = pool.card.context_tokens_max;
                 pool.card.context_tokens_max = known.into_iter().chain(card.context_tokens_max).min();
-                pool.backends.push(backend.clone());
+                pool.push(backend.clone());
             }
         }
         let all = named.members.iter().map(|(backend, _)| backend.clone()).collect();
@@ -278,11 +281,15 @@ mod tests {
         roster.refresh();
         let table = roster.table();
         let pool = table.pool("m").unwrap();
-        assert_eq!((pool.backends.len(), pool.card.context_tokens_max), (2, Some(50)));
+        assert_eq!((pool.backends().len(), pool.card.context_tokens_max), (2, Some(50)));
         assert_eq!(table.cards().iter().map(|card| card.id.as_str()).collect::<Vec<_>>(), ["l", "m"]);
         assert!(table.has_ready());
         table.all[0].found(Health::Lost("gone".into()), None);
         roster.refresh();
-        assert_eq!(roster.table().pool("m").unwrap().backends.len(), 2, "it is lost and still has its model");
+        assert_eq!(
+            roster.table().pool("m").unwrap().backends().len(),
+            2,
+            "it is lost and still has its model"
+        );
     }
 }

@@ -86,10 +86,10 @@ impl Halves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::BackendSpec;
+    use crate::backend::{BackendSpec, board::Seat};
 
     fn backend(id: u32) -> Arc<Backend> {
-        Arc::new(Backend::new(id, BackendSpec::new("http://127.0.0.1:1")).unwrap())
+        Arc::new(Backend::new(id, BackendSpec::new("http://127.0.0.1:1"), Seat::alone()).unwrap())
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl BackendRole {
     }
 
     /// Whether a client's request can be handed to it.
+    #[inline]
     pub(crate) fn answers(self) -> bool {
         self != Self::Prefill
     }

@@ -125,7 +125,7 @@ impl Watched {
             usage.count(&self.metrics, &self.call, &self.model);
             self.served.used(usage.tokens());
         }
-        self.call.backend().learnt.steps(self.pieces - 1, self.last_at - self.first_at);
+        self.call.backend().learn_steps(self.pieces - 1, self.last_at - self.first_at);
     }
 
     fn broken(&mut self, trouble: Trouble) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {

@@ -59,7 +59,7 @@ impl Usage {
             prompt_tokens: self.prompt_tokens,
             cached_tokens,
             predicted,
-            tokens_per_second: call.backend().learnt.terms().tokens_per_second,
+            tokens_per_second: call.backend().terms().tokens_per_second,
         });
     }
 

@@ -14,6 +14,7 @@
 mod assumed;
 
 use std::{
+    ops::ControlFlow,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -31,6 +32,8 @@ pub(crate) const TTL: Duration = Duration::from_secs(300);
 const ASSUMED_MAX: usize = 1 << 20;
 /// Bytes of text in a block where nobody counts tokens.
 pub(crate) const TEXT_BLOCK_BYTES: usize = 256;
+/// Larger blocks are hashed as they are.
+const PACKED_TOKENS_MAX: usize = 64;
 /// What the same prompt as text and as tokens is told apart by.
 const AS_TEXT: u32 = 0;
 
@@ -38,6 +41,8 @@ const AS_TEXT: u32 = 0;
 pub(crate) struct Directory {
     index: RadixIndex<FleetSet>,
     key: NamespaceKey,
+    /// Of blocks whose tokens are packed.
+    packed_key: NamespaceKey,
     assumed: Mutex<Assumed>,
     refused: AtomicU64,
 }
@@ -49,6 +54,7 @@ impl Directory {
         Self {
             index: RadixIndex::with_budget(budget_bytes),
             key: NamespaceKey::derive(secret, "router", "directory"),
+            packed_key: NamespaceKey::derive(secret, "router", "directory, packed"),
             assumed: Mutex::new(Assumed::new(ASSUMED_MAX)),
             refused: AtomicU64::new(0),
         }
@@ -65,7 +71,7 @@ impl Directory {
         let blocks = tokens.chunks_exact(block_tokens.max(1));
         blocks
             .map(|block| {
-                let hash = self.key.hash_block(parent, block, &[]);
+                let hash = self.hash(parent, block, &[]);
                 parent = Some(hash);
                 hash
             })
@@ -82,7 +88,25 @@ impl Directory {
         extra: &[u8],
     ) -> SequenceHash {
         let root = || self.root(scope, u32::try_from(block.len()).unwrap_or(u32::MAX));
-        self.key.hash_block(Some(parent.unwrap_or_else(root)), block, extra)
+        self.hash(Some(parent.unwrap_or_else(root)), block, extra)
+    }
+
+    /// In 3 bytes a token where that is enough: 16 of them and the parent then are one step of BLAKE3, not two, and
+    /// the steps of a prompt wait for each other.
+    fn hash(&self, parent: Option<SequenceHash>, block: &[u32], extra: &[u8]) -> SequenceHash {
+        let mut packed = [[0; 3]; PACKED_TOKENS_MAX];
+        let mut above = 0;
+        if let Some(packed) = packed.get_mut(..block.len()).filter(|_| extra.is_empty()) {
+            for (slot, token) in packed.iter_mut().zip(block) {
+                let [bytes @ .., high] = token.to_le_bytes();
+                *slot = bytes;
+                above |= high;
+            }
+            if above == 0 {
+                return self.packed_key.hash_block(parent, &[], packed.as_flattened());
+            }
+        }
+        self.key.hash_block(parent, block, extra)
     }
 
     /// The same for a text that is not tokenized.
@@ -103,22 +127,20 @@ impl Directory {
         self.key.hash_block(None, &[block_tokens], &scope.0)
     }
 
-    /// How many leading blocks each worker has that has any, into `found`.
-    pub(crate) fn prefixes(&self, hashes: &[SequenceHash], found: &mut Vec<(u32, u32)>) {
-        found.clear();
-        let held = self.index.longest_prefix(hashes, None);
-        let Some(mut alive) = held.first().copied() else { return };
-        for (blocks, holders) in (1..).zip(&held[1..]) {
-            let still = alive.intersection(*holders);
-            if still != alive {
-                found.extend(alive.without(still).iter().map(|worker| (worker, blocks)));
-                alive = still;
+    /// Gives `found` each worker that has any of the leading blocks, and how many. It may not call the directory.
+    pub(crate) fn prefixes(&self, hashes: &[SequenceHash], mut found: impl FnMut(u32, u32)) {
+        let (mut alive, mut blocks) = (None, 0);
+        self.index.walk_prefix(hashes, None, |more, holders| {
+            let before: FleetSet = alive.unwrap_or(holders);
+            let still = before.intersection(holders);
+            if still != before {
+                before.without(still).iter().for_each(|worker| found(worker, blocks));
             }
-            if alive.is_empty() {
-                return;
-            }
-        }
-        found.extend(alive.iter().map(|worker| (worker, held.len() as u32)));
+            blocks += more as u32;
+            alive = Some(still);
+            if still.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        alive.unwrap_or_default().iter().for_each(|worker| found(worker, blocks));
     }
 
     /// A worker has blocks of which each is the parent of the next. Returns whether they were taken in: the

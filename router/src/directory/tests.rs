@@ -14,7 +14,7 @@ fn scope() -> Scope {
 
 fn prefixes(directory: &Directory, hashes: &[SequenceHash]) -> BTreeMap<u32, u32> {
     let mut found = Vec::new();
-    directory.prefixes(hashes, &mut found);
+    directory.prefixes(hashes, |worker, blocks| found.push((worker, blocks)));
     let map: BTreeMap<_, _> = found.iter().copied().collect();
     assert_eq!(map.len(), found.len(), "a worker is named once");
     map
@@ -45,6 +45,32 @@ fn hashes_chain_and_tell_apart_what_must_not_meet() {
     let hashes = directory.hash_text(&scope(), &text);
     assert_eq!(hashes.len(), 2);
     assert_eq!(directory.hash_text(&scope(), &(text[..300].to_owned() + "y"))[0], hashes[0]);
+}
+
+#[test]
+fn packed_tokens_are_told_apart_as_others_are() {
+    let directory = directory();
+    let hash = |block: &[u32], extra: &[u8]| directory.hash_block(&scope(), None, block, extra);
+    let below = (1 << 24) - 1;
+    let blocks: [(&[u32], &[u8]); 8] = [
+        (&[1, 2], b""),
+        (&[2, 1], b""),
+        (&[0x0201, 0], b""),
+        (&[1, 2 << 24], b""),
+        (&[1, 2], b"x"),
+        (&[1, below], b""),
+        (&[1, below + 1], b""),
+        (&[1, u32::MAX], b""),
+    ];
+    let hashes: BTreeSet<_> = blocks.iter().map(|(block, extra)| hash(block, extra)).collect();
+    assert_eq!(hashes.len(), blocks.len());
+    let long: Vec<u32> = (0..2 * PACKED_TOKENS_MAX as u32).collect();
+    for size in [PACKED_TOKENS_MAX, PACKED_TOKENS_MAX + 1] {
+        let (mut block, before) = (long[..size].to_vec(), hash(&long[..size], &[]));
+        block[size - 1] += 1;
+        assert_ne!(hash(&block, &[]), before);
+        assert_eq!(hash(&long[..size], &[]), before);
+    }
 }
 
 #[test]

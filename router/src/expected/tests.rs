@@ -1,6 +1,6 @@
 //! A table: a prompt, workers, and where it must go.
 
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::*;
 
@@ -135,4 +135,68 @@ fn numbers_that_make_no_sense_are_only_dear() {
     assert_eq!((got.load_tokens, got.compute_tokens), (0, 1_000));
     assert!(choose(0, [worker], &mut SmallRng::seed_from_u64(1)).unwrap().expected.cost_us().is_finite());
     assert_eq!(choose(10, [], &mut SmallRng::seed_from_u64(1)), None);
+}
+
+/// Those that may be chosen, by the module's words: every cost, the least, those near it with the fewest streams; or the
+/// preferred one, if it is near.
+fn eligible(prompt_tokens: u64, candidates: &[Candidate<'_>], preferred: Option<usize>) -> Vec<usize> {
+    let known = |value: Option<f64>| value.filter(|value| value.is_finite() && *value > 0.0);
+    let rates = candidates.iter().filter_map(|candidate| known(candidate.tokens_per_second));
+    let steps = candidates.iter().filter_map(|candidate| known(candidate.step_us));
+    let (fastest, shortest) = (rates.reduce(f64::max), steps.reduce(f64::min));
+    let cost = |candidate: &Candidate<'_>| {
+        let tokens_per_second = known(candidate.tokens_per_second).or(fastest);
+        let step_us = known(candidate.step_us).or(shortest);
+        expected(prompt_tokens, &Candidate { tokens_per_second, step_us, ..*candidate }).cost_us()
+    };
+    let least = candidates.iter().map(cost).fold(f64::INFINITY, f64::min);
+    let near = |candidate: &&Candidate<'_>, by: f64| cost(candidate) <= least * (1.0 + by);
+    let kept = candidates.iter().filter(|candidate| preferred == Some(candidate.worker));
+    if let Some(kept) = kept.clone().find(|candidate| near(candidate, NEAR)) {
+        return vec![kept.worker];
+    }
+    let equal = candidates.iter().filter(|candidate| near(candidate, TIE));
+    let fewest = equal.clone().map(|candidate| candidate.streams).min();
+    equal.filter(|candidate| Some(candidate.streams) == fewest).map(|candidate| candidate.worker).collect()
+}
+
+#[test]
+fn any_of_the_cheapest_is_chosen_and_no_other() {
+    let held = [&[][..], &[DRAM], &[S3, DRAM], &[DRAM, S3, DRAM]];
+    let mut several = 0;
+    for seed in 0..2_000 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        // Few values, so that many are equal.
+        let prompt_tokens = rng.random_range(0..2_000);
+        let candidates: Vec<_> = (0..rng.random_range(1..40))
+            .map(|worker| Candidate {
+                worker,
+                queued_tokens: 500 * rng.random_range(0..3),
+                streams: rng.random_range(0..3),
+                own_tokens: 400 * rng.random_range(0..4),
+                held: held[rng.random_range(0..held.len())],
+                skip_tokens: 400 * rng.random_range(0..2),
+                tokens_per_second: [None, Some(f64::NAN), Some(9_900.0), Some(10_000.0)]
+                    [rng.random_range(0..4)],
+                step_us: [None, Some(-1.0), Some(100.0), Some(9_950.0)][rng.random_range(0..4)],
+            })
+            .collect();
+        let preferred = rng.random_bool(0.3).then(|| rng.random_range(0..40));
+        let eligible = eligible(prompt_tokens, &candidates, preferred);
+        let mut chosen = vec![0; candidates.len()];
+        for _ in 0..60 * eligible.len() {
+            let choice = choose_near(prompt_tokens, candidates.iter().copied(), preferred, &mut rng).unwrap();
+            chosen[choice.worker] += 1;
+        }
+        several += usize::from(eligible.len() > 1);
+        for (worker, count) in chosen.into_iter().enumerate() {
+            assert_eq!(
+                count > 0,
+                eligible.contains(&worker),
+                "seed {seed}, worker {worker} of {eligible:?}: {candidates:?}"
+            );
+            assert!(count == 0 || count > 20, "seed {seed}: {count} of 60 expected for worker {worker}");
+        }
+    }
+    assert!(several > 200, "{several} of 2,000 have equals");
 }

@@ -46,7 +46,8 @@ impl Mode {
         }
     }
 
+    #[inline]
     pub(crate) fn from_u8(byte: u8) -> Self {
-        Self::ALL.into_iter().find(|mode| *mode as u8 == byte).unwrap_or_default()
+        Self::ALL.get(usize::from(byte)).copied().unwrap_or_default()
     }
 }

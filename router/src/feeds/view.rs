@@ -248,12 +248,12 @@ mod tests {
     /// Blocks of the prompt 0, 1, 2, ... that worker 5 has.
     fn has(directory: &Directory, scope: &Scope) -> u32 {
         let hashes = directory.hash_tokens(scope, &(0..64).collect::<Vec<_>>(), 4);
-        let mut found = Vec::new();
-        directory.prefixes(&hashes, &mut found);
-        found.first().map_or(0, |(worker, blocks)| {
-            assert_eq!(*worker, 5);
-            *blocks
-        })
+        let mut found = 0;
+        directory.prefixes(&hashes, |worker, blocks| {
+            assert_eq!((worker, found), (5, 0));
+            found = blocks;
+        });
+        found
     }
 
     #[test]

@@ -91,7 +91,10 @@ pub(super) async fn pass(
     let tokens = match app.keys {
         KeyKind::Text => None,
         KeyKind::Auto
-            if !pool.backends.iter().any(|backend| backend.is_followed() || backend.spec.store.is_some()) =>
+            if !pool
+                .backends()
+                .iter()
+                .any(|backend| backend.is_followed() || backend.spec.store.is_some()) =>
         {
             None
         }
