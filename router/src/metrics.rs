@@ -298,10 +298,9 @@ impl Metrics {
         self.hints.get_or_create(&HintLabels { hint, result }).inc();
     }
 
-    /// Replaces the number of requests that wait.
-    pub(crate) fn queue_depth(&self, class: Class, waiting: usize) {
-        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
-        self.queue_depth.get_or_create(&ClassLabels { class: class.name() }).set(waiting);
+    /// So many more requests wait, or fewer.
+    pub(crate) fn queue_depth(&self, class: Class, change: i64) {
+        self.queue_depth.get_or_create(&ClassLabels { class: class.name() }).inc_by(change);
     }
 
     pub(crate) fn queue_wait(&self, class: Class, waited: Duration) {

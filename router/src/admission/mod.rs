@@ -18,7 +18,10 @@
 mod queue;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -114,6 +117,8 @@ struct Inner {
     started: Instant,
     /// Places that there are now, if it is fewer than `requests_max`.
     capacity: Box<dyn Fn() -> usize + Send + Sync>,
+    /// What this gate has added to the metric that all gates share.
+    noted: [AtomicI64; 2],
     metrics: Arc<Metrics>,
 }
 
@@ -126,7 +131,8 @@ impl Admission {
     ) -> Self {
         let queue = Queue::new(Limits { waiting_max: limits.queue_max, long_max: limits.long_max });
         let (queue, capacity) = (Mutex::new(queue), Box::new(capacity));
-        Self(Arc::new(Inner { limits, queue, started: Instant::now(), capacity, metrics }))
+        let noted = Default::default();
+        Self(Arc::new(Inner { limits, queue, started: Instant::now(), capacity, noted, metrics }))
     }
 
     /// Whether a request of this priority can be taken in at all: asked before work is spent on it.
@@ -161,6 +167,13 @@ impl Admission {
             let mut queue = inner.queue.lock();
             let expected = queue.expected_wait(ticket.priority).unwrap_or_default();
             let capacity = inner.places();
+            // Only what a client says it will not wait for is refused on a guess, and before it takes anybody's place.
+            if ticket.wait.is_some() && expected > wait {
+                inner.begin(&mut queue, capacity);
+                if queue.makes_wait(&ask, capacity) {
+                    return Err(Refused::Late { expected, wait, retry_s: retry_s(expected) });
+                }
+            }
             match queue.arrive(ask, capacity, sender) {
                 Arrival::Begun => {
                     inner.begun(class, Duration::ZERO);
@@ -172,12 +185,6 @@ impl Admission {
                         let _ = displaced.send(Verdict::Leave);
                     }
                     inner.begin(&mut queue, capacity);
-                    // Only what a client says it will not wait for is refused on a guess.
-                    if ticket.wait.is_some() && expected > wait && queue.leave(number).is_some() {
-                        inner.note(&queue);
-                        return Err(Refused::Late { expected, wait, retry_s: retry_s(expected) });
-                    }
-                    inner.note(&queue);
                     number
                 }
             }
@@ -234,7 +241,9 @@ impl Inner {
 
     fn note(&self, queue: &Waiters) {
         for class in Class::ALL {
-            self.metrics.queue_depth(class, queue.waiting(class));
+            let waiting = i64::try_from(queue.waiting(class)).unwrap_or(i64::MAX);
+            let before = self.noted[class as usize].swap(waiting, Ordering::Relaxed);
+            self.metrics.queue_depth(class, waiting - before);
         }
     }
 

@@ -139,6 +139,15 @@ impl<T> Queue<T> {
         !room && lower.is_none()
     }
 
+    /// Whether a request that comes now would have to wait, though everybody was begun who could be.
+    pub(super) fn makes_wait(&self, ask: &Ask, capacity: usize) -> bool {
+        let key = (Reverse(ask.priority), self.tag_of(ask.class));
+        let first = self.first(capacity).map(|(class, (priority, _))| (priority, self.tags[class as usize]));
+        let own = self.waiting[ask.class as usize].first_key_value();
+        let is_behind = first.is_some_and(|first| first <= key) || own.is_some_and(|(own, _)| own.0 <= key.0);
+        is_behind || !self.fits(ask, capacity)
+    }
+
     /// Takes a request in; `told` is given back when it is begun later, or has to leave. What it waits for may have
     /// become free: [`Queue::begin`] is to be called next.
     pub(super) fn arrive(&mut self, ask: Ask, capacity: usize, told: T) -> Arrival<T> {
@@ -153,10 +162,7 @@ impl<T> Queue<T> {
             (false, None) => return Arrival::Full,
         };
         let class = ask.class as usize;
-        if self.waiting[class].is_empty() {
-            // A class that had nothing to do has no claim on what it did not use.
-            self.tags[class] = self.tags[class].max(self.tag);
-        }
+        self.tags[class] = self.tag_of(ask.class);
         self.next += 1;
         self.turns.insert(self.next, (ask.class, ask.priority));
         self.waiting[class].insert((Reverse(ask.priority), self.next), Waiting { ask, told });
@@ -187,8 +193,9 @@ impl<T> Queue<T> {
     pub(super) fn end(&mut self, class: Class, places: usize, now: Duration) {
         self.running[class as usize] -= places;
         if self.turns.is_empty() {
-            // Nobody waited for it: it says nothing about how fast places become free.
-            self.freed = None;
+            // Nobody waited for it: it says nothing about how fast places become free. Nor does what was seen before
+            // this, which would refuse those who do not wait that long for ever.
+            (self.freed, self.interval) = (None, None);
             return;
         }
         if let Some(freed) = self.freed.replace(now) {
@@ -203,6 +210,13 @@ impl<T> Queue<T> {
         let (class, priority) = self.turns.remove(&number)?;
         let left = self.waiting[class as usize].remove(&(Reverse(priority), number));
         left.map(|waiting| waiting.told)
+    }
+
+    /// The tag of a class once one more of it waits.
+    fn tag_of(&self, class: Class) -> u64 {
+        let tag = self.tags[class as usize];
+        // A class that had nothing to do has no claim on what it did not use.
+        if self.waiting[class as usize].is_empty() { tag.max(self.tag) } else { tag }
     }
 
     fn take(&mut self, ask: &Ask) {

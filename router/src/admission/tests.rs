@@ -109,6 +109,60 @@ async fn nobody_waits_for_longer_than_asked() {
 }
 
 #[tokio::test]
+async fn the_depth_of_all_gates_is_told() {
+    let (one, _) = gate(1, 8);
+    let two = Admission::new(one.0.limits, || usize::MAX, one.0.metrics.clone());
+    let depth = || {
+        let text = one.0.metrics.encode();
+        let lines =
+            text.lines().filter_map(|line| line.strip_prefix("kelvin_router_queue_depth{class=\"short\"} "));
+        lines.map(|value| value.parse::<i64>().unwrap()).sum::<i64>()
+    };
+    let (first, other) = (one.admit(ticket(0)).await.unwrap(), two.admit(ticket(0)).await.unwrap());
+    let mut waits = [Box::pin(one.admit(ticket(0))), Box::pin(two.admit(ticket(0)))];
+    for waits in &mut waits {
+        assert!(waits.as_mut().now_or_never().is_none());
+    }
+    assert_eq!(depth(), 2);
+    two.look();
+    assert_eq!(depth(), 2);
+    drop(other);
+    one.look();
+    assert_eq!(depth(), 1, "the other's waits no more");
+    drop(first);
+    assert_eq!(depth(), 0);
+}
+
+/// One waits behind the one that runs, as if a place became free every ten seconds.
+fn slow(gate: &Admission) {
+    let mut queue = gate.0.queue.lock();
+    let mut arrive = |capacity| {
+        let ask = Ask { class: Class::Short, priority: 0, places: 1, tokens: 10 };
+        queue.arrive(ask, capacity, oneshot::channel().0)
+    };
+    assert!(matches!((arrive(8), arrive(8)), (Arrival::Begun, Arrival::Begun)));
+    assert!(matches!(arrive(1), Arrival::Waits(_, None)));
+    for now in [0, 10] {
+        queue.end(Class::Short, 1, Duration::from_secs(now));
+    }
+}
+
+#[tokio::test]
+async fn a_hopeless_request_takes_nobodys_place() {
+    let (gate, places) = gate(8, 2);
+    places.store(1, Ordering::Relaxed);
+    let _first = gate.admit(ticket(0)).await.unwrap();
+    slow(&gate);
+    let mut low = Box::pin(gate.admit(ticket(0)));
+    assert!(low.as_mut().now_or_never().is_none());
+    let wait = Duration::from_secs(1);
+    let refused = gate.admit(Ticket { wait: Some(wait), ..ticket(1) }).await.err();
+    assert_eq!(refused, Some(Refused::Late { expected: Duration::from_secs(10), wait, retry_s: 10 }));
+    assert!(low.as_mut().now_or_never().is_none(), "it waits on");
+    assert_eq!((running(&gate), depth(&gate)), (1, 2));
+}
+
+#[tokio::test]
 async fn places_follow_the_capacity() {
     let (gate, places) = gate(3, 8);
     places.store(1, Ordering::Relaxed);

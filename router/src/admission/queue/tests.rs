@@ -144,6 +144,31 @@ fn the_wait_is_judged_by_the_last_places() {
     assert_eq!(queue.expected_wait(1), Some(seconds(2)));
 }
 
+#[test]
+fn a_slow_time_is_forgotten_once_nobody_waits() {
+    let mut queue = full(1);
+    for _ in 0..2 {
+        waits(&mut queue, ask(Class::Short, 0, 1), "x");
+    }
+    for now in [10, 16] {
+        queue.end(Class::Short, 1, seconds(now));
+        queue.begin(1);
+    }
+    assert_eq!(queue.expected_wait(0), Some(seconds(6)));
+    queue.end(Class::Short, 1, seconds(17));
+    assert_eq!(queue.expected_wait(0), None);
+}
+
+#[test]
+fn who_would_have_to_wait_is_told_from_who_would_not() {
+    let mut queue = full(1);
+    let (low, high) = (ask(Class::Short, 0, 1), ask(Class::Short, 1, 1));
+    assert!(queue.makes_wait(&low, 1) && !queue.makes_wait(&low, 2));
+    waits(&mut queue, ask(Class::Short, 0, 3), "three");
+    assert!(queue.makes_wait(&low, 2), "it may not overtake");
+    assert!(queue.makes_wait(&high, 1) && !queue.makes_wait(&high, 2), "it may");
+}
+
 /// What was asked, in the order in which it came.
 struct Model {
     running: Vec<Ask>,
