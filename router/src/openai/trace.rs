@@ -81,7 +81,8 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let span = span(&id, request.method().as_str(), &route);
     trace::adopt(&span, trace::of_headers(request.headers()));
     request.extensions_mut().insert(id.clone());
-    app.metrics.seen.begin(&id.shown, &id.unique, &route);
+    // A client that leaves drops it, and with it all of this.
+    let unanswered = app.metrics.seen.begin(&id.shown, &id.unique, &route);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
     let _entered = span.enter();
     let mut response = handled.unwrap_or_else(|_| {
@@ -92,7 +93,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let (status, took) = (response.status().as_u16(), begun.elapsed());
     app.metrics.request(&route, status, took);
     span.record("http.response.status_code", status);
-    app.metrics.seen.answered(&id.unique, status);
+    unanswered.answered(status);
     tracing::info!(status, ?took, "answered");
     if let Ok(value) = HeaderValue::from_str(&id.shown) {
         response.headers_mut().insert(HEADER, value);

@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 
 const OPEN_MAX: usize = 8192;
 const SHOWN: usize = 200;
+/// Status of a request whose client left before there was an answer; no code of HTTP's own.
+const CLIENT_LEFT: u16 = 499;
 
 /// One request.
 #[derive(Debug, Clone)]
@@ -74,8 +76,13 @@ fn of_request(id: &str) -> &str {
 }
 
 impl Requests {
-    /// A request came.
-    pub(crate) fn begin(&self, shown: &str, unique: &str, route: &str) {
+    /// A request came. What comes back is to be told of its answer.
+    pub(crate) fn begin<'a>(&'a self, shown: &str, unique: &'a str, route: &str) -> Unanswered<'a> {
+        self.insert(shown, unique, route);
+        Unanswered { requests: self, unique, status: CLIENT_LEFT }
+    }
+
+    fn insert(&self, shown: &str, unique: &str, route: &str) {
         if !route.starts_with("/v1/") || route.starts_with("/v1/models") {
             return;
         }
@@ -119,8 +126,7 @@ impl Requests {
         });
     }
 
-    /// The head of its answer is out; of a whole answer, all of it.
-    pub(crate) fn answered(&self, unique: &str, status: u16) {
+    fn answered(&self, unique: &str, status: u16) {
         self.change(unique, |seen| seen.status = Some(status));
     }
 
@@ -157,6 +163,26 @@ impl Requests {
         let is_it = |seen: &Seen| seen.unique == unique || seen.shown == id;
         let open = self.open.lock().values().find(|seen| is_it(seen)).cloned();
         open.map(Arc::new).or_else(|| self.recent.find(|seen| is_it(seen)))
+    }
+}
+
+/// A request without an answer yet. Dropping it tells how it was answered.
+pub(crate) struct Unanswered<'a> {
+    requests: &'a Requests,
+    unique: &'a str,
+    status: u16,
+}
+
+impl Unanswered<'_> {
+    /// The head of the answer is out; of a whole answer, all of it.
+    pub(crate) fn answered(mut self, status: u16) {
+        self.status = status;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.requests.answered(self.unique, self.status);
     }
 }
 
@@ -232,7 +258,7 @@ mod tests {
 
     fn begun() -> Requests {
         let requests = Requests::default();
-        requests.begin("mine", "0a1b", "/v1/chat/completions");
+        requests.insert("mine", "0a1b", "/v1/chat/completions");
         requests
     }
 
@@ -271,11 +297,18 @@ mod tests {
     }
 
     #[test]
+    fn one_whose_client_leaves_is_not_open_for_ever() {
+        let requests = Requests::default();
+        drop(requests.begin("mine", "0a1b", "/v1/completions"));
+        assert!(requests.open.lock().is_empty());
+        assert_eq!(requests.lists()["recent"][0]["status"], 499);
+    }
+
+    #[test]
     fn what_is_no_completion_is_not_kept() {
         let requests = Requests::default();
         for route in ["/health", "/v1/models", "/v1/models/{*id}", "other"] {
-            requests.begin("a", "b", route);
-            requests.answered("b", 200);
+            requests.begin("a", "b", route).answered(200);
         }
         assert_eq!(requests.lists()["recent"], json!([]));
     }
@@ -283,7 +316,7 @@ mod tests {
     #[test]
     fn open_ones_are_bounded() {
         let requests = Requests::default();
-        (0..2 * OPEN_MAX).for_each(|id| requests.begin("a", &id.to_string(), "/v1/completions"));
+        (0..2 * OPEN_MAX).for_each(|id| requests.insert("a", &id.to_string(), "/v1/completions"));
         assert_eq!(requests.open.lock().len(), OPEN_MAX);
     }
 }
