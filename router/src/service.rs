@@ -126,13 +126,15 @@ pub async fn serve(
         tokens_max_default: config.tokens_max_default,
         keys: if config.model.is_some() { config.keys } else { KeyKind::Text },
     };
-    let gates = gates(&config, &fleet, &scheduler.metrics);
+    let roster = forwarder.as_ref().map(|forwarder| forwarder.roster.clone());
+    let gates = gates(&config, &fleet, roster.clone(), &scheduler.metrics);
     background.spawn({
-        let (native, every, stop) = (gates[0].clone(), config.poll_interval, stop.clone());
-        // Workers come without anybody asking for a place.
+        let (gates, every, stop) = (gates.clone(), config.poll_interval, stop.clone());
+        // Workers and backends come without anybody asking for a place.
         async move {
             while stop.run_until_cancelled(sleep(every)).await.is_some() {
-                native.look();
+                roster.iter().for_each(|roster| roster.table().count_places());
+                gates.iter().for_each(Admission::look);
             }
         }
     });
@@ -210,7 +212,12 @@ fn has_backends(config: &RouterConfig) -> bool {
 }
 
 /// The gates in front of the workers and in front of other engines.
-fn gates(config: &RouterConfig, fleet: &Arc<Fleet>, metrics: &Arc<Metrics>) -> [Admission; 2] {
+fn gates(
+    config: &RouterConfig,
+    fleet: &Arc<Fleet>,
+    roster: Option<Arc<Roster>>,
+    metrics: &Arc<Metrics>,
+) -> [Admission; 2] {
     let limits = AdmissionLimits {
         requests_max: config.requests_max,
         queue_max: config.queue_max,
@@ -224,7 +231,11 @@ fn gates(config: &RouterConfig, fleet: &Arc<Fleet>, metrics: &Arc<Metrics>) -> [
         Some(slots) if per_slot > 0 => slots.saturating_mul(per_slot),
         _ => usize::MAX,
     };
-    [Admission::new(limits, native, metrics.clone()), Admission::new(limits, || usize::MAX, metrics.clone())]
+    let passed = move || match roster.as_ref().map_or(0, |roster| roster.table().places()) {
+        0 => usize::MAX,
+        places => places,
+    };
+    [Admission::new(limits, native, metrics.clone()), Admission::new(limits, passed, metrics.clone())]
 }
 
 /// The way to other engines, with everything that looks after them in the background.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -43,6 +46,8 @@ pub(crate) struct Table {
     pub(crate) all: Vec<Arc<Backend>>,
     /// Servers of each model, ready or lost; the same server has the same place until the next change.
     models: HashMap<String, Arc<Pool>>,
+    /// See [`Table::places`].
+    places: AtomicUsize,
 }
 
 impl Table {
@@ -78,6 +83,17 @@ impl Table {
     /// Whether there are servers that have not said yet what they serve.
     pub(crate) fn has_unheard(&self) -> bool {
         self.all.iter().any(|backend| backend.health() == Health::Starting)
+    }
+
+    /// Requests that fit on all servers that can be asked, as last counted; 0 if there is none.
+    pub(crate) fn places(&self) -> usize {
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// Counts them: breakers open and close without a new table.
+    pub(crate) fn count_places(&self) {
+        let open = self.all.iter().filter(|backend| backend.role().answers() && backend.is_open());
+        self.places.store(open.map(|backend| backend.spec.requests_max as usize).sum(), Ordering::Relaxed);
     }
 
     /// Whether any server could be asked.
@@ -222,13 +238,16 @@ impl Roster {
         }
         let all = named.members.iter().map(|(backend, _)| backend.clone()).collect();
         let models = models.into_iter().map(|(model, pool)| (model, Arc::new(pool))).collect();
-        *self.table.write() = Arc::new(Table { all, models });
+        let table = Table { all, models, places: AtomicUsize::default() };
+        table.count_places();
+        *self.table.write() = Arc::new(table);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::BackendRole;
 
     fn spec(port: u16) -> BackendSpec {
         BackendSpec::new(format!("http://127.0.0.1:{port}"))
@@ -268,6 +287,26 @@ mod tests {
         roster.name(Source::Flags, vec![spec(9), spec(2), spec(9), spec(5)]);
         let ports: Vec<_> = roster.table().all.iter().map(|backend| backend.spec.url.clone()).collect();
         assert_eq!(ports, [spec(9).url, spec(2).url, spec(5).url]);
+    }
+
+    #[test]
+    fn places_are_those_of_servers_that_can_be_asked() {
+        let (roster, _joined) = Roster::new();
+        let of = |port, role, requests_max| BackendSpec { role, requests_max, ..spec(port) };
+        let (both, decode, prefill) = (BackendRole::Both, BackendRole::Decode, BackendRole::Prefill);
+        roster.name(Source::Flags, vec![of(1, both, 3), of(2, decode, 4), of(3, prefill, 100)]);
+        assert_eq!(roster.table().places(), 0, "none has answered");
+        let table = roster.table();
+        for backend in &table.all {
+            backend.found(Health::Ready, Some(vec![]));
+        }
+        roster.refresh();
+        assert_eq!(roster.table().places(), 7);
+        let table = roster.table();
+        while !table.all[0].failed("refused") {}
+        assert_eq!(table.places(), 7, "not counted since");
+        table.count_places();
+        assert_eq!(table.places(), 4);
     }
 
     #[test]

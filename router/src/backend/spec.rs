@@ -64,7 +64,8 @@ pub struct BackendSpec {
     /// The store that its engine loads KV from, e.g. `http://127.0.0.1:7440`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// Most requests at once; more wait in the router's queue.
+    /// Most requests at once. As soon as all backends together have as many as they take, more wait in the router's
+    /// queue; where they serve different models, one that is full alone has its requests refused.
     #[serde(default = "requests_max", skip_serializing_if = "is_requests_max")]
     pub requests_max: u32,
 }

@@ -162,6 +162,34 @@ async fn requests_for_other_engines_wait_as_well() {
     assert_eq!(waits.await.unwrap().status(), 200);
 }
 
+fn passed(text: &str, stream: bool) -> Value {
+    let mut body = chat_body(text);
+    (body["model"], body["stream"]) = ("m".into(), stream.into());
+    body
+}
+
+/// Sends a request for another engine and returns once it is in the queue.
+async fn passed_and_waits(router: &TestRouter) -> JoinHandle<reqwest::Response> {
+    let url = format!("{}/v1/chat/completions", router.base);
+    let request = router.http.post(url).json(&passed("waits", false));
+    let waits = tokio::spawn(async move { request.send().await.unwrap() });
+    until(|| async { router.metric(SHORT).await.filter(|&depth| depth == 1.0) }).await;
+    waits
+}
+
+#[tokio::test]
+async fn what_a_backend_does_not_take_waits() {
+    let backend = TestBackend::start("hello").await;
+    backend.then([Do::StreamAndHang(vec![event("so")])]);
+    let router = TestRouter::before(&[&backend], |config| config.backends[0].requests_max = 1).await;
+    let mut running = Events::of(router.chat(&passed("runs", true)).await);
+    assert_eq!(running.first_text().await, "so");
+    let waits = passed_and_waits(&router).await;
+    drop(running);
+    assert_eq!(waits.await.unwrap().status(), 200);
+    assert_eq!(router.metric("kelvin_router_errors_total{kind=\"backends_busy\"}").await, None);
+}
+
 #[tokio::test]
 async fn who_waits_at_the_end_hears_of_it() {
     let (worker, _told) = busy();
