@@ -89,7 +89,8 @@ pub struct RouterConfig {
     pub token_timeout: Duration,
     /// How often a completion goes on at another worker when its decode worker is lost; 0 ends it with an error.
     pub migrations_max: usize,
-    /// Most time that such a completion waits for a worker to be there: a lost one may be started again.
+    /// Most time that such a completion, or a request whose turn it is, waits for a decode worker to be there: a lost
+    /// one may be started again.
     pub migration_wait: Duration,
     /// Time that running requests get to end once a shutdown has begun.
     pub drain_grace: Duration,

@@ -9,7 +9,10 @@ use std::{
     future::{IntoFuture, pending},
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -226,10 +229,17 @@ fn gates(
         long_max: config.long_max,
     };
     let (fleet, per_slot) = (fleet.clone(), config.requests_per_slot as usize);
-    // Without a worker requests go on, to hear so.
+    // As long as there never was a worker, requests go on, to hear so; once those that there were are lost, the others
+    // wait for them to come back.
+    let known = AtomicUsize::new(usize::MAX);
     let native = move || match fleet.decode_slots() {
-        Some(slots) if per_slot > 0 => slots.saturating_mul(per_slot),
-        _ => usize::MAX,
+        _ if per_slot == 0 => usize::MAX,
+        None => known.load(Ordering::Relaxed),
+        Some(slots) => {
+            let places = slots.saturating_mul(per_slot);
+            known.store(places, Ordering::Relaxed);
+            places
+        }
     };
     let passed = move || match roster.as_ref().map_or(0, |roster| roster.table().places()) {
         0 => usize::MAX,

@@ -119,12 +119,16 @@ impl Fleet {
         self.workers.iter().any(|worker| worker.facts().is_some_and(|facts| facts.role == role))
     }
 
-    /// Slots of all ready decode workers; `None` if there is none, or one does not say.
+    /// Whether there is a decode worker that was ready before, and may be so again.
+    pub(crate) fn has_known_decode(&self) -> bool {
+        self.workers.iter().any(|worker| worker.context_tokens_max(false).is_some())
+    }
+
+    /// Slots of all ready decode workers, `usize::MAX` if one does not say; `None` if there is none.
     pub(crate) fn decode_slots(&self) -> Option<usize> {
         let decode = self.workers.iter().filter_map(|worker| worker.facts());
-        let mut slots = decode.filter(|facts| facts.role == Role::Decode).map(|facts| facts.slots as usize);
-        let first = slots.next()?;
-        slots.try_fold(first, |sum, slots| (slots > 0).then_some(sum + slots)).filter(|_| first > 0)
+        let slots = decode.filter(|facts| facts.role == Role::Decode).map(|facts| facts.slots as usize);
+        slots.map(|slots| if slots == 0 { usize::MAX } else { slots }).reduce(usize::saturating_add)
     }
 
     /// Number of workers by role and state, zeroes included.

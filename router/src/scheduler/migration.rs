@@ -46,7 +46,7 @@ impl Moves {
         self.count == 0
     }
 
-    fn failed(&mut self, fleet: &Fleet, worker: usize) {
+    pub(super) fn failed(&mut self, fleet: &Fleet, worker: usize) {
         self.failed.push((worker, fleet.worker(worker).incarnation()));
     }
 
@@ -90,7 +90,7 @@ impl Scheduler {
                 preferred: None,
             };
             let patience = if failure.is_gone() { self.migration_wait } else { Duration::ZERO };
-            let decided = self.decide_within(patience, &facts, &found, moves).await;
+            let decided = self.decide_within(patience, &facts, &found, moves, PrefillPolicy::Local).await;
             let Some((decision, flight)) = decided else { break };
             moves.count += 1;
             match self.open(job, generated, flight, matched_tokens / u64::from(block_tokens)).await {
@@ -122,18 +122,19 @@ impl Scheduler {
         Err(failure)
     }
 
-    /// Who goes on; waits for somebody to be there.
-    async fn decide_within(
+    /// Who serves; waits for somebody to be there.
+    pub(super) async fn decide_within(
         &self,
         patience: Duration,
         facts: &RequestFacts,
         found: &Found,
         moves: &Moves,
+        policy: PrefillPolicy,
     ) -> Option<(Decision, Flight)> {
         let began = Instant::now();
         loop {
             let excluded = moves.excluded(&self.fleet);
-            let decided = self.decide(facts, found, &excluded, PrefillPolicy::Local);
+            let decided = self.decide(facts, found, &excluded, policy);
             if decided.is_some() || began.elapsed() >= patience {
                 return decided;
             }

@@ -12,7 +12,7 @@
 //! in time counts as an empty one; a prefill worker that fails, before or after its first answer, leaves
 //! the prompt to the decode worker, which evaluates what it cannot import. If the decode worker fails
 //! before its first message, another one gets the request, once; if it fails later, another one goes on where it
-//! was ([`migration`]).
+//! was ([`migration`]). With all decode workers lost, a request waits [`Scheduler::migration_wait`] for one to come back.
 //!
 //! # Cancellation
 //! Dropping the future of [`Scheduler::start`], or the [`Generation`], drops the gRPC streams, and so
@@ -47,6 +47,7 @@ use crate::{
     prefix::{Found, Prefixes},
 };
 use generation::{NOTHING, Opened, is_empty};
+use migration::Moves;
 use prefill::Prefill;
 use sessions::Sessions;
 
@@ -99,7 +100,7 @@ pub(crate) struct Scheduler {
     pub(crate) policy: PrefillPolicy,
     /// How often a completion may go on at another worker.
     pub(crate) migrations_max: usize,
-    /// Most time it waits for one to be there.
+    /// Most time it, or a request that is to begin, waits for one to be there.
     pub(crate) migration_wait: Duration,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) rng: Mutex<SmallRng>,
@@ -138,13 +139,15 @@ impl Scheduler {
             block_tokens: block_tokens.into(),
             preferred: job.session_id.as_ref().and_then(|session| self.sessions.lock().worker(session)),
         };
-        let mut excluded = Vec::new();
+        let mut moves = Moves::default();
         let mut prefill: Option<Prefill> = None;
         let mut failed: Option<Failure> = None;
         for attempt in 1..=ATTEMPTS {
-            let Some((mut decision, mut flight)) = self.decide(&facts, &found, &excluded, self.policy) else {
-                break;
-            };
+            // One that is lost may be started again; nobody waits for one that there never was.
+            let may_come = failed.as_ref().map_or_else(|| self.fleet.has_known_decode(), Failure::is_gone);
+            let patience = if may_come { self.migration_wait } else { Duration::ZERO };
+            let decided = self.decide_within(patience, &facts, &found, &moves, self.policy).await;
+            let Some((mut decision, mut flight)) = decided else { break };
             if prefill.is_none() {
                 let decided = decision.prefill;
                 prefill = self.prefill(&mut decision, &job, &facts).await;
@@ -180,7 +183,7 @@ impl Scheduler {
                 Err(failure) => {
                     tracing::warn!(request = job.request_id, attempt, %failure, "a decode worker failed before its first token");
                     let again = failure.another_may_serve() && attempt < ATTEMPTS;
-                    excluded.push(decision.decode);
+                    moves.failed(&self.fleet, decision.decode);
                     failed = Some(failure);
                     if !again {
                         break;

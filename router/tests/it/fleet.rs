@@ -1,5 +1,8 @@
 //! Which workers get requests.
 
+use std::time::Duration;
+
+use kelvin_router::{ModelSource, RouterConfig};
 use serde_json::json;
 
 use crate::harness::{Setup, TestRouter, TestWorker, chat_body, fingerprint, until};
@@ -68,6 +71,35 @@ async fn a_worker_that_comes_back_is_used_again() {
     assert_eq!(health["workers"][0]["name"], "second");
     assert_eq!(router.chat(&chat_body("hi")).await.status(), 200);
     assert_eq!(worker.generates().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_worker_that_was_lost() {
+    let worker = TestWorker::start(Setup::decode("d"));
+    let wait = Duration::from_secs(30);
+    let router = TestRouter::configured(&[&worker], |config| config.migration_wait = wait).await;
+    let listen = worker.listen();
+    worker.kill();
+    router.health_until(|health| health["workers"][0]["state"] == "lost").await;
+    let (body, again) = (chat_body("hi"), async {
+        let running = "kelvin_router_requests_in_flight";
+        until(|| async { router.metric(running).await.filter(|&count| count == 1.0) }).await;
+        until(|| async { std::net::TcpListener::bind(listen).ok().map(drop) }).await;
+        TestWorker::start(Setup { listen, ..Setup::decode("d") })
+    });
+    let (answer, again) = tokio::join!(router.chat(&body), again);
+    assert_eq!((answer.status().as_u16(), again.generates().len()), (200, 1));
+
+    again.kill();
+    router.health_until(|health| health["workers"][0]["state"] == "lost").await;
+    let never = TestRouter::bare(RouterConfig {
+        workers: vec![format!("http://{listen}")],
+        model: Some(ModelSource::Toy),
+        migration_wait: wait,
+        ..RouterConfig::default()
+    });
+    let answer = tokio::time::timeout(wait / 2, never.await.chat(&body)).await;
+    assert_eq!(answer.expect("nobody waits for one that there never was").status(), 503);
 }
 
 #[tokio::test]

@@ -191,6 +191,33 @@ async fn what_a_backend_does_not_take_waits() {
 }
 
 #[tokio::test]
+async fn who_waits_goes_on_waiting_while_the_only_worker_is_started_again() {
+    let (worker, _told) = busy();
+    worker.describe(|described| described.load.as_mut().unwrap().slots = 1);
+    let router = TestRouter::configured(&[&worker], |config| {
+        (config.requests_per_slot, config.migration_wait) = (1, Duration::from_secs(30));
+    })
+    .await;
+    let mut all = vec![asked(&router, prompt("0", json!({})), RUNNING, 1.0).await];
+    until(|| async { (worker.generates().len() == 1).then_some(()) }).await;
+    for (index, name) in ["a", "b"].into_iter().enumerate() {
+        all.push(asked(&router, prompt(name, json!({})), SHORT, (index + 1) as f64).await);
+    }
+    let listen = worker.listen();
+    worker.kill();
+    router.health_until(|health| health["workers"][0]["state"] == "lost").await;
+    // Time for a few looks at how many places there are.
+    tokio::time::sleep(Duration::from_millis(350)).await;
+    assert_eq!((router.metric(RUNNING).await, router.metric(SHORT).await), (Some(1.0), Some(2.0)));
+    until(|| async { std::net::TcpListener::bind(listen).ok().map(drop) }).await;
+    let again = TestWorker::start(Setup { listen, ..Setup::decode("d") });
+    for answer in all {
+        assert_eq!(answer.await.unwrap().status(), 200);
+    }
+    assert_eq!(again.generates().len(), 3);
+}
+
+#[tokio::test]
 async fn who_waits_at_the_end_hears_of_it() {
     let (worker, _told) = busy();
     let router = TestRouter::configured(&[&worker], |config| {
