@@ -69,15 +69,16 @@ pub(super) async fn pass(
 ) -> Result<Result<Response, (Bytes, Option<OwnedSemaphorePermit>)>, ApiError> {
     let Some(forwarder) = &app.forwarder else { return Ok(Err((bytes, place))) };
     let peek = body::parse::<Peek<'_>>(&bytes)?;
+    let model = peek.model.as_deref().unwrap_or_default();
     let table = forwarder.roster.table();
-    let Some(pool) = peek.model.as_deref().and_then(|model| table.pool(model)) else {
+    if table.pool(model).is_none() {
         // As long as one was never heard of, nobody knows that no one has the model.
-        let unheard = app.scheduler.fleet.model().is_none_or(|own| peek.model.as_deref() != Some(&own.name));
+        let unheard = app.scheduler.fleet.model().is_none_or(|own| model != own.name);
         return match table.has_unheard() && unheard {
             true => Err(Trouble::NoBackend.into()),
             false => Ok(Err((bytes, place))),
         };
-    };
+    }
     drop(place);
     let ticket = Ticket {
         places: 1,
@@ -86,6 +87,9 @@ pub(super) async fn pass(
         wait: peek.deadline_ms.map(Duration::from_millis),
     };
     let admitted = app.turn(&app.passed, ticket).await?;
+    // While it waited others may have come, and left.
+    let table = if admitted.has_waited() { forwarder.roster.table() } else { table };
+    let pool = table.pool(model).ok_or(Trouble::NoBackend)?;
     let salt = peek.cache_salt.as_deref().unwrap_or_default();
     let scope = Scope::new(&pool.card.id, salt.as_bytes());
     let tokens = match app.keys {

@@ -191,6 +191,43 @@ async fn what_a_backend_does_not_take_waits() {
 }
 
 #[tokio::test]
+async fn who_waited_goes_where_the_backends_are_by_then() {
+    let (one, two) = (TestBackend::start("one").await, TestBackend::start("two").await);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends.json");
+    let write = |url: String| std::fs::write(&path, json!({"backends": [{"url": url}]}).to_string()).unwrap();
+    write(one.url());
+    let router = TestRouter::before(&[], |config| {
+        (config.backends_file, config.requests_max) = (Some(path.clone()), 1);
+    })
+    .await;
+    let has = |url: String| {
+        let router = &router;
+        async move {
+            let ready = json!([[url, "ready"]]);
+            router
+                .health_until(|health| {
+                    let all = health["backends"].as_array().cloned().unwrap_or_default();
+                    let all: Vec<Value> =
+                        all.iter().map(|backend| json!([backend["url"], backend["state"]])).collect();
+                    Value::from(all) == ready
+                })
+                .await;
+        }
+    };
+    has(one.url()).await;
+    one.then([Do::StreamAndHang(vec![event("so")])]);
+    let mut running = Events::of(router.chat(&passed("runs", true)).await);
+    assert_eq!(running.first_text().await, "so");
+    let waits = passed_and_waits(&router).await;
+    write(two.url());
+    has(two.url()).await;
+    drop(running);
+    assert!(waits.await.unwrap().text().await.unwrap().contains("two"));
+    assert_eq!((one.requests().len(), two.requests().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn who_waits_goes_on_waiting_while_the_only_worker_is_started_again() {
     let (worker, _told) = busy();
     worker.describe(|described| described.load.as_mut().unwrap().slots = 1);
