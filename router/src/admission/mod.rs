@@ -26,6 +26,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::Number;
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::metrics::Metrics;
@@ -45,6 +47,16 @@ pub(crate) struct AdmissionLimits {
     pub(crate) long_tokens: u64,
     /// Places of long prompts; half of all without.
     pub(crate) long_max: Option<usize>,
+}
+
+/// Reads a priority; one beyond what is told apart counts as the last that is.
+pub(crate) fn priority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i32>, D::Error> {
+    let number = Option::<Number>::deserialize(deserializer)?.as_ref().and_then(Number::as_f64);
+    // The cast keeps what an i32 can be, and takes the nearest for anything else.
+    match number {
+        Some(number) if number.fract() != 0.0 => Err(D::Error::custom("a priority is an integer")),
+        number => Ok(number.map(|number| number as i32)),
+    }
 }
 
 /// A request for places.

@@ -6,7 +6,7 @@
 //!           ▲                    ├─ stream: first piece awaited, then passed on as it comes
 //!           └──── another one ───┴─ trouble, and nothing was sent to the client yet
 //! ```
-//! The body goes on as it came, byte for byte ([`pair`](super::pair) adds a field). As long as the client has seen nothing, trouble with one
+//! The body goes on as it came, byte for byte; a priority does not, and [`pair`](super::pair) adds a field. As long as the client has seen nothing, trouble with one
 //! server means another one, [`ATTEMPTS`] at most; a refusal (4xx) is the engine's answer and passed on.
 //!
 //! # Cancellation

@@ -12,7 +12,7 @@ const TTL_S_MAX: u64 = 7 * 24 * 3600;
 /// A request's hints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
-    /// The higher, the sooner; 0 is ordinary.
+    /// The higher, the sooner; 0 is ordinary. It goes to no other engine.
     pub(crate) priority: i32,
     /// Most milliseconds that the request may wait for its turn.
     pub(crate) deadline_ms: Option<u64>,

@@ -107,7 +107,7 @@ pub(super) async fn pass(
     let errand = Errand {
         path: route.path(),
         headers,
-        body: bytes.clone(),
+        body: peek.without_priority(&bytes),
         request_id: &id.unique,
         model: &pool.card.id,
         stream: peek.is_stream(),

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::admission;
+
 /// The body of a completion request.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -50,6 +52,7 @@ pub(super) struct RequestBody {
     pub(super) audio: Option<Value>,
 
     /// Hints, which OpenAI's API does not have; see [`Hints`](super::hints::Hints).
+    #[serde(deserialize_with = "admission::priority")]
     pub(super) priority: Option<i32>,
     pub(super) deadline_ms: Option<u64>,
     pub(super) cache_salt: Option<String>,

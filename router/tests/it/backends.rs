@@ -154,6 +154,24 @@ async fn trouble_before_the_first_piece_of_a_stream_means_another_backend() {
 }
 
 #[tokio::test]
+async fn a_priority_is_the_routers() {
+    let backend = TestBackend::start("one").await;
+    let router = TestRouter::before(&[&backend], |_| {}).await;
+    for priority in [7, 3_000_000_000_i64] {
+        let mut body = body("hi");
+        body["priority"] = priority.into();
+        assert_eq!(content(router.chat(&body).await).await, "one");
+    }
+    for (_, sent) in backend.requests() {
+        assert_eq!(serde_json::from_str::<Value>(&sent).unwrap(), body("hi"));
+    }
+    let mut wrong = body("hi");
+    wrong["priority"] = "high".into();
+    let (status, error) = error_of(router.chat(&wrong).await).await;
+    assert_eq!((status, &error["param"]), (400, &json!("priority")));
+}
+
+#[tokio::test]
 async fn a_refusal_is_the_engines_own_answer() {
     let (one, two) = (TestBackend::start("one").await, TestBackend::start("two").await);
     let router = TestRouter::before(&[&one, &two], |_| {}).await;
