@@ -3,9 +3,9 @@
 //! # Hedging
 //! Off as a rule. With it, a stream of which nothing came for a time is asked for at a second server as well; the
 //! first to answer has the request, and the other's is cancelled. A second one is asked only before the client saw
-//! anything, only for streams (nothing of a whole answer comes before its end, however busy its server is), and only
-//! while hedges are less than one in [`HEDGE_SHARE`] of the requests in work: when all servers are slow, twice the
-//! work makes them slower.
+//! anything, only for streams (nothing of a whole answer comes before its end, however busy its server is), and at
+//! most one at a time in [`HEDGE_SHARE`] requests in work, of fewer as well: when all servers are slow, twice the work
+//! makes them slower.
 
 use std::{
     future::Future,
@@ -119,7 +119,7 @@ impl Forwarder {
         let requests = usize::try_from(self.metrics.in_flight.get()).unwrap_or(0);
         let taken = self.hedges.fetch_add(1, Ordering::Relaxed);
         let hedge = Hedge(&self.hedges);
-        (taken <= requests / HEDGE_SHARE).then_some(hedge)
+        (taken < hedges_max(requests)).then_some(hedge)
     }
 
     /// Chooses servers and counts the request there, in one step: the next decision must see it.
@@ -157,7 +157,8 @@ impl Forwarder {
         drop(rng);
         self.metrics.backend_decision(backend.mode());
         keys.sent(&self.directory, &backend, now);
-        if errand.session.is_some() {
+        // Whoever has to go elsewhere is counted already.
+        if errand.session.is_some() && excluded.is_empty() {
             let kept = preferred.map(|preferred| preferred.id == backend.id);
             self.metrics.backend.affinity(kept.map_or("new", |kept| if kept { "kept" } else { "left" }));
         }
@@ -245,6 +246,10 @@ impl Forwarder {
     }
 }
 
+fn hedges_max(requests: usize) -> usize {
+    (requests / HEDGE_SHARE).max(1)
+}
+
 /// Whether nobody else is asked.
 fn is_final(answer: &Answer) -> bool {
     // Another one may have room.
@@ -265,5 +270,15 @@ async fn race(
             true => (answer, true),
             false => (first.await, false),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hedges_are_one_in_ten_requests() {
+        assert_eq!([0, 1, 10, 19, 20, 1000].map(hedges_max), [1, 1, 1, 1, 2, 100]);
     }
 }

@@ -147,7 +147,12 @@ impl Forwarder {
             () = self.ending.cancelled() => Err(Trouble::ShuttingDown),
             answer = self.attempts(pool, &errand) => answer,
         };
-        let answer = forwarded.inspect_err(|trouble| self.metrics.error(trouble.kind()))?;
+        // An attempt has counted its own.
+        let answer = forwarded.inspect_err(|trouble| {
+            if !trouble.is_fault() {
+                self.metrics.error(trouble.kind());
+            }
+        })?;
         Ok(answer.map(|body| match body {
             Answered::Whole(bytes) => Body::from(bytes),
             Answered::Stream(watched) => Body::new(watched.keep(admitted)),

@@ -154,6 +154,16 @@ async fn trouble_before_the_first_piece_of_a_stream_means_another_backend() {
 }
 
 #[tokio::test]
+async fn a_failure_of_the_last_backend_is_counted_once() {
+    let backend = TestBackend::start("one").await;
+    let router = TestRouter::before(&[&backend], |_| {}).await;
+    backend.then([Do::Answer(500, "{}".into())]);
+    assert_eq!(error_of(router.chat(&body("hi")).await).await.0, 502);
+    let line = "kelvin_router_errors_total{kind=\"backend_failed\"}";
+    assert_eq!(router.metric(line).await, Some(1.0));
+}
+
+#[tokio::test]
 async fn a_priority_is_the_routers() {
     let backend = TestBackend::start("one").await;
     let router = TestRouter::before(&[&backend], |_| {}).await;

@@ -74,6 +74,25 @@ async fn without_the_flag_and_for_whole_answers_nobody_else_is_asked() {
 }
 
 #[tokio::test]
+async fn a_second_try_of_a_sessions_request_is_no_second_request() {
+    let (one, two) = (TestBackend::start("one").await.takes(20), TestBackend::start("two").await.takes(20));
+    let router = TestRouter::before(&[&one, &two], |_| {}).await;
+    let body = json!({"model": "m", "user": "u", "messages": [{"role": "user", "content": "hi"}]});
+    let first = router.chat(&body).await.text().await.unwrap();
+    let (fails, other) = if first.contains("one") { (one, "two") } else { (two, "one") };
+    fails.always(Do::Answer(500, "{}".into()));
+    assert!(router.chat(&body).await.text().await.unwrap().contains(other));
+    assert_eq!(fails.requests().len(), 2);
+    let affinity = async |result: &str| {
+        router.metric(&format!("kelvin_router_backend_affinity_total{{result=\"{result}\"}}")).await
+    };
+    assert_eq!(
+        (affinity("new").await, affinity("kept").await, affinity("left").await),
+        (Some(1.0), Some(1.0), None)
+    );
+}
+
+#[tokio::test]
 async fn a_session_stays_where_it_was_while_that_costs_little_more() {
     let (one, two) = (TestBackend::start("one").await.takes(20), TestBackend::start("two").await.takes(20));
     let router = TestRouter::before(&[&one, &two], |_| {}).await;
