@@ -11,7 +11,8 @@
 //! away or has none of the models, and nothing is expected of it.
 //!
 //! # Limits
-//! [`STORES_MAX`] stores with [`NAMESPACES_MAX`] namespaces each, which share a budget of the directory's size.
+//! [`STORES_MAX`] stores, for each of which there is a budget of the directory's size in equal parts for
+//! [`NAMESPACES_MAX`] namespaces.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -144,7 +144,6 @@ impl Worker {
         self.flights.lock()
     }
 
-    /// Calls of this router in work there.
     /// Prompt tokens that it evaluates in a second, as it measured.
     pub(crate) fn prefill_tokens_per_second(&self) -> Option<f64> {
         let view = self.view.read();
@@ -152,6 +151,7 @@ impl Worker {
         Some(load.prefill_tokens_per_second).filter(|rate| *rate > 0.0)
     }
 
+    /// Calls of this router in work there.
     pub(crate) fn in_flight(&self) -> u32 {
         self.flights.lock().len()
     }
