@@ -32,6 +32,7 @@ mod directory;
 mod expected;
 mod feeds;
 mod fleet;
+mod halves;
 mod metrics;
 mod openai;
 mod page;

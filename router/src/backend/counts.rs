@@ -7,10 +7,12 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::feeds::{Mode, StoreReport};
+use crate::{
+    feeds::{Mode, StoreReport},
+    metrics::{counted, measured},
+};
 
 /// Part of the router's metrics. Label values come from fixed sets.
-#[derive(Default)]
 pub(crate) struct Counts {
     hedges: Family<ResultLabels, Counter>,
     prefills: Family<ResultLabels, Counter>,
@@ -53,53 +55,44 @@ struct SourceErrorLabels {
 
 impl Counts {
     /// Registers them all.
-    pub(crate) fn new(registry: &mut Registry) -> Self {
-        let counts = Self::default();
-        registry.register(
-            "backend_hedges",
-            "Requests whose first backend was silent, by what became of a second one",
-            counts.hedges.clone(),
-        );
-        registry.register(
-            "backend_prefills",
-            "Prompts that a prefill backend was to compute for another, by result",
-            counts.prefills.clone(),
-        );
-        registry.register(
-            "backend_affinity",
-            "Requests of a session, by whether they went where its last one had gone",
-            counts.affinity.clone(),
-        );
-        registry.register("backend_sessions", "Sessions of which that is known", counts.sessions.clone());
-        registry.register("backends_found", "Backends that each source names", counts.found.clone());
-        registry.register(
-            "backend_source_up",
-            "Whether the last look at a source of backends succeeded",
-            counts.source_up.clone(),
-        );
-        registry.register(
-            "backend_source_errors",
-            "Looks at a source of backends that failed, and entries that make no sense",
-            counts.source_errors.clone(),
-        );
-        registry.register(
-            "stores",
-            "Stores that backends load from, by what is known of what they have",
-            counts.stores.clone(),
-        );
-        registry.register("store_blocks", "Blocks known to be in those stores", counts.store_blocks.clone());
-        registry.register_with_unit(
-            "store_memory",
-            "Of that knowledge",
-            Unit::Bytes,
-            counts.store_bytes.clone(),
-        );
-        registry.register(
-            "connections_ended",
-            "Clients' connections by how they ended",
-            counts.connections.clone(),
-        );
-        counts
+    pub(crate) fn new(r: &mut Registry) -> Self {
+        Self {
+            hedges: counted(
+                r,
+                "backend_hedges",
+                "Requests whose first backend was silent, by what became of a second one",
+            ),
+            prefills: counted(
+                r,
+                "backend_prefills",
+                "Prompts that a prefill backend was to compute for another, by result",
+            ),
+            affinity: counted(
+                r,
+                "backend_affinity",
+                "Requests of a session, by whether they went where its last one had gone",
+            ),
+            sessions: counted(r, "backend_sessions", "Sessions of which that is known"),
+            found: counted(r, "backends_found", "Backends that each source names"),
+            source_up: counted(
+                r,
+                "backend_source_up",
+                "Whether the last look at a source of backends succeeded",
+            ),
+            source_errors: counted(
+                r,
+                "backend_source_errors",
+                "Looks at a source of backends that failed, and entries that make no sense",
+            ),
+            stores: counted(
+                r,
+                "stores",
+                "Stores that backends load from, by what is known of what they have",
+            ),
+            store_blocks: counted(r, "store_blocks", "Blocks known to be in those stores"),
+            store_bytes: measured(r, "store_memory", "Of that knowledge", Unit::Bytes, Gauge::default()),
+            connections: counted(r, "connections_ended", "Clients' connections by how they ended"),
+        }
     }
 
     /// One sample of each family, which shows itself with its first.

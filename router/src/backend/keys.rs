@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Bytes of text a token stands for where nobody counts: what is decided by it is a ratio.
-const TOKEN_BYTES: u64 = 4;
+pub(crate) const TOKEN_BYTES: u64 = 4;
 
 /// A prompt's size and places.
 #[derive(Debug, Clone, Default)]

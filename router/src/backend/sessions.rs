@@ -6,7 +6,6 @@
 //! the older goes as a whole. Sessions are known by a keyed hash of their names alone.
 
 use std::{
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Weak},
     time::Duration,
@@ -15,6 +14,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::member::Backend;
+use crate::halves::Halves;
 
 /// Most sessions that are known.
 const SESSIONS_MAX: usize = 1 << 16;
@@ -25,16 +25,20 @@ const TTL: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(crate) struct Sessions {
     key: RandomState,
-    halves: Mutex<Halves>,
+    known: Mutex<Known>,
 }
 
-#[derive(Default)]
-struct Halves {
+struct Known {
     /// A backend that left is kept in memory by no session, only its place is.
-    young: HashMap<u64, Weak<Backend>>,
-    old: HashMap<u64, Weak<Backend>>,
+    backends: Halves<Weak<Backend>>,
     /// When the younger half was begun.
     since: Duration,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { backends: Halves::new(SESSIONS_MAX), since: Duration::ZERO }
+    }
 }
 
 impl Sessions {
@@ -45,41 +49,35 @@ impl Sessions {
 
     /// Where its last request went, if that still is known at `now`.
     pub(super) fn last(&self, session: u64, now: Duration) -> Option<Arc<Backend>> {
-        let mut halves = self.halves.lock();
-        halves.age(now);
-        halves.young.get(&session).or_else(|| halves.old.get(&session))?.upgrade()
+        let mut known = self.known.lock();
+        known.age(now);
+        known.backends.get(session)?.upgrade()
     }
 
     /// A request of it was answered there.
     pub(super) fn went(&self, session: u64, backend: &Arc<Backend>, now: Duration) {
-        let mut halves = self.halves.lock();
-        halves.age(now);
-        halves.young.insert(session, Arc::downgrade(backend));
-        if halves.young.len() >= SESSIONS_MAX / 2 {
-            halves.turn(now);
+        let mut known = self.known.lock();
+        known.age(now);
+        if known.backends.insert(session, Arc::downgrade(backend)) {
+            known.since = now;
         }
     }
 
-    /// How many are known; one of both halves counts twice.
     pub(crate) fn len(&self) -> usize {
-        let halves = self.halves.lock();
-        halves.young.len() + halves.old.len()
+        self.known.lock().backends.len()
     }
 }
 
-impl Halves {
+impl Known {
     fn age(&mut self, now: Duration) {
-        if now.saturating_sub(self.since) >= TTL * 2 {
-            self.turn(now);
-            self.old = HashMap::new();
-        } else if now.saturating_sub(self.since) >= TTL {
-            self.turn(now);
+        let age = now.saturating_sub(self.since);
+        if age >= TTL {
+            self.backends.turn();
+            self.since = now;
         }
-    }
-
-    fn turn(&mut self, now: Duration) {
-        self.old = std::mem::take(&mut self.young);
-        self.since = now;
+        if age >= TTL * 2 {
+            self.backends.turn();
+        }
     }
 }
 

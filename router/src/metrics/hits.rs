@@ -12,6 +12,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use super::counted::{counted, measured};
+
 /// Models with a label of their own.
 pub(crate) const MODELS_MAX: usize = 64;
 const OTHER: &str = "other";
@@ -74,7 +76,7 @@ struct ModelLabels {
 }
 
 /// The metrics of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hits {
     models: Mutex<HashSet<String>>,
     model_prompt: Family<ModelLabels, Counter>,
@@ -89,50 +91,51 @@ pub(crate) struct Hits {
 }
 
 impl Hits {
-    pub(crate) fn register(&self, r: &mut Registry) {
-        r.register(
-            "model_prompt_tokens",
-            "Prompt tokens evaluated or found, by model",
-            self.model_prompt.clone(),
-        );
-        r.register(
-            "model_prompt_tokens_cached",
-            "Of model_prompt_tokens, those that were taken from a cache",
-            self.model_cached.clone(),
-        );
-        r.register(
-            "judged_prompt_tokens",
-            "Tokens of the prompts of which both the predicted and the observed hit are known",
-            self.judged.clone(),
-        );
-        r.register(
-            "predicted_hit_tokens",
-            "Of judged_prompt_tokens, those that were expected to be in the target's reach when it was chosen",
-            self.predicted.clone(),
-        );
-        r.register(
-            "observed_hit_tokens",
-            "Of judged_prompt_tokens, those that the target did not have to evaluate",
-            self.observed.clone(),
-        );
-        r.register(
-            "prediction_error_tokens",
-            "Differences of the two, by whether too much or too little was expected",
-            self.errors.clone(),
-        );
-        r.register("prefill_tokens", "Prompt tokens that had to be evaluated", self.computed.clone());
-        r.register(
-            "prefill_saved_tokens",
-            "Prompt tokens that had not to be evaluated, since their KV was taken from a cache",
-            self.saved.clone(),
-        );
-        r.register_with_unit(
-            "prefill_saved",
-            "What those would have taken at the measured rate of who evaluated the rest",
-            Unit::Seconds,
-            self.saved_seconds.clone(),
-        );
-        self.begin();
+    pub(crate) fn new(r: &mut Registry) -> Self {
+        let hits = Self {
+            models: Mutex::default(),
+            model_prompt: counted(r, "model_prompt_tokens", "Prompt tokens evaluated or found, by model"),
+            model_cached: counted(
+                r,
+                "model_prompt_tokens_cached",
+                "Of model_prompt_tokens, those that were taken from a cache",
+            ),
+            judged: counted(
+                r,
+                "judged_prompt_tokens",
+                "Tokens of the prompts of which both the predicted and the observed hit are known",
+            ),
+            predicted: counted(
+                r,
+                "predicted_hit_tokens",
+                "Of judged_prompt_tokens, those that were expected to be in the target's reach when it was chosen",
+            ),
+            observed: counted(
+                r,
+                "observed_hit_tokens",
+                "Of judged_prompt_tokens, those that the target did not have to evaluate",
+            ),
+            errors: counted(
+                r,
+                "prediction_error_tokens",
+                "Differences of the two, by whether too much or too little was expected",
+            ),
+            computed: counted(r, "prefill_tokens", "Prompt tokens that had to be evaluated"),
+            saved: counted(
+                r,
+                "prefill_saved_tokens",
+                "Prompt tokens that had not to be evaluated, since their KV was taken from a cache",
+            ),
+            saved_seconds: measured(
+                r,
+                "prefill_saved",
+                "What those would have taken at the measured rate of who evaluated the rest",
+                Unit::Seconds,
+                Counter::default(),
+            ),
+        };
+        hits.begin();
+        hits
     }
 
     /// Shows zeros before anything happened.
@@ -197,8 +200,8 @@ mod tests {
 
     #[test]
     fn hits_are_compared_with_what_was_predicted_and_their_worth_is_told() {
-        let (hits, mut registry) = (Hits::default(), Registry::default());
-        hits.register(&mut registry);
+        let mut registry = Registry::default();
+        let hits = Hits::new(&mut registry);
         hits.note(outcome("a"));
         hits.note(Outcome { tokens_per_second: Some(f64::NAN), predicted: None, ..outcome("a") });
         let mut text = String::new();
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn models_beyond_the_bound_share_a_label() {
-        let hits = Hits::default();
+        let hits = Hits::new(&mut Registry::default());
         let names: Vec<String> = (0..MODELS_MAX + 5).map(|number| format!("m{number}")).collect();
         names.iter().chain(&names).for_each(|name| hits.note(outcome(name)));
         let count = |model: &str| {

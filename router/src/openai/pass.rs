@@ -15,13 +15,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{App, body, error::ApiError, tokens::tokens, trace::RequestId};
 use crate::{
     admission::Ticket,
-    backend::{Errand, Keys, Peek, Trouble},
+    backend::{Errand, Keys, Peek, TOKEN_BYTES, Trouble},
     config::KeyKind,
     directory::Scope,
 };
-
-/// Bytes of a prompt for each of its tokens, about: who passes it on does not count them.
-const TOKEN_BYTES: u64 = 4;
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

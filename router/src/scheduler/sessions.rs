@@ -4,11 +4,9 @@
 //! [`SESSIONS_MAX`] conversations, by a hash of their names; those that were not heard of for longest are forgotten,
 //! half of them at a time. Two names of one hash share a preference, which costs neither anything.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    mem,
-};
+use std::hash::{BuildHasher, RandomState};
+
+use crate::halves::Halves;
 
 /// Conversations that are known at most.
 const SESSIONS_MAX: usize = 1 << 16;
@@ -16,48 +14,33 @@ const SESSIONS_MAX: usize = 1 << 16;
 /// The table.
 pub(crate) struct Sessions {
     names: RandomState,
-    max: usize,
-    /// Those heard of lately, and those before.
-    young: HashMap<u64, usize>,
-    old: HashMap<u64, usize>,
+    workers: Halves<usize>,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self::with_max(SESSIONS_MAX)
+        Self { names: RandomState::new(), workers: Halves::new(SESSIONS_MAX) }
     }
 }
 
 impl Sessions {
-    fn with_max(max: usize) -> Self {
-        Self { names: RandomState::new(), max, young: HashMap::new(), old: HashMap::new() }
-    }
-
     /// Who had the conversation's last turn.
     pub(super) fn worker(&self, name: &str) -> Option<usize> {
-        let key = self.names.hash_one(name);
-        self.young.get(&key).or_else(|| self.old.get(&key)).copied()
+        self.workers.get(self.names.hash_one(name)).copied()
     }
 
     /// Notes who has its turn now.
     pub(super) fn note(&mut self, name: &str, worker: usize) {
-        if self.young.len() >= self.max / 2 {
-            self.old = mem::take(&mut self.young);
-        }
-        let key = self.names.hash_one(name);
-        self.old.remove(&key);
-        self.young.insert(key, worker);
+        self.workers.insert(self.names.hash_one(name), worker);
     }
 
     /// Forgets a conversation that ended.
     pub(super) fn end(&mut self, name: &str) {
-        let key = self.names.hash_one(name);
-        self.young.remove(&key);
-        self.old.remove(&key);
+        self.workers.remove(self.names.hash_one(name));
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.young.len() + self.old.len()
+        self.workers.len()
     }
 }
 
@@ -75,17 +58,5 @@ mod tests {
         assert_eq!((sessions.worker("a"), sessions.worker("b"), sessions.len()), (Some(3), Some(2), 2));
         sessions.end("a");
         assert_eq!((sessions.worker("a"), sessions.len()), (None, 1));
-    }
-
-    #[test]
-    fn the_table_is_bounded_and_keeps_who_comes_back() {
-        let mut sessions = Sessions::with_max(64);
-        for index in 0..1_000 {
-            sessions.note(&format!("s{index}"), index);
-            sessions.note("regular", 7);
-            assert!(sessions.len() <= 64);
-        }
-        assert_eq!((sessions.worker("regular"), sessions.worker("s999")), (Some(7), Some(999)));
-        assert_eq!(sessions.worker("s1"), None);
     }
 }
