@@ -70,7 +70,7 @@ pub(crate) struct Args {
     backends_redis: Option<BackendsRedis>,
 
     /// Milliseconds without the first piece of a backend's stream after which a second backend is asked too; the first
-    /// to answer has the request. At most one in ten requests at a time [default: never]
+    /// to answer has the request. At most one in ten requests at a time, or one [default: never]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     hedge_after: Option<u64>,
 
@@ -91,7 +91,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     migrations_max: u8,
 
-    /// Most time that such an answer waits for a decode worker, which may be its own, started again
+    /// Most time that such an answer waits for a decode worker, which may be its own, started again; and a request
+    /// that comes with all decode workers lost
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     migration_wait: Duration,
 
