@@ -9,6 +9,7 @@ use super::fleet::WORKERS_MAX;
 use super::links::Rates;
 use super::routers::RouterKind;
 use super::store::Capacity;
+use super::workload::ENGINE_BLOCK_TOKENS;
 use super::world::Cluster;
 
 /// A trace of requests under a virtual clock: which router and store serve it how fast
@@ -53,6 +54,14 @@ pub(crate) struct Args {
     /// An object store behind all, which is never full
     #[arg(long)]
     s3: bool,
+
+    /// Tokens of a block of the store, a multiple of 64: larger ones take less memory here
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(64..=1 << 16))]
+    store_block_tokens: u32,
+
+    /// A block is copied to NVMe or S3 the n-th time that it is asked for; 0 and 1: at once
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=15))]
+    admission: u8,
 
     /// Engines read blocks from each other's memory
     #[arg(long)]
@@ -129,11 +138,18 @@ impl Args {
             ensure!((0.0..=1e4).contains(&size), "--{name} {size} is not between 0 and 10000");
         }
         ensure!(self.dram > 0.0 || (self.nvme == 0.0 && !self.s3), "--nvme and --s3 need --dram in front");
+        let store_block_tokens = u64::from(self.store_block_tokens);
+        ensure!(
+            store_block_tokens.is_multiple_of(ENGINE_BLOCK_TOKENS),
+            "--store-block-tokens {store_block_tokens} is no multiple of {ENGINE_BLOCK_TOKENS}"
+        );
         let cluster = Cluster {
             workers: self.workers as usize,
             workers_per_node: self.workers_per_node as usize,
             device_blocks: self.device_blocks as usize,
             capacity: Capacity { dram: 0, nvme: 0, s3: self.s3 },
+            stride: (store_block_tokens / ENGINE_BLOCK_TOKENS) as usize,
+            admission: self.admission,
             shares_device: self.share_device,
             policy: self.policy,
             rates: Rates {
@@ -184,6 +200,8 @@ mod tests {
             "--dram NaN",
             "--dram 0 --s3",
             "--nvme-gbps 0",
+            "--store-block-tokens 100",
+            "--admission 16",
             "--policy best",
             "--scale 0",
         ];

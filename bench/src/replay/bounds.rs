@@ -21,16 +21,14 @@ pub(crate) struct Bounds {
 pub(crate) fn bounds(workload: &Workload<'_>, pool_blocks: usize) -> Bounds {
     let mut seen: HashSet<u64, BuildHasherDefault<HashMixer>> = HashSet::default();
     let mut pool = DeviceCache::new(pool_blocks);
-    let (mut ideal, mut pooled, mut all) = (0, 0, 0);
+    let (mut ideal, mut pooled) = (Share::default(), Share::default());
     for job in 0..workload.jobs().len() as u32 {
         let prompt_tokens = workload.request(job).prompt_tokens;
         let keys = workload.keys(job);
         // The last token is computed in any case.
         let useful = &keys[..keys.len().min(((prompt_tokens - 1) / ENGINE_BLOCK_TOKENS) as usize)];
-        ideal += useful.iter().take_while(|key| seen.contains(*key)).count() as u64;
         let (matched, _) = pool.matched(useful);
-        pooled += matched as u64;
-        all += prompt_tokens;
+        pooled.add(matched, prompt_tokens);
         let mut slots: Vec<_> = keys[..matched].iter().filter_map(|key| pool.take(*key)).collect();
         for key in &keys[matched..] {
             // A prompt that exceeds the pool keeps its beginning.
@@ -44,10 +42,31 @@ pub(crate) fn bounds(workload: &Workload<'_>, pool_blocks: usize) -> Bounds {
         }
         pool.release(&slots);
         pool.take_evicted();
-        seen.extend(keys);
+        // The copies of a trace share nothing, and of each the same is found.
+        if workload.is_first_copy(job) {
+            ideal.add(useful.iter().take_while(|key| seen.contains(*key)).count(), prompt_tokens);
+            seen.extend(keys);
+        }
     }
-    let share = |blocks: u64| (blocks * ENGINE_BLOCK_TOKENS) as f64 / all.max(1) as f64;
-    Bounds { ideal: share(ideal), pooled: share(pooled) }
+    Bounds { ideal: ideal.share(), pooled: pooled.share() }
+}
+
+/// Blocks that were found, of so many tokens.
+#[derive(Default)]
+struct Share {
+    blocks: u64,
+    tokens: u64,
+}
+
+impl Share {
+    fn add(&mut self, blocks: usize, tokens: u64) {
+        self.blocks += blocks as u64;
+        self.tokens += tokens;
+    }
+
+    fn share(&self) -> f64 {
+        (self.blocks * ENGINE_BLOCK_TOKENS) as f64 / self.tokens.max(1) as f64
+    }
 }
 
 #[cfg(test)]
@@ -65,5 +84,7 @@ mod tests {
         let small = bounds(&workload, 200);
         assert_eq!(small.ideal, large.ideal);
         assert!(small.pooled < large.ideal);
+        let copies = Workload::new(&trace, 1.0, 3, 1).unwrap();
+        assert_eq!(bounds(&copies, trace.unique_blocks * 24), large);
     }
 }

@@ -11,6 +11,7 @@
 //! - free + inactive + active = capacity.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 
 use kelvin_kvstore::HashMixer;
@@ -19,6 +20,8 @@ use kelvin_kvstore::HashMixer;
 pub(crate) type Slot = u32;
 
 const NONE: Slot = Slot::MAX;
+/// Not found by key. An option would take half as much again of a large fleet's memory.
+const NO_KEY: u64 = u64::MAX;
 
 /// See the module.
 #[derive(Debug)]
@@ -36,8 +39,8 @@ pub(crate) struct DeviceCache {
 
 #[derive(Clone, Debug)]
 struct Place {
-    /// `None`: not found by key.
-    key: Option<u64>,
+    /// Or [`NO_KEY`].
+    key: u64,
     users: u32,
     older: Slot,
     newer: Slot,
@@ -45,7 +48,7 @@ struct Place {
 
 impl DeviceCache {
     pub(crate) fn new(capacity_blocks: usize) -> Self {
-        let place = Place { key: None, users: 0, older: NONE, newer: NONE };
+        let place = Place { key: NO_KEY, users: 0, older: NONE, newer: NONE };
         Self {
             slots: vec![place; capacity_blocks],
             by_key: HashMap::default(),
@@ -96,7 +99,8 @@ impl DeviceCache {
             None => {
                 let slot = self.oldest;
                 self.unlink(slot);
-                let key = self.slots[slot as usize].key.take().expect("an inactive block has a key");
+                let key = std::mem::replace(&mut self.slots[slot as usize].key, NO_KEY);
+                assert!(key != NO_KEY, "an inactive block has a key");
                 self.by_key.remove(&key);
                 self.evicted.push(key);
                 slot
@@ -108,11 +112,12 @@ impl DeviceCache {
 
     /// Makes a block known by its key, unless another one is; whether it is now.
     pub(crate) fn register(&mut self, slot: Slot, key: u64) -> bool {
-        if self.slots[slot as usize].key.is_some() || self.by_key.contains_key(&key) {
+        if self.slots[slot as usize].key != NO_KEY {
             return false;
         }
-        self.by_key.insert(key, slot);
-        self.slots[slot as usize].key = Some(key);
+        let Entry::Vacant(free) = self.by_key.entry(key) else { return false };
+        free.insert(slot);
+        self.slots[slot as usize].key = key;
         true
     }
 
@@ -122,8 +127,8 @@ impl DeviceCache {
             let place = &mut self.slots[slot as usize];
             place.users = place.users.checked_sub(1).expect("a block is released by a user");
             match (place.users, place.key) {
-                (0, Some(_)) => self.link(slot),
-                (0, None) => self.free.push(slot),
+                (0, NO_KEY) => self.free.push(slot),
+                (0, _) => self.link(slot),
                 _ => (),
             }
         }

@@ -19,6 +19,8 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
 
 use super::cache::{DeviceCache, Slot};
 use super::clock::{Nanos, nanos};
@@ -32,8 +34,8 @@ const RUNNING_MAX: usize = 256;
 
 /// Where an engine finds blocks that it doesn't have.
 pub(crate) trait Outside {
-    /// How many blocks of `keys` behind the first `held` are worth loading, and when they are here if the
-    /// load begins now. `None`: compute them.
+    /// Begins to load those blocks of `keys` behind the first `held` that are worth it; [`Engine::loaded`] is called
+    /// when they are here. `None`: compute them.
     fn load(&mut self, worker: usize, keys: &[u64], held: usize, now: Nanos) -> Option<Load>;
 }
 
@@ -41,7 +43,8 @@ pub(crate) trait Outside {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Load {
     pub(crate) blocks: usize,
-    pub(crate) done_at: Nanos,
+    /// Which load it is.
+    pub(crate) ticket: u32,
 }
 
 /// A request in an engine.
@@ -49,7 +52,7 @@ pub(crate) struct Load {
 struct Sequence {
     job: u32,
     /// Of the whole blocks of its prompt.
-    keys: Vec<u64>,
+    keys: Rc<[u64]>,
     prompt_tokens: u64,
     output_tokens: u64,
     generated: u64,
@@ -81,13 +84,22 @@ pub(crate) enum Outcome {
     Done { job: u32 },
 }
 
-/// Blocks that came into memory: a run behind `parent`.
+/// Blocks that came into memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
-    pub(crate) parent: Option<u64>,
-    pub(crate) keys: Vec<u64>,
+    /// Of the prompt, and which of them.
+    pub(crate) keys: Rc<[u64]>,
+    pub(crate) range: Range<usize>,
     /// Whether they were computed here, not loaded.
     pub(crate) is_new: bool,
+}
+
+impl Stored {
+    /// Their keys, and what the first stands behind.
+    pub(crate) fn run(&self) -> (Option<u64>, &[u64]) {
+        let parent = self.range.start.checked_sub(1).map(|parent| self.keys[parent]);
+        (parent, &self.keys[self.range.clone()])
+    }
 }
 
 /// A pass that began.
@@ -108,7 +120,10 @@ pub(crate) struct Engine {
     worker: usize,
     cache: DeviceCache,
     waiting: VecDeque<Sequence>,
-    loading: Vec<(Nanos, Sequence)>,
+    /// By ticket.
+    loading: Vec<(u32, Sequence)>,
+    /// Loaded, and when.
+    loaded: Vec<(Nanos, Sequence)>,
     running: Vec<Sequence>,
     is_busy: bool,
     stored: Vec<Stored>,
@@ -124,6 +139,7 @@ impl Engine {
             cache: DeviceCache::new(capacity_blocks),
             waiting: VecDeque::new(),
             loading: Vec::new(),
+            loaded: Vec::new(),
             running: Vec::new(),
             is_busy: false,
             stored: Vec::new(),
@@ -137,7 +153,7 @@ impl Engine {
         tokens.div_ceil(ENGINE_BLOCK_TOKENS) <= self.cache.capacity() as u64
     }
 
-    pub(crate) fn arrive(&mut self, job: u32, keys: Vec<u64>, prompt_tokens: u64, output_tokens: u64) {
+    pub(crate) fn arrive(&mut self, job: u32, keys: Rc<[u64]>, prompt_tokens: u64, output_tokens: u64) {
         self.waiting.push_back(Sequence {
             job,
             keys,
@@ -150,10 +166,6 @@ impl Engine {
             is_admitted: false,
             loaded: 0,
         });
-    }
-
-    pub(crate) fn is_busy(&self) -> bool {
-        self.is_busy
     }
 
     pub(crate) fn preemptions(&self) -> u64 {
@@ -170,9 +182,11 @@ impl Engine {
         self.cache.take_evicted()
     }
 
-    /// When the next load is done.
-    pub(crate) fn next_load(&self) -> Option<Nanos> {
-        self.loading.iter().map(|(at, _)| *at).min()
+    /// A load is done. The next pass that starts finds it.
+    pub(crate) fn loaded(&mut self, ticket: u32, now: Nanos) {
+        let number = self.loading.iter().position(|(other, _)| *other == ticket).expect("it was begun here");
+        let (_, sequence) = self.loading.swap_remove(number);
+        self.loaded.push((now, sequence));
     }
 
     /// Begins a pass, unless one is on or there is nothing to do.
@@ -180,7 +194,7 @@ impl Engine {
         if self.is_busy {
             return None;
         }
-        self.finish_loads(now);
+        self.take_loaded();
         let mut pass = Pass::default();
         let mut budget = PASS_TOKENS;
         let preempted = self.schedule_running(&mut budget, &mut pass);
@@ -204,20 +218,23 @@ impl Engine {
     pub(crate) fn finish(&mut self, outcomes: &mut Vec<Outcome>) {
         assert!(self.is_busy, "a pass ends that began");
         self.is_busy = false;
-        for mut sequence in std::mem::take(&mut self.running) {
-            if sequence.computed == sequence.tokens() {
-                sequence.generated += 1;
-                if sequence.generated == 1 {
-                    outcomes.push(Outcome::FirstToken { job: sequence.job });
-                }
-                if sequence.generated >= sequence.output_tokens {
-                    outcomes.push(Outcome::Done { job: sequence.job });
-                    self.retire(&sequence);
-                    continue;
-                }
+        let mut running = std::mem::take(&mut self.running);
+        running.retain_mut(|sequence| {
+            if sequence.computed < sequence.tokens() {
+                return true;
             }
-            self.running.push(sequence);
-        }
+            sequence.generated += 1;
+            if sequence.generated == 1 {
+                outcomes.push(Outcome::FirstToken { job: sequence.job });
+            }
+            let is_done = sequence.generated >= sequence.output_tokens;
+            if is_done {
+                outcomes.push(Outcome::Done { job: sequence.job });
+                self.retire(sequence);
+            }
+            !is_done
+        });
+        self.running = running;
     }
 
     /// Gives back the blocks of a sequence that is done. Those with generated tokens stay in the cache like
@@ -233,13 +250,10 @@ impl Engine {
     }
 
     /// The sequences whose blocks have come wait in front.
-    fn finish_loads(&mut self, now: Nanos) {
-        let (mut done, loading): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.loading).into_iter().partition(|(at, _)| *at <= now);
-        self.loading = loading;
-        done.sort_by_key(|(at, sequence)| (*at, sequence.job));
-        for (_, mut sequence) in done.into_iter().rev() {
-            self.register(&mut sequence, false);
+    fn take_loaded(&mut self) {
+        self.loaded.sort_by_key(|(at, sequence)| (*at, sequence.job));
+        for (_, mut sequence) in self.loaded.drain(..).rev() {
+            register(&mut self.cache, &mut self.stored, &mut sequence, false);
             self.waiting.push_front(sequence);
         }
     }
@@ -249,28 +263,17 @@ impl Engine {
         let mut preempted = false;
         let mut number = 0;
         while number < self.running.len() && *budget > 0 {
-            let mut sequence = std::mem::replace(&mut self.running[number], placeholder());
+            let sequence = &mut self.running[number];
             let granted = (sequence.tokens() - sequence.computed).min(*budget);
-            let mut is_gone = false;
-            while !allocate(&mut self.cache, &mut sequence, granted) {
+            if !allocate(&mut self.cache, sequence, granted) {
                 preempted = true;
                 self.preemptions += 1;
-                let youngest = self.running.len() - 1;
-                if youngest == number {
-                    is_gone = true;
-                    break;
-                }
-                let victim = self.running.remove(youngest);
-                self.preempt(victim);
+                let youngest = self.running.pop().expect("one runs");
+                self.preempt(youngest);
+                continue;
             }
-            if is_gone {
-                self.running.remove(number);
-                self.preempt(sequence);
-                break;
-            }
-            self.compute(&mut sequence, granted, pass);
+            compute(&mut self.cache, &mut self.stored, sequence, granted, pass);
             *budget -= granted;
-            self.running[number] = sequence;
             number += 1;
         }
         preempted
@@ -308,7 +311,7 @@ impl Engine {
                     assert!(is_there, "the whole sequence fits");
                     sequence.computed += tokens;
                     sequence.loaded = tokens;
-                    self.loading.push((load.done_at, sequence));
+                    self.loading.push((load.ticket, sequence));
                     continue;
                 }
             }
@@ -327,7 +330,7 @@ impl Engine {
                     loaded_tokens: sequence.loaded,
                 });
             }
-            self.compute(&mut sequence, granted, pass);
+            compute(&mut self.cache, &mut self.stored, &mut sequence, granted, pass);
             *budget -= granted;
             self.running.push(sequence);
         }
@@ -340,45 +343,33 @@ impl Engine {
         sequence.computed = blocks as u64 * ENGINE_BLOCK_TOKENS;
         sequence.registered = blocks;
     }
-
-    fn compute(&mut self, sequence: &mut Sequence, tokens: u64, pass: &mut Pass) {
-        let before = sequence.computed.min(sequence.prompt_tokens);
-        sequence.computed += tokens;
-        pass.prefill_tokens += sequence.computed.min(sequence.prompt_tokens) - before;
-        self.register(sequence, true);
-    }
-
-    /// Makes the whole blocks of the prompt that are computed known: the next one in the same pass finds
-    /// them.
-    fn register(&mut self, sequence: &mut Sequence, is_new: bool) {
-        let whole = ((sequence.computed / ENGINE_BLOCK_TOKENS) as usize).min(sequence.keys.len());
-        let first = sequence.registered;
-        if whole <= first {
-            return;
-        }
-        for (slot, key) in sequence.slots[first..whole].iter().zip(&sequence.keys[first..whole]) {
-            self.cache.register(*slot, *key);
-        }
-        sequence.registered = whole;
-        let parent = first.checked_sub(1).map(|parent| sequence.keys[parent]);
-        self.stored.push(Stored { parent, keys: sequence.keys[first..whole].to_vec(), is_new });
-    }
 }
 
-/// Stands where a sequence is taken out for a moment.
-fn placeholder() -> Sequence {
-    Sequence {
-        job: u32::MAX,
-        keys: Vec::new(),
-        prompt_tokens: 0,
-        output_tokens: 0,
-        generated: 0,
-        computed: 0,
-        slots: Vec::new(),
-        registered: 0,
-        is_admitted: true,
-        loaded: 0,
+fn compute(
+    cache: &mut DeviceCache,
+    stored: &mut Vec<Stored>,
+    sequence: &mut Sequence,
+    tokens: u64,
+    pass: &mut Pass,
+) {
+    let before = sequence.computed.min(sequence.prompt_tokens);
+    sequence.computed += tokens;
+    pass.prefill_tokens += sequence.computed.min(sequence.prompt_tokens) - before;
+    register(cache, stored, sequence, true);
+}
+
+/// Makes the whole blocks of the prompt that are computed known: the next one in the same pass finds them.
+fn register(cache: &mut DeviceCache, stored: &mut Vec<Stored>, sequence: &mut Sequence, is_new: bool) {
+    let whole = ((sequence.computed / ENGINE_BLOCK_TOKENS) as usize).min(sequence.keys.len());
+    let first = sequence.registered;
+    if whole <= first {
+        return;
     }
+    for (slot, key) in sequence.slots[first..whole].iter().zip(&sequence.keys[first..whole]) {
+        cache.register(*slot, *key);
+    }
+    sequence.registered = whole;
+    stored.push(Stored { keys: sequence.keys.clone(), range: first..whole, is_new });
 }
 
 /// Blocks for so many more tokens; without room for all of them it stays as it was.

@@ -40,6 +40,8 @@ pub(crate) struct Ran {
     pub(crate) summary: Summary,
     /// From each of [`Source::ALL`].
     pub(crate) loaded_tokens: [u64; Source::ALL.len()],
+    /// Blocks that were dropped before they were copied to a colder tier.
+    pub(crate) uncopied: u64,
     pub(crate) took: Duration,
 }
 
@@ -164,6 +166,7 @@ fn run(workload: &Workload<'_>, line: &Line, seed: u64) -> anyhow::Result<Ran> {
         line: line.clone(),
         summary: Summary::of(&replayed),
         loaded_tokens: replayed.loaded_tokens,
+        uncopied: replayed.uncopied,
         took: start.elapsed(),
     })
 }

@@ -1,4 +1,4 @@
-//! How long a transfer takes: bytes over bandwidth, one after the other on each link.
+//! Each worker's links to the DRAM of its node: bytes over bandwidth, one after the other.
 
 use super::clock::{Nanos, nanos};
 use super::store::Source;
@@ -24,19 +24,29 @@ const NVME_LATENCY_MS: f64 = 0.1;
 /// Until the first byte from S3.
 const S3_LATENCY_MS: f64 = 30.0;
 /// Until the first byte from another node.
-const NETWORK_LATENCY_MS: f64 = 0.02;
+pub(crate) const NETWORK_LATENCY_MS: f64 = 0.02;
 
 impl Rates {
     /// Milliseconds a token takes from there into an engine's memory, and those until the first.
     pub(crate) fn of(&self, source: Source) -> (f64, f64) {
-        let (rate, latency_ms) = match source {
-            Source::Dram => (self.dram, 0.0),
-            Source::Network => (self.network.min(self.dram), NETWORK_LATENCY_MS),
-            Source::Nvme => (self.nvme.min(self.dram), NVME_LATENCY_MS),
-            Source::S3 => (self.s3.min(self.dram), S3_LATENCY_MS),
-            Source::Device => (self.device, NETWORK_LATENCY_MS),
+        let latency_ms = match source {
+            Source::Dram => 0.0,
+            Source::Network | Source::Device => NETWORK_LATENCY_MS,
+            Source::Nvme => NVME_LATENCY_MS,
+            Source::S3 => S3_LATENCY_MS,
         };
-        (self.bytes_per_token / rate * 1e3, latency_ms)
+        (self.bytes_per_token / self.bytes_per_second(source) * 1e3, latency_ms)
+    }
+
+    /// From there into an engine's memory; what streams through DRAM is not faster than that.
+    pub(crate) fn bytes_per_second(&self, source: Source) -> f64 {
+        match source {
+            Source::Dram => self.dram,
+            Source::Network => self.network.min(self.dram),
+            Source::Nvme => self.nvme.min(self.dram),
+            Source::S3 => self.s3.min(self.dram),
+            Source::Device => self.device,
+        }
     }
 }
 
@@ -48,67 +58,44 @@ pub(crate) struct Links {
     /// Into and out of each worker.
     into: Vec<Nanos>,
     out_of: Vec<Nanos>,
-    /// Of each node: network, NVMe, S3.
-    shared: Vec<[Nanos; 3]>,
 }
 
 impl Links {
     pub(crate) fn new(rates: Rates, workers: usize, workers_per_node: usize) -> Self {
-        let nodes = workers.div_ceil(workers_per_node);
-        Self {
-            rates,
-            workers_per_node,
-            into: vec![0; workers],
-            out_of: vec![0; workers],
-            shared: vec![[0; 3]; nodes],
-        }
+        Self { rates, workers_per_node, into: vec![0; workers], out_of: vec![0; workers] }
     }
 
     pub(crate) fn rates(&self) -> &Rates {
         &self.rates
     }
 
+    pub(crate) fn nodes(&self) -> usize {
+        self.into.len().div_ceil(self.workers_per_node)
+    }
+
     pub(crate) fn node(&self, worker: usize) -> u16 {
         (worker / self.workers_per_node) as u16
     }
 
-    /// When so many tokens of each source are in a worker's memory if their transfer is planned now; it is
-    /// only planned if `agrees`.
-    pub(crate) fn load(
-        &mut self,
-        worker: usize,
-        tokens: &[(Source, u64)],
-        now: Nanos,
-        agrees: impl FnOnce(Nanos) -> bool,
-    ) -> Option<Nanos> {
-        let node = worker / self.workers_per_node;
-        let (mut into, mut shared) = (self.into[worker].max(now), self.shared[node]);
-        let mut done = into;
-        for &(source, tokens) in tokens.iter().filter(|(_, tokens)| *tokens > 0) {
-            let (ms, latency_ms) = self.rates.of(source);
-            let link_ms = self.rates.bytes_per_token / self.rates.dram.max(self.rates.device) * 1e3;
-            let staged = match source {
-                Source::Dram | Source::Device => None,
-                Source::Network => Some(0),
-                Source::Nvme => Some(1),
-                Source::S3 => Some(2),
-            };
-            let time = nanos(ms * tokens as f64);
-            match staged {
-                // It streams through DRAM: the slower of both links decides.
-                Some(link) => {
-                    shared[link] = shared[link].max(now + nanos(latency_ms)) + time;
-                    into += nanos(link_ms * tokens as f64);
-                    done = done.max(shared[link]);
-                }
-                None => into += time + nanos(latency_ms),
+    /// When so many tokens of each source are through the link into a worker, if those that wait in a lane are
+    /// there in time.
+    pub(crate) fn expect(&self, worker: usize, tokens: &[(Source, u64)], now: Nanos) -> Nanos {
+        let through_ms = self.rates.bytes_per_token / self.rates.dram.max(self.rates.device) * 1e3;
+        let time = |(source, tokens): &(Source, u64)| {
+            if source.has_lane() {
+                return nanos(through_ms * *tokens as f64);
             }
-            done = done.max(into);
-        }
-        agrees(done).then(|| {
-            (self.into[worker], self.shared[node]) = (into, shared);
-            done
-        })
+            let (ms, latency_ms) = self.rates.of(*source);
+            nanos(ms * *tokens as f64) + nanos(latency_ms)
+        };
+        let times = tokens.iter().filter(|(_, tokens)| *tokens > 0).map(time);
+        self.into[worker].max(now) + times.sum::<Nanos>()
+    }
+
+    /// Takes the link for that; as [`expect`](Self::expect).
+    pub(crate) fn load(&mut self, worker: usize, tokens: &[(Source, u64)], now: Nanos) -> Nanos {
+        self.into[worker] = self.expect(worker, tokens, now);
+        self.into[worker]
     }
 
     /// When so many tokens of a worker are in the DRAM of its node.
@@ -134,26 +121,13 @@ mod tests {
     #[test]
     fn a_transfer_is_bytes_over_bandwidth_and_waits_for_the_one_before() {
         let mut links = links();
-        assert_eq!(links.load(0, &[(Source::Dram, 50)], 0, |_| true), Some(1_000_000));
-        assert_eq!(links.load(0, &[(Source::Dram, 50)], 0, |_| true), Some(2_000_000));
-        assert_eq!(links.load(1, &[(Source::Dram, 50)], 0, |_| true), Some(1_000_000));
-        assert_eq!(links.load(2, &[(Source::Device, 64)], 5, |_| true), Some(1_020_005));
+        assert_eq!(links.load(0, &[(Source::Dram, 50)], 0), 1_000_000);
+        assert_eq!(links.expect(0, &[(Source::Dram, 50)], 0), 2_000_000);
+        assert_eq!(links.load(0, &[(Source::Dram, 50)], 0), 2_000_000);
+        assert_eq!(links.load(1, &[(Source::Dram, 50)], 0), 1_000_000);
+        assert_eq!(links.load(2, &[(Source::Device, 64)], 5), 1_020_005);
+        assert_eq!(links.load(3, &[(Source::Nvme, 64)], 5), 1_000_005);
         assert_eq!((links.save(3, 50, 7), links.save(3, 50, 7)), (1_000_007, 2_000_007));
-        assert_eq!((links.node(1), links.node(2)), (0, 1));
-    }
-
-    #[test]
-    fn a_node_shares_its_drive() {
-        let mut links = links();
-        assert_eq!(links.load(0, &[(Source::Nvme, 5)], 0, |_| true), Some(1_100_000));
-        assert_eq!(links.load(1, &[(Source::Nvme, 5)], 0, |_| true), Some(2_100_000));
-        assert_eq!(links.load(2, &[(Source::Nvme, 5)], 0, |_| true), Some(1_100_000));
-    }
-
-    #[test]
-    fn a_refused_transfer_leaves_no_trace() {
-        let mut links = links();
-        assert_eq!(links.load(0, &[(Source::S3, 1)], 0, |done| done < 1_000_000), None);
-        assert_eq!(links.load(0, &[(Source::S3, 1)], 0, |done| done == 31_000_000), Some(31_000_000));
+        assert_eq!((links.node(1), links.node(2), links.nodes()), (0, 1, 2));
     }
 }

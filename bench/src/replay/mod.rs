@@ -4,13 +4,14 @@
 //! Discrete events: requests arrive as they were recorded, a router places each, the engines batch, compute
 //! and decode, and the clock jumps from one event to the next. Real are the router's cost function
 //! ([`kelvin_router::choose`]), its index ([`kelvin_kvstore::RadixIndex`], fed with every block that an engine
-//! stores or drops) and the order of eviction ([`kelvin_tiering::Order`]); modelled are the engines, the
-//! links and the placing of blocks in tiers.
+//! stores or drops), the order of eviction ([`kelvin_tiering::Order`]) and the mover's lines before the tiers
+//! ([`kelvin_tiering::mover::Line`]) with what they learn and its admission to colder tiers; modelled are the
+//! engines, the devices behind the lines, the links of the engines and which node drops what.
 //!
 //! ```text
 //! workload ──► routers ──► engine ──► cache        engine and timing: as Dynamo's mocker has them
 //!                 │           │
-//!                 └── world ◄─┘                    fleet (index), store (tiers), links
+//!                 └── world ◄─┘                    fleet (index), store (tiers), links, lanes (mover)
 //! ```
 //! A computed prompt block is copied to the store's DRAM when its pass ends, over the worker's link. A request
 //! that is next in line loads what the store has and its engine has not, in front of its first pass, while the
@@ -19,7 +20,7 @@
 //! # What is left out
 //! Routers know of arrivals and first tokens at once. Blocks of generated tokens take room in the engines but
 //! are not stored, as no prompt of such a trace names them. Loads are not overlapped with the computation of
-//! the same prompt.
+//! the same prompt. What is copied from NVMe to S3 takes no time of the drive.
 
 mod args;
 mod bounds;
@@ -28,8 +29,11 @@ mod chart;
 mod clock;
 mod engine;
 mod fleet;
+mod lanes;
 mod lines;
 mod links;
+mod offload;
+mod progress;
 mod routers;
 mod simulation;
 mod store;
@@ -173,14 +177,14 @@ fn csv(ran: &[Ran], bounds: &Bounds, is_published: bool) -> String {
     let loaded =
         Source::ALL.map(|source| format!("{}_tokens", source.name().replace(' ', "_").to_lowercase()));
     let mut text = format!(
-        "line,router,workers,dram,reuse,own_reuse,ttft_mean_ms,ttft_p50_ms,ttft_p95_ms,ttft_p99_ms,itl_mean_ms,preemptions,{}\n",
+        "line,router,workers,dram,reuse,own_reuse,ttft_mean_ms,ttft_p50_ms,ttft_p95_ms,ttft_p99_ms,itl_mean_ms,preemptions,uncopied,{}\n",
         loaded.join(",")
     );
-    for Ran { line, summary, loaded_tokens, .. } in ran {
+    for Ran { line, summary, loaded_tokens, uncopied, .. } in ran {
         let loaded = loaded_tokens.map(|tokens| tokens.to_string()).join(",");
         let _ = writeln!(
             text,
-            "{},{},{},{:.3},{:.5},{:.5},{:.3},{:.3},{:.3},{:.3},{:.4},{},{loaded}",
+            "{},{},{},{:.3},{:.5},{:.5},{:.3},{:.3},{:.3},{:.3},{:.4},{},{uncopied},{loaded}",
             line.id,
             line.router.name(),
             line.cluster.workers,
@@ -196,7 +200,7 @@ fn csv(ran: &[Ran], bounds: &Bounds, is_published: bool) -> String {
         );
     }
     let blank = |count: usize| ",".repeat(count);
-    let others = 7 + Source::ALL.len();
+    let others = 8 + Source::ALL.len();
     for (name, reuse) in [("pooled", bounds.pooled), ("ideal", bounds.ideal)] {
         let _ = writeln!(text, "{name},,,,{reuse:.5}{}", blank(others));
     }

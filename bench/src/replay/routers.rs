@@ -1,7 +1,5 @@
 //! Who gets a request: the routers that are compared.
 
-use std::collections::HashMap;
-
 use kelvin_router::{Candidate, Held, choose};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -86,6 +84,10 @@ impl Router {
         Self { kind, next: 0, rng: SmallRng::seed_from_u64(seed) }
     }
 
+    pub(crate) fn kind(&self) -> RouterKind {
+        self.kind
+    }
+
     /// Whether it has to know who has which blocks.
     pub(crate) fn wants_index(&self) -> bool {
         self.kind != RouterKind::RoundRobin
@@ -124,19 +126,26 @@ impl Router {
     fn kelvin(&mut self, prompt_tokens: u64, keys: &[u64], views: &[View], world: &World) -> Pick {
         let own = world.fleet.prefixes(keys);
         let runs = world.outside(keys);
-        let place = |(source, tokens): (Source, u64)| {
-            let (ms_per_token, latency_ms) = world.links.rates().of(source);
-            Held { tokens, us_per_token: ms_per_token * 1e3, latency_us: latency_ms * 1e3 }
-        };
         // Workers of a node that have as much of it see the same places.
         let mut places: Vec<Vec<Held>> = Vec::new();
-        let mut seen: HashMap<(u16, usize), usize> = HashMap::new();
+        let mut of_node: (u16, Vec<(usize, usize)>) = (0, Vec::new());
         let held: Vec<usize> = (0..views.len())
             .map(|worker| {
-                *seen.entry((world.links.node(worker), own[worker])).or_insert_with(|| {
-                    places.push(world.behind(&runs, own[worker], worker).into_iter().map(place).collect());
-                    places.len() - 1
-                })
+                let node = world.links.node(worker);
+                if of_node.0 != node {
+                    of_node.0 = node;
+                    of_node.1.clear();
+                }
+                if let Some((_, known)) = of_node.1.iter().find(|(other, _)| *other == own[worker]) {
+                    return *known;
+                }
+                let place = |(source, tokens): (Source, u64)| {
+                    let (latency_us, us_per_token) = world.price(worker, source, tokens);
+                    Held { tokens, us_per_token, latency_us }
+                };
+                places.push(world.behind(&runs, own[worker], worker).into_iter().map(place).collect());
+                of_node.1.push((own[worker], places.len() - 1));
+                places.len() - 1
             })
             .collect();
         let candidates = views.iter().enumerate().map(|(worker, view)| Candidate {

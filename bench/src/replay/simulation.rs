@@ -6,10 +6,11 @@ use std::collections::VecDeque;
 
 use super::clock::{EventQueue, Nanos};
 use super::engine::{Engine, Outcome, Stored};
+use super::progress::Progress;
 use super::routers::{Router, RouterKind, View};
 use super::store::Source;
 use super::workload::{ENGINE_BLOCK_TOKENS, Workload};
-use super::world::{Cluster, World};
+use super::world::{Cluster, Due, World};
 
 /// What happens.
 #[derive(Debug)]
@@ -21,10 +22,10 @@ enum Event {
         prefill_time: Nanos,
         decode_time: Option<Nanos>,
     },
-    /// A load is done.
-    Loaded(usize),
     /// Blocks of a worker are in the store.
     Saved(usize),
+    /// Something on its way has arrived.
+    World(Due),
 }
 
 /// What became of a request.
@@ -46,6 +47,8 @@ pub(crate) struct Replayed {
     pub(crate) preemptions: u64,
     /// From each of [`Source::ALL`].
     pub(crate) loaded_tokens: [u64; Source::ALL.len()],
+    /// Blocks that were dropped before they were copied to a colder tier.
+    pub(crate) uncopied: u64,
 }
 
 /// What the router noted of a request in flight.
@@ -78,8 +81,8 @@ struct Simulation<'a> {
     views: Vec<View>,
     /// Blocks on their way into the store, of each worker.
     saving: Vec<VecDeque<Vec<Stored>>>,
-    /// The load that each worker is woken up for.
-    woken_at: Vec<Option<Nanos>>,
+    /// Requests so far.
+    arrived: usize,
     flights: Vec<Flight>,
     served: Vec<Served>,
     /// Whether somebody asks who has which blocks.
@@ -99,13 +102,14 @@ impl<'a> Simulation<'a> {
             engines: (0..cluster.workers).map(|worker| Engine::new(worker, cluster.device_blocks)).collect(),
             views: vec![View::default(); cluster.workers],
             saving: vec![VecDeque::new(); cluster.workers],
-            woken_at: vec![None; cluster.workers],
+            arrived: 0,
             flights: vec![Flight::default(); jobs],
             served: vec![Served::default(); jobs],
         }
     }
 
     fn run(mut self) -> anyhow::Result<Replayed> {
+        let mut progress = Progress::new(self.router.kind().name());
         if let Some(first) = self.workload.jobs().first() {
             self.queue.push(first.at, Event::Arrival(0));
         }
@@ -119,12 +123,19 @@ impl<'a> Simulation<'a> {
                     }
                     self.end_pass(worker, now);
                 }
-                Event::Loaded(worker) => {
-                    self.woken_at[worker] = None;
+                Event::Saved(worker) => {
+                    let blocks = self.saving[worker].pop_front().expect("what is saved was on its way");
+                    self.world.saved(worker, &blocks, now);
+                }
+                Event::World(Due::Moved(moved)) => self.world.moved(*moved, now),
+                Event::World(Due::Loaded(ticket)) => {
+                    let worker = self.world.loaded(ticket);
+                    self.engines[worker].loaded(ticket, now);
                     self.start_pass(worker, now);
                 }
-                Event::Saved(worker) => self.save(worker, now),
             }
+            self.world.due().for_each(|(at, due)| self.queue.push(at, Event::World(due)));
+            progress.note(self.arrived, self.workload.jobs().len(), now);
         }
         let unfinished = self.served.iter().filter(|served| served.done_at.is_none()).count();
         assert_eq!(unfinished, 0, "every request is served");
@@ -132,6 +143,7 @@ impl<'a> Simulation<'a> {
             served: self.served,
             preemptions: self.engines.iter().map(Engine::preemptions).sum(),
             loaded_tokens: self.world.loaded_tokens(),
+            uncopied: self.world.store.uncopied(),
         })
     }
 
@@ -140,6 +152,7 @@ impl<'a> Simulation<'a> {
         if let Some(next) = self.workload.jobs().get(job as usize + 1) {
             self.queue.push(next.at, Event::Arrival(job + 1));
         }
+        self.arrived += 1;
         let request = self.workload.request(job);
         let (prompt_tokens, output_tokens) = (request.prompt_tokens, request.output_tokens);
         ensure!(
@@ -160,7 +173,7 @@ impl<'a> Simulation<'a> {
         self.flights[job as usize] = flight;
         self.served[job as usize] =
             Served { arrived_at: now, prompt_tokens, output_tokens, ..Served::default() };
-        self.engines[pick.worker].arrive(job, keys, prompt_tokens, output_tokens);
+        self.engines[pick.worker].arrive(job, keys.into(), prompt_tokens, output_tokens);
         self.start_pass(pick.worker, now);
         Ok(())
     }
@@ -172,7 +185,8 @@ impl<'a> Simulation<'a> {
         if self.wants_index {
             evicted.into_iter().for_each(|key| self.world.fleet.evicted(worker, key));
             for run in &stored {
-                self.world.fleet.stored(worker, run.parent, &run.keys, now);
+                let (parent, keys) = run.run();
+                self.world.fleet.stored(worker, parent, keys, now);
             }
         }
         if let Some(pass) = pass {
@@ -185,18 +199,12 @@ impl<'a> Simulation<'a> {
             self.queue.push(pass.ends_at, event);
             let new: Vec<_> = stored.into_iter().filter(|run| run.is_new).collect();
             if self.world.has_store() && !new.is_empty() {
-                let blocks: usize = new.iter().map(|run| run.keys.len()).sum();
+                let blocks: usize = new.iter().map(|run| run.range.len()).sum();
                 let tokens = blocks as u64 * ENGINE_BLOCK_TOKENS;
                 let saved_at = self.world.links.save(worker, tokens, pass.ends_at);
                 self.saving[worker].push_back(new);
                 self.queue.push(saved_at, Event::Saved(worker));
             }
-        }
-        // A pass that is on looks for loaded blocks when it ends.
-        let next = self.engines[worker].next_load().filter(|_| !self.engines[worker].is_busy());
-        if let Some(at) = next.filter(|at| self.woken_at[worker].is_none_or(|woken_at| woken_at > *at)) {
-            self.woken_at[worker] = Some(at);
-            self.queue.push(at, Event::Loaded(worker));
         }
     }
 
@@ -227,14 +235,6 @@ impl<'a> Simulation<'a> {
                 view.blocks -= flight.blocks;
                 view.streams -= 1;
             }
-        }
-    }
-
-    fn save(&mut self, worker: usize, now: Nanos) {
-        let runs = self.saving[worker].pop_front().expect("what is saved was on its way");
-        let node = self.world.links.node(worker);
-        for run in runs {
-            self.world.store.put(node, run.parent, &run.keys, now);
         }
     }
 }

@@ -35,6 +35,48 @@ fn a_smoke_run_writes_its_files() {
 }
 
 #[test]
+fn every_tier_is_behind_the_movers_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let csv = dir.path().join("a.csv").to_string_lossy().into_owned();
+    let run_with = |more: &[&str]| {
+        let flags = [
+            "--smoke",
+            "--router",
+            "kelvin",
+            "--workers",
+            "6",
+            "--workers-per-node",
+            "2",
+            "--device-blocks",
+            "2048",
+            "--dram",
+            "0.1",
+            "--bytes-per-token",
+            "8192",
+            "--csv",
+            &csv,
+        ];
+        run(&args(&[&flags, more].concat())).unwrap();
+        let text = std::fs::read_to_string(&csv).unwrap();
+        let mut lines = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        move |name: &str| -> f64 {
+            values[names.iter().position(|other| other == name).unwrap()].parse().unwrap()
+        }
+    };
+    let alone = run_with(&[]);
+    let tiers = run_with(&["--nvme", "0.3", "--s3"]);
+    for tokens in ["dram_tokens", "dram_of_other_nodes_tokens", "nvme_tokens", "s3_tokens"] {
+        assert!(tiers(tokens) > 0.0, "{tokens}");
+    }
+    assert!(tiers("reuse") > alone("reuse"));
+    let coarse = run_with(&["--nvme", "0.3", "--s3", "--store-block-tokens", "512"]);
+    assert!(coarse("reuse") > alone("reuse") && coarse("reuse") < tiers("reuse") + 0.02);
+    let admitted = run_with(&["--nvme", "0.3", "--admission", "15"]);
+    assert!(admitted("nvme_tokens") < tiers("nvme_tokens"));
+}
+
+#[test]
 fn a_bad_trace_is_named_with_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bad.jsonl");

@@ -60,6 +60,11 @@ impl<'a> Workload<'a> {
         self.trace.unique_blocks * (BLOCK_TOKENS / ENGINE_BLOCK_TOKENS) as usize * copies
     }
 
+    /// Whether it is of the trace as it was recorded, not of a copy.
+    pub(crate) fn is_first_copy(&self, job: u32) -> bool {
+        self.jobs[job as usize].copy == 0
+    }
+
     pub(crate) fn request(&self, job: u32) -> &'a Request {
         &self.trace.requests[self.jobs[job as usize].request as usize]
     }

@@ -1,11 +1,10 @@
-//! The line before one tier: bounded, reads ahead of writes.
+//! The line before one tier, for tasks that wait: bounded, reads ahead of writes.
 //!
 //! # Locking
 //! One lock a lane, held to look at the line only. A permit is handed to a waiter through a channel; a waiter
 //! that went away meanwhile gives it back by dropping the channel's message.
 
 use std::{
-    collections::VecDeque,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,161 +13,42 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::Rate;
-
-/// Bounds of a lane.
-#[derive(Debug, Clone, Copy)]
-pub struct LaneOptions {
-    /// Bytes under way at a time. One transfer larger than that goes alone.
-    pub in_flight_bytes: u64,
-    /// Of these, bytes of writes: the rest stays free for reads.
-    pub writes_in_flight_bytes: u64,
-    /// Bytes of writes that may wait; beyond it a write is turned away.
-    pub writes_waiting_bytes: u64,
-    /// Bytes of reads that may wait; beyond it a read is turned away.
-    pub reads_waiting_bytes: u64,
-    /// What to expect before anything was measured.
-    pub read_rate: Rate,
-    /// The same for writes.
-    pub write_rate: Rate,
-}
-
-/// A lane at one moment.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LaneStats {
-    /// Bytes under way, reads and writes.
-    pub in_flight_bytes: u64,
-    /// Transfers that wait.
-    pub reads_waiting: u64,
-    /// The same for writes.
-    pub writes_waiting: u64,
-    /// Bytes of reads that wait.
-    pub reads_waiting_bytes: u64,
-    /// Bytes of writes that wait.
-    pub writes_waiting_bytes: u64,
-    /// Transfers that ended well, and their bytes.
-    pub reads: u64,
-    /// Their bytes.
-    pub read_bytes: u64,
-    /// Writes that ended well.
-    pub writes: u64,
-    /// Their bytes.
-    pub written_bytes: u64,
-    /// Transfers that failed.
-    pub errors: u64,
-    /// Writes turned away since too many waited.
-    pub writes_refused: u64,
-    /// Reads turned away since too many waited.
-    pub reads_refused: u64,
-    /// Measured speed.
-    pub read_rate: Rate,
-    /// The same for writes.
-    pub write_rate: Rate,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-}
-
-struct Waiter {
-    bytes: u64,
-    permit: oneshot::Sender<Permit>,
-}
-
-struct Line {
-    options: LaneOptions,
-    reads: VecDeque<Waiter>,
-    writes: VecDeque<Waiter>,
-    reads_waiting_bytes: u64,
-    writes_waiting_bytes: u64,
-    reads_bytes: u64,
-    writes_bytes: u64,
-    stats: LaneStats,
-}
+use super::{Direction, End, LaneOptions, LaneStats, Line, Turn};
 
 /// One tier's line. Cloning shares it.
 #[derive(Clone)]
-pub struct Lane(Arc<Mutex<Line>>);
+pub struct Lane {
+    line: Arc<Mutex<Line<oneshot::Sender<Permit>>>>,
+    /// The line's time is from here.
+    opened_at: Instant,
+}
 
 /// The right to transfer some bytes now. Dropped without [`done`](Self::done), it counts as failed.
 pub struct Permit {
     lane: Lane,
-    kind: Kind,
-    bytes: u64,
-    began: Instant,
-    done: bool,
+    turn: Turn,
+    end: End,
 }
 
 impl Lane {
     /// An empty line.
     pub fn new(options: LaneOptions) -> Self {
-        let stats = LaneStats {
-            in_flight_bytes: 0,
-            reads_waiting: 0,
-            writes_waiting: 0,
-            reads_waiting_bytes: 0,
-            writes_waiting_bytes: 0,
-            reads: 0,
-            read_bytes: 0,
-            writes: 0,
-            written_bytes: 0,
-            errors: 0,
-            writes_refused: 0,
-            reads_refused: 0,
-            read_rate: options.read_rate,
-            write_rate: options.write_rate,
-        };
-        Self(Arc::new(Mutex::new(Line {
-            options,
-            reads: VecDeque::new(),
-            writes: VecDeque::new(),
-            reads_waiting_bytes: 0,
-            writes_waiting_bytes: 0,
-            reads_bytes: 0,
-            writes_bytes: 0,
-            stats,
-        })))
+        Self { line: Arc::new(Mutex::new(Line::new(options))), opened_at: Instant::now() }
     }
 
     /// Waits for the turn of a read; `None` when too many wait.
     pub async fn read(&self, bytes: u64) -> Option<Permit> {
-        self.enter(Kind::Read, bytes).await
+        self.enter(Direction::Read, bytes).await
     }
 
     /// Waits for the turn of a write, behind all reads; `None` when too many wait.
     pub async fn write(&self, bytes: u64) -> Option<Permit> {
-        self.enter(Kind::Write, bytes).await
+        self.enter(Direction::Write, bytes).await
     }
 
-    async fn enter(&self, kind: Kind, bytes: u64) -> Option<Permit> {
-        let receiver = {
-            let mut line = self.0.lock();
-            let (waiting_bytes, waiting_bytes_max) = match kind {
-                Kind::Read => (line.reads_waiting_bytes, line.options.reads_waiting_bytes),
-                Kind::Write => (line.writes_waiting_bytes, line.options.writes_waiting_bytes),
-            };
-            if waiting_bytes > 0 && waiting_bytes.saturating_add(bytes) > waiting_bytes_max {
-                match kind {
-                    Kind::Read => line.stats.reads_refused += 1,
-                    Kind::Write => line.stats.writes_refused += 1,
-                }
-                return None;
-            }
-            let (permit, receiver) = oneshot::channel();
-            match kind {
-                Kind::Read => {
-                    line.reads_waiting_bytes += bytes;
-                    line.reads.push_back(Waiter { bytes, permit });
-                }
-                Kind::Write => {
-                    line.writes_waiting_bytes += bytes;
-                    line.writes.push_back(Waiter { bytes, permit });
-                }
-            }
-            receiver
-        };
+    async fn enter(&self, direction: Direction, bytes: u64) -> Option<Permit> {
+        let (permit, receiver) = oneshot::channel();
+        self.line.lock().enter(direction, bytes, permit).ok()?;
         self.admit();
         receiver.await.ok()
     }
@@ -176,20 +56,11 @@ impl Lane {
     /// Hands out permits while there is room.
     fn admit(&self) {
         loop {
-            let (waiter, permit) = {
-                let mut line = self.0.lock();
-                let Some((kind, waiter)) = line.next() else { return };
-                let permit = Permit {
-                    lane: self.clone(),
-                    kind,
-                    bytes: waiter.bytes,
-                    began: Instant::now(),
-                    done: false,
-                };
-                (waiter, permit)
-            };
+            let next = self.line.lock().next(self.opened_at.elapsed(), oneshot::Sender::is_closed);
+            let Some((turn, waiter)) = next else { return };
             // Sent without the lock: a waiter that went away hands the permit back, which takes it.
-            if let Err(mut unwanted) = waiter.permit.send(permit) {
+            let permit = Permit { lane: self.clone(), turn, end: End::Failed };
+            if let Err(mut unwanted) = waiter.send(permit) {
                 unwanted.give_back();
             }
         }
@@ -197,108 +68,35 @@ impl Lane {
 
     /// Expected time of a read of so many bytes once it is its turn, and of what is ahead of it.
     pub fn expect_read(&self, bytes: u64) -> Duration {
-        let line = self.0.lock();
-        let ahead = line.reads_bytes + line.reads_waiting_bytes;
-        line.stats.read_rate.expect(bytes + ahead)
+        self.line.lock().expect_read(bytes)
     }
 
     /// The lane now.
     pub fn stats(&self) -> LaneStats {
-        let line = self.0.lock();
-        LaneStats {
-            in_flight_bytes: line.reads_bytes + line.writes_bytes,
-            reads_waiting: line.reads.len() as u64,
-            writes_waiting: line.writes.len() as u64,
-            reads_waiting_bytes: line.reads_waiting_bytes,
-            writes_waiting_bytes: line.writes_waiting_bytes,
-            ..line.stats
-        }
+        self.line.lock().stats()
     }
 
     /// Whether a write would have to wait.
     pub fn is_busy(&self) -> bool {
-        let line = self.0.lock();
-        !line.writes.is_empty() || !line.reads.is_empty()
-    }
-}
-
-impl Line {
-    /// Lets those go who gave up waiting.
-    fn forget_gone(&mut self) {
-        while self.reads.front().is_some_and(|waiter| waiter.permit.is_closed()) {
-            self.reads_waiting_bytes -= self.reads.pop_front().map_or(0, |waiter| waiter.bytes);
-        }
-        while self.writes.front().is_some_and(|waiter| waiter.permit.is_closed()) {
-            self.writes_waiting_bytes -= self.writes.pop_front().map_or(0, |waiter| waiter.bytes);
-        }
-    }
-
-    /// Takes the next one out of the line, if there is room for it.
-    fn next(&mut self) -> Option<(Kind, Waiter)> {
-        self.forget_gone();
-        let in_flight = self.reads_bytes + self.writes_bytes;
-        if let Some(first) = self.reads.front() {
-            // Whoever is too large for the budget goes alone.
-            if in_flight > 0 && in_flight + first.bytes > self.options.in_flight_bytes {
-                return None;
-            }
-            let waiter = self.reads.pop_front()?;
-            self.reads_waiting_bytes -= waiter.bytes;
-            self.reads_bytes += waiter.bytes;
-            return Some((Kind::Read, waiter));
-        }
-        let first = self.writes.front()?;
-        let full = in_flight > 0 && in_flight + first.bytes > self.options.in_flight_bytes;
-        let share_taken =
-            self.writes_bytes > 0 && self.writes_bytes + first.bytes > self.options.writes_in_flight_bytes;
-        if full || share_taken {
-            return None;
-        }
-        let waiter = self.writes.pop_front()?;
-        self.writes_waiting_bytes -= waiter.bytes;
-        self.writes_bytes += waiter.bytes;
-        Some((Kind::Write, waiter))
+        self.line.lock().is_busy()
     }
 }
 
 impl Permit {
     /// The transfer ended well; its time counts for the estimate.
     pub fn done(mut self) {
-        self.done = true;
-        let took = self.began.elapsed();
-        let mut line = self.lane.0.lock();
-        match self.kind {
-            Kind::Read => {
-                line.stats.reads += 1;
-                line.stats.read_bytes += self.bytes;
-                line.stats.read_rate.note(self.bytes, took);
-            }
-            Kind::Write => {
-                line.stats.writes += 1;
-                line.stats.written_bytes += self.bytes;
-                line.stats.write_rate.note(self.bytes, took);
-            }
-        }
+        self.end = End::Done(self.lane.opened_at.elapsed());
     }
 
     /// Nothing was transferred: no error either.
     pub fn give_back(&mut self) {
-        self.done = true;
+        self.end = End::Unused;
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        {
-            let mut line = self.lane.0.lock();
-            match self.kind {
-                Kind::Read => line.reads_bytes -= self.bytes,
-                Kind::Write => line.writes_bytes -= self.bytes,
-            }
-            if !self.done {
-                line.stats.errors += 1;
-            }
-        }
+        self.lane.line.lock().end(self.turn, self.end);
         self.lane.admit();
     }
 }
@@ -311,7 +109,7 @@ impl fmt::Debug for Lane {
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Permit({:?} {})", self.kind, self.bytes)
+        write!(f, "Permit({:?} {})", self.turn.direction(), self.turn.bytes())
     }
 }
 
@@ -324,6 +122,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::mover::Rate;
 
     fn lane(in_flight_bytes: u64) -> Lane {
         let rate = Rate::new(Duration::from_micros(100), 1 << 30);

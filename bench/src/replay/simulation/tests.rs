@@ -16,6 +16,8 @@ fn cluster(workers: usize, dram: usize) -> Cluster {
         workers_per_node: 8,
         device_blocks: 16_384,
         capacity: Capacity { dram, nvme: 0, s3: false },
+        stride: 1,
+        admission: 0,
         shares_device: false,
         policy: PolicyKind::default(),
         rates: Rates {

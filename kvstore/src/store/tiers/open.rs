@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use kelvin_tiering::{
     DramPool, NvmeDevice, NvmeError, NvmeOptions, NvmePath, ObjectError, ObjectOptions, Order, PackStore,
     PolicyKind, Tier,
-    mover::{Flights, Lane, LaneOptions, Rate, Sightings},
+    mover::{Flights, Lane, LaneOptions, Sightings},
 };
 use parking_lot::Mutex;
 
@@ -144,14 +144,7 @@ impl Tiers {
         read_deadline: Duration,
     ) -> Nvme {
         use kelvin_tiering::Device as _;
-        let lane = Lane::new(LaneOptions {
-            in_flight_bytes: 64 << 20,
-            writes_in_flight_bytes: 32 << 20,
-            writes_waiting_bytes: 256 << 20,
-            reads_waiting_bytes: 4 << 30,
-            read_rate: Rate::new(Duration::from_micros(200), 2 << 30),
-            write_rate: Rate::new(Duration::from_micros(200), 2 << 30),
-        });
+        let lane = Lane::new(LaneOptions::nvme());
         let blocks = (device.usage().capacity_bytes / BLOCK_BYTES_GUESS).max(1) as usize;
         Nvme::new(device, catalog, lane, Order::new(policy, blocks), clock, read_deadline)
     }
@@ -164,14 +157,7 @@ impl Tiers {
         clock: Arc<dyn Clock>,
         turn_deadline: Duration,
     ) -> Objects {
-        let lane = Lane::new(LaneOptions {
-            in_flight_bytes: 512 << 20,
-            writes_in_flight_bytes: 128 << 20,
-            writes_waiting_bytes: 256 << 20,
-            reads_waiting_bytes: 4 << 30,
-            read_rate: Rate::new(Duration::from_millis(30), 500 << 20),
-            write_rate: Rate::new(Duration::from_millis(60), 200 << 20),
-        });
+        let lane = Lane::new(LaneOptions::object());
         let blocks = if bytes == 0 { 1 << 20 } else { (bytes / BLOCK_BYTES_GUESS).max(1) as usize };
         let order = Order::new(policy, blocks);
         Objects::new(packs, catalog, lane, (bytes, pack_bytes), order, clock, turn_deadline)
