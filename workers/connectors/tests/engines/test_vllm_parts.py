@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,7 @@ def request(tokens: list[int] = TOKENS, **changes: Any) -> Any:
         "lora_request": None,
         "cache_salt": None,
         "mm_features": [],
+        "kv_transfer_params": None,
     }
     return SimpleNamespace(**{**fields, **changes})
 
@@ -105,6 +107,34 @@ def test_one_token_is_left_to_compute(namespace: kelvin.Namespace, link: Link) -
     assert scheduler(link).matched_tokens(request(TOKENS[:20]), 0) == 16
     assert scheduler(link).matched_tokens(request(TOKENS[:20]), 16) == 0
     assert scheduler(link).matched_tokens(request(TOKENS[:1]), 0) == 0
+
+
+def test_what_another_engine_saves_is_waited_for(namespace: kelvin.Namespace, link: Link) -> None:
+    producer, asked = scheduler(link), request(TOKENS[:20], kv_transfer_params={"do_remote_decode": True})
+    producer.matched_tokens(asked, 0)
+    producer.allocated(asked, allocated(0, 1, 2, 3, 4), 0)
+    producer.plan(step(r=(0, 20, [0, 1, 2, 3, 4])))
+    said = producer.finished(asked)
+    assert said == {"kelvin_saved_tokens": 20}
+    consumer, handed = scheduler(link), request(TOKENS[:20], kv_transfer_params=said)
+    assert consumer.matched_tokens(handed, 0) is None
+    store(namespace)
+    deadline = time.monotonic() + 5
+    while (found := consumer.matched_tokens(handed, 0)) is None:
+        assert time.monotonic() < deadline
+    assert found == 16
+
+
+def test_the_wait_for_another_engine_ends(link: Link) -> None:
+    handed = request(TOKENS[:20], kv_transfer_params={"kelvin_saved_tokens": 20})
+    consumer = scheduler(link)
+    begun = time.monotonic()
+    while consumer.matched_tokens(handed, 0) is None:
+        assert time.monotonic() < begun + 5
+    assert time.monotonic() - begun >= Settings().hand_over_timeout
+    # Plain requests do not wait, and tell nothing.
+    assert consumer.matched_tokens(request(), 0) == 0
+    assert consumer.finished(request()) is None
 
 
 def test_roles_and_what_is_not_cached(namespace: kelvin.Namespace, link: Link) -> None:
