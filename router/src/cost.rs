@@ -7,16 +7,18 @@
 //! that it has, `rate` tokens a second and `import` microseconds a block:
 //!
 //! ```text
-//! local   wait(d) + u / rate(d) + b * import(d)
+//! local   wait(d) + load + u / rate(d) + b * import(d)
 //!         + (streams(d) + 1) * max(0, u - chunk(d)) / rate(d)
 //!         + company(d)
-//! remote  max(wait(d), wait(p) + u' / rate(p) + b * import(p) + HAND_OFF)
+//! remote  max(wait(d), wait(p) + load + u' / rate(p) + b * import(p) + HAND_OFF)
 //!         + blocks * import(d) + tail / rate(d)
 //!         + company(d)
 //! ```
 //! `u'` is the part of `u` in whole blocks, which a prefill worker fills; `tail` is what is left behind
 //! the last of them, at least one token; `blocks` are all whole blocks of the prompt.
 //!
+//! - `load`: what the store expects to take to bring those of the `b` blocks into DRAM that are in its other tiers,
+//!   as it has measured their reads and the queues before them.
 //! - `wait`: prompt tokens queued in front of this request, at the measured rate; and where no slot is
 //!   free, [`SLOT_TOKENS`] decode steps for each sequence that must end before.
 //! - `(streams + 1) * ...`: the price of crowding. A local prefill stalls every stream of that worker.
@@ -59,6 +61,8 @@ pub(crate) struct RequestFacts {
     pub(crate) prompt_tokens: u64,
     /// Leading tokens the store has, in whole blocks, less than the prompt.
     pub(crate) matched_tokens: u64,
+    /// Microseconds until all of those are in the store's memory.
+    pub(crate) load_us: u64,
     /// Tokens a block.
     pub(crate) block_tokens: u64,
     /// Decode worker that had the conversation's last turn.
@@ -214,6 +218,7 @@ struct Shape {
     blocks: f64,
     fillable: f64,
     tail: f64,
+    load_us: f64,
 }
 
 impl Shape {
@@ -227,6 +232,7 @@ impl Shape {
             blocks: blocks as f64,
             fillable: ((blocks - matched_blocks) * block) as f64,
             tail: (request.prompt_tokens - blocks * block) as f64,
+            load_us: request.load_us as f64,
         }
     }
 }
@@ -234,6 +240,7 @@ impl Shape {
 fn local_us(shape: &Shape, decode: &WorkerFacts) -> f64 {
     let beyond_chunk = (shape.uncached - f64::from(decode.chunk_tokens)).max(0.0);
     wait_us(decode)
+        + shape.load_us
         + evaluate_us(decode, shape.uncached)
         + shape.matched_blocks * import_us(decode)
         + (f64::from(decode.streams) + 1.0) * evaluate_us(decode, beyond_chunk)
@@ -242,6 +249,7 @@ fn local_us(shape: &Shape, decode: &WorkerFacts) -> f64 {
 
 fn remote_us(shape: &Shape, decode: &WorkerFacts, prefill: &WorkerFacts) -> f64 {
     let filled = wait_us(prefill)
+        + shape.load_us
         + evaluate_us(prefill, shape.fillable)
         + shape.matched_blocks * import_us(prefill)
         + HAND_OFF_US;

@@ -42,6 +42,8 @@ const HINTS_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Found {
     pub(crate) matched_tokens: u64,
+    /// Microseconds until all of those are in the store's memory.
+    pub(crate) load_us: u64,
     /// Right behind the matched ones, in the making.
     pub(crate) filling_tokens: u64,
     /// The first whole block that is neither.
@@ -112,6 +114,7 @@ impl Prefixes {
                 let filling = u64::from(found.filling_blocks).min(hashes.len() as u64 - blocks);
                 Found {
                     matched_tokens: blocks * block_tokens,
+                    load_us: found.loads.iter().map(|load| load.load_us_estimate).sum(),
                     filling_tokens: filling * block_tokens,
                     first_missing: hashes.get((blocks + filling) as usize).copied(),
                 }

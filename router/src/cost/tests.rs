@@ -27,7 +27,7 @@ fn prefill(id: usize) -> WorkerFacts {
 }
 
 fn request(prompt_tokens: u64, matched_tokens: u64) -> RequestFacts {
-    RequestFacts { prompt_tokens, matched_tokens, block_tokens: 16, preferred: None }
+    RequestFacts { prompt_tokens, matched_tokens, load_us: 0, block_tokens: 16, preferred: None }
 }
 
 fn decision(request: RequestFacts, workers: &[WorkerFacts], seed: u64) -> Decision {
@@ -54,6 +54,16 @@ fn a_small_uncached_tail_stays_local() {
 fn a_long_uncached_prompt_goes_to_a_prefill_worker() {
     check(request(1_012, 0), &[decode(0), prefill(1)], 0, Place::Remote(1));
     check(request(2_000, 1_008), &[decode(0), prefill(1)], 0, Place::Remote(1));
+}
+
+#[test]
+fn what_the_store_has_below_its_memory_is_waited_for() {
+    let slow = |load_us| RequestFacts { load_us, ..request(1_025, 1_008) };
+    let alone = |load_us| decision(slow(load_us), &[decode(0)], 0).cost_us;
+    assert_eq!(alone(500_000), alone(0) + 500_000.0);
+    // Where a prefill worker loads it, it comes while the decode worker is at other prompts.
+    let busy = WorkerFacts { pending_tokens: 300, ..decode(0) };
+    check(slow(2_000_000), &[busy, prefill(1)], 0, Place::Remote(1));
 }
 
 #[test]

@@ -136,6 +136,7 @@ impl Scheduler {
         let facts = RequestFacts {
             prompt_tokens: job.tokens.len() as u64,
             matched_tokens: found.matched_tokens,
+            load_us: found.load_us,
             block_tokens: block_tokens.into(),
             preferred: job.session_id.as_ref().and_then(|session| self.sessions.lock().worker(session)),
         };
