@@ -6,7 +6,7 @@ use kelvin_kvstore::SequenceHash;
 use rand::{Rng, rngs::SmallRng};
 
 use crate::{
-    backend::{BackendSpec, Placement},
+    backend::{BackendSpec, Learnt, Placement, Published},
     directory::{Directory, Scope},
 };
 
@@ -38,7 +38,7 @@ impl Decisions {
             );
         }
         Self {
-            directory: Directory::new(&[7; 32], budget_bytes),
+            directory: Directory::new(&[7; 16], budget_bytes),
             placement,
             scope: Scope::new("m", &[]),
             block_tokens: block_tokens as usize,
@@ -79,5 +79,31 @@ impl Decisions {
     /// Runs that found no room.
     pub fn refused(&self) -> u64 {
         self.directory.refused()
+    }
+}
+
+/// What a router learns of a server from its answers.
+#[derive(Debug, Default)]
+pub struct Learning {
+    learnt: Learnt,
+    published: Published,
+}
+
+impl Learning {
+    /// The first token of a prompt came `took` after it was sent behind which `tokens` had to be computed, those of
+    /// prompts sent before included, and `loaded` were to be loaded.
+    pub fn first_token(&self, tokens: u64, loaded: u64, took: Duration) {
+        self.learnt.first_token(tokens, loaded, took, &self.published);
+    }
+
+    /// A stream took so long for so many steps.
+    pub fn steps(&self, steps: u64, took: Duration) {
+        self.learnt.steps(steps, took, &self.published);
+    }
+
+    /// Prompt tokens it computes a second, and microseconds of its steps.
+    pub fn terms(&self) -> (Option<f64>, Option<f64>) {
+        let terms = self.published.terms();
+        (terms.tokens_per_second, terms.step_us)
     }
 }

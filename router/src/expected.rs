@@ -22,7 +22,8 @@
 //!
 //! Costs within [`TIE`] of the cheapest are equal: then the worker with the fewest streams is taken, and of
 //! those chance takes one. So a prefix that many ask for at once spreads: the queue in front of the worker
-//! that has it becomes dearer than to load or compute it elsewhere, and from then on there are two. A session's worker is kept within [`NEAR`] ([`choose_near`]).
+//! that has it becomes dearer than to load or compute it elsewhere, and from then on there are two. A session's worker
+//! is kept as long as it costs at most [`NEAR`] more than the cheapest.
 
 use rand::Rng;
 
@@ -109,11 +110,9 @@ pub fn expected(prompt_tokens: u64, candidate: &Candidate<'_>) -> Expected {
 }
 
 /// The same with the two measurements as they are to be used.
-// Inlined where a thousand are priced: most hold nothing, and then it is a handful of instructions.
-#[inline]
 fn expected_at(prompt_tokens: u64, candidate: &Candidate<'_>, rate: f64, step_us: f64) -> Expected {
     let us_per_token = 1e6 / rate;
-    let compute_us = |tokens: u64| tokens as f64 * us_per_token;
+    let compute_us = |tokens: u64| float(tokens) * us_per_token;
     // The last token is computed in any case: its successor is sampled from it.
     let mut rest = prompt_tokens.saturating_sub(candidate.own_tokens).max(1);
     let mut best = Expected { compute_us: compute_us(rest), compute_tokens: rest, ..Expected::default() };
@@ -146,6 +145,32 @@ fn expected_at(prompt_tokens: u64, candidate: &Candidate<'_>, rate: f64, step_us
     }
 }
 
+/// What [`Expected::cost_us`] of the same is.
+// A thousand are priced for each prompt. Most have nothing outside of their own memory, and then it is a handful of
+// instructions.
+#[inline]
+fn cost_at(prompt_tokens: u64, candidate: &Candidate<'_>, rate: f64, step_us: f64) -> f64 {
+    if !candidate.held.is_empty() {
+        return expected_at(prompt_tokens, candidate, rate, step_us).cost_us();
+    }
+    let us_per_token = 1e6 / rate;
+    let rest = prompt_tokens.saturating_sub(candidate.own_tokens).max(1);
+    let wait_us = float(candidate.queued_tokens) * us_per_token;
+    wait_us + float(rest) * us_per_token + f64::from(candidate.streams) * step_us
+}
+
+/// Whether a measurement says something. Compared as a number: of those above zero, the order is the same.
+#[inline]
+fn is_known(value: f64) -> bool {
+    value.to_bits().wrapping_sub(1) < f64::INFINITY.to_bits() - 1
+}
+
+/// A number of tokens. To convert signed numbers is one instruction; to lose those above 2^63 is no matter.
+#[inline]
+fn float(tokens: u64) -> f64 {
+    tokens.min(i64::MAX as u64) as i64 as f64
+}
+
 /// The worker where the first token can be expected soonest; `None` without candidates. `rng` decides
 /// between equals.
 pub fn choose<'a>(
@@ -153,71 +178,94 @@ pub fn choose<'a>(
     candidates: impl IntoIterator<Item = Candidate<'a>>,
     rng: &mut impl Rng,
 ) -> Option<Choice> {
-    choose_near(prompt_tokens, candidates, None, rng)
-}
-
-/// The same, but the `preferred` worker as long as it costs at most [`NEAR`] more than the cheapest.
-pub fn choose_near<'a>(
-    prompt_tokens: u64,
-    candidates: impl IntoIterator<Item = Candidate<'a>>,
-    preferred: Option<usize>,
-    rng: &mut impl Rng,
-) -> Option<Choice> {
-    let known = |value: Option<f64>| value.filter(|value| *value > 0.0 && *value < f64::INFINITY);
-    let (mut fastest, mut shortest) = (None, None);
-    let mut round = Round::new(prompt_tokens, preferred);
-    let mut unmeasured = Vec::new();
-    // Not a `for`: an iterator that filters is faster where it calls than where it is called.
-    candidates.into_iter().enumerate().for_each(|(number, candidate)| {
-        let (rate, step) = (known(candidate.tokens_per_second), known(candidate.step_us));
-        fastest = rate.map(|rate| fastest.map_or(rate, |most: f64| most.max(rate))).or(fastest);
-        shortest = step.map(|step| shortest.map_or(step, |least: f64| least.min(step))).or(shortest);
-        match (rate, step) {
-            (Some(rate), Some(step)) => round.price(number, &candidate, rate, step),
-            _ => unmeasured.push((number, candidate)),
-        }
-    });
-    for (number, candidate) in unmeasured {
-        let rate = known(candidate.tokens_per_second).or(fastest).unwrap_or(RATE_DEFAULT);
-        let step = known(candidate.step_us).or(shortest).unwrap_or(STEP_US_DEFAULT);
-        let (tokens_per_second, step_us) = (Some(rate), Some(step));
-        round.price(number, &Candidate { tokens_per_second, step_us, ..candidate }, rate, step);
-    }
-    let choice = round.choice(rng)?;
-    Some(Choice { worker: choice.worker, expected: expected(prompt_tokens, &choice) })
+    let mut round = Round::new(prompt_tokens, None);
+    candidates.into_iter().for_each(|candidate| round.offer(candidate));
+    round.choose(rng)
 }
 
 /// One pass over candidates. Nearly all of a thousand are dearer than one before, and nothing is kept of these.
-struct Round<'a> {
+#[derive(Debug)]
+pub(crate) struct Round<'a> {
     prompt_tokens: u64,
     preferred: Option<usize>,
+    offered: u32,
+    /// Tokens a second of the fastest, and the shortest step's microseconds, of those that were measured.
+    fastest: f64,
+    shortest: f64,
     least_us: f64,
     preferred_cost: Option<(f64, Candidate<'a>)>,
     /// Those that were not dearer than the cheapest until then: number, cost, candidate.
-    near: Vec<(usize, f64, Candidate<'a>)>,
+    near: Vec<(u32, f64, Candidate<'a>)>,
+    unmeasured: Vec<(u32, Candidate<'a>)>,
 }
 
 impl<'a> Round<'a> {
-    fn new(prompt_tokens: u64, preferred: Option<usize>) -> Self {
+    /// Without candidates. The `preferred` worker is taken as long as it costs at most [`NEAR`] more than the cheapest.
+    pub(crate) fn new(prompt_tokens: u64, preferred: Option<usize>) -> Self {
         Self {
             prompt_tokens,
             preferred,
+            offered: 0,
+            fastest: 0.0,
+            shortest: f64::INFINITY,
             least_us: f64::INFINITY,
             preferred_cost: None,
             near: Vec::with_capacity(NEAR_CANDIDATES),
+            unmeasured: Vec::new(),
         }
     }
 
-    #[inline]
-    fn price(&mut self, number: usize, candidate: &Candidate<'a>, rate: f64, step_us: f64) {
-        let cost_us = expected_at(self.prompt_tokens, candidate, rate, step_us).cost_us();
+    /// One candidate more.
+    #[inline(always)]
+    pub(crate) fn offer(&mut self, candidate: Candidate<'a>) {
+        self.offered += 1;
+        let (rate, step_us) = (candidate.tokens_per_second.unwrap_or(0.0), candidate.step_us.unwrap_or(0.0));
+        let (has_rate, has_step) = (is_known(rate), is_known(step_us));
+        if has_rate && rate > self.fastest {
+            self.fastest = rate;
+        }
+        if has_step && step_us < self.shortest {
+            self.shortest = step_us;
+        }
+        if has_rate && has_step {
+            self.price(self.offered, &candidate, rate, step_us);
+        } else {
+            self.unmeasured.push((self.offered, candidate));
+        }
+    }
+
+    /// The best of those offered; `None` without any. `rng` decides between equals.
+    pub(crate) fn choose(mut self, rng: &mut impl Rng) -> Option<Choice> {
+        for (number, candidate) in std::mem::take(&mut self.unmeasured) {
+            let known = |value: Option<f64>, best: f64, default: f64| {
+                let best = if is_known(best) { best } else { default };
+                value.filter(|value| is_known(*value)).unwrap_or(best)
+            };
+            let rate = known(candidate.tokens_per_second, self.fastest, RATE_DEFAULT);
+            let step_us = known(candidate.step_us, self.shortest, STEP_US_DEFAULT);
+            let candidate = Candidate { tokens_per_second: Some(rate), step_us: Some(step_us), ..candidate };
+            self.price(number, &candidate, rate, step_us);
+        }
+        let prompt_tokens = self.prompt_tokens;
+        let choice = self.choice(rng)?;
+        Some(Choice { worker: choice.worker, expected: expected(prompt_tokens, &choice) })
+    }
+
+    #[inline(always)]
+    fn price(&mut self, number: u32, candidate: &Candidate<'a>, rate: f64, step_us: f64) {
+        let cost_us = cost_at(self.prompt_tokens, candidate, rate, step_us);
         if self.preferred == Some(candidate.worker) {
             self.preferred_cost = Some((cost_us, *candidate));
         }
         if cost_us <= self.least_us * (1.0 + TIE) {
-            self.near.push((number, cost_us, *candidate));
-            self.least_us = self.least_us.min(cost_us);
+            self.keep(number, cost_us, candidate);
         }
+    }
+
+    #[cold]
+    fn keep(&mut self, number: u32, cost_us: f64, candidate: &Candidate<'a>) {
+        self.near.push((number, cost_us, *candidate));
+        self.least_us = self.least_us.min(cost_us);
     }
 
     fn choice(mut self, rng: &mut impl Rng) -> Option<Candidate<'a>> {

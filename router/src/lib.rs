@@ -44,7 +44,7 @@ mod text;
 pub use backend::{BackendRole, BackendSpec, BackendSpecError, BackendsRedis, BackendsRedisError};
 pub use config::{Error, KeyKind, Listening, ModelSource, RouterConfig};
 pub use cost::PrefillPolicy;
-pub use expected::{Candidate, Choice, Expected, Held, choose, choose_near, expected};
+pub use expected::{Candidate, Choice, Expected, Held, choose, expected};
 pub use metrics::metrics_catalogue;
 pub use service::serve;
 pub use text::VocabularyError;

@@ -262,7 +262,7 @@ fn backends(
     let (roster, mut joined) = Roster::new();
     let roster = Arc::new(roster);
     let client = backend::client();
-    let mut secret = [0; 32];
+    let mut secret = [0; 16];
     secret.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&entropy().to_le_bytes()));
     let directory = Arc::new(Directory::new(&secret, config.directory_bytes));
     let started = Instant::now();

@@ -79,7 +79,7 @@ impl Line {
         (Mode::from_u8(self.mode.load(Ordering::Acquire)), self.block_tokens.load(Ordering::Acquire))
     }
 
-    pub(super) fn set_known(&self, mode: Mode, block_tokens: u32) {
+    fn set_known(&self, mode: Mode, block_tokens: u32) {
         self.block_tokens.store(block_tokens, Ordering::Release);
         self.mode.store(mode as u8, Ordering::Release);
     }
@@ -100,6 +100,8 @@ impl Line {
 pub(crate) struct Board {
     lines: Box<[Line]>,
     free: Mutex<BTreeSet<u16>>,
+    /// Goes up behind each change of a [`Line::known`].
+    known_changes: AtomicU64,
 }
 
 impl Board {
@@ -109,7 +111,7 @@ impl Board {
 
     fn of(seats: u16) -> Arc<Self> {
         let lines = (0..seats).map(|_| Line::default()).collect();
-        Arc::new(Self { lines, free: Mutex::new((0..seats).collect()) })
+        Arc::new(Self { lines, free: Mutex::new((0..seats).collect()), known_changes: AtomicU64::new(0) })
     }
 
     /// A seat for a server; `None` with all taken.
@@ -117,6 +119,11 @@ impl Board {
         // The lowest one: those in use stay close together.
         let at = self.free.lock().pop_first()?;
         Some(Seat { board: self.clone(), at })
+    }
+
+    /// Is another one once the [`Line::known`] of any line is.
+    pub(super) fn known_changes(&self) -> u64 {
+        self.known_changes.load(Ordering::Acquire)
     }
 
     /// The line of a [`Seat::at`].
@@ -144,6 +151,13 @@ impl Seat {
         self.at
     }
 
+    pub(super) fn set_known(&self, mode: Mode, block_tokens: u32) {
+        if self.known() != (mode, block_tokens) {
+            (**self).set_known(mode, block_tokens);
+            self.board.known_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
     pub(super) fn is_on(&self, board: &Arc<Board>) -> bool {
         Arc::ptr_eq(&self.board, board)
     }
@@ -160,6 +174,7 @@ impl Deref for Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.clear();
+        self.board.known_changes.fetch_add(1, Ordering::Release);
         self.board.free.lock().insert(self.at);
     }
 }

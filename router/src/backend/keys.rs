@@ -40,21 +40,8 @@ impl Keys {
         tokens: Option<&[u32]>,
         salted: bool,
     ) -> Self {
-        let (mut by_text, mut sizes, mut last) = (false, Vec::new(), None);
-        for (_, line) in pool.lines() {
-            let known = line.known();
-            // They are alike as a rule.
-            if last.replace(known) == Some(known) {
-                continue;
-            }
-            match known {
-                (Mode::Fallback, _) => by_text = true,
-                (_, 0) => {}
-                (_, size) if !sizes.contains(&size) => sizes.push(size),
-                _ => {}
-            }
-        }
-        let hashes = if by_text { directory.hash_text(scope, text) } else { Vec::new() };
+        let kinds = pool.kinds();
+        let hashes = if kinds.by_text { directory.hash_text(scope, text) } else { Vec::new() };
         let mut own = vec![0; pool.backends().len()];
         let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(Mode, u32) -> bool| {
             directory.prefixes(hashes, |id, blocks| {
@@ -67,7 +54,7 @@ impl Keys {
         };
         add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| mode == Mode::Fallback);
         if let Some(tokens) = tokens {
-            for size in sizes {
+            for size in kinds.sizes.iter().copied() {
                 let hashes = directory.hash_tokens(scope, tokens, size as usize);
                 add(&hashes, size.into(), &|mode, known| mode != Mode::Fallback && known == size);
             }

@@ -40,6 +40,7 @@ pub(crate) use counts::Counts;
 pub use discover::redis::{BackendsRedis, BackendsRedisError};
 pub(crate) use forward::{Errand, Forwarder, Patience};
 pub(crate) use keys::{Keys, TOKEN_BYTES};
+pub(crate) use learn::{Learnt, Published};
 pub(crate) use member::{Backend, Health as BackendHealth};
 pub(crate) use peek::Peek;
 pub(crate) use placement::Placement;

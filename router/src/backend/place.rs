@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::Rng;
 
 use super::{member::Backend, pool::Pool, spec::BackendRole};
-use crate::expected::{Candidate, Choice, Held, choose_near};
+use crate::expected::{Candidate, Choice, Held, Round};
 
 /// A request as a decision sees it.
 #[derive(Debug, Clone, Copy)]
@@ -39,23 +39,27 @@ pub(super) fn place(
 ) -> Result<(Arc<Backend>, Choice), Full> {
     let mut full = Full::Away;
     let excluded: Vec<usize> = excluded.iter().filter_map(|id| pool.place(*id)).collect();
-    let candidates = pool.lines().enumerate().filter_map(|(at, (facts, line))| {
+    let preferred = preferred.and_then(|preferred| {
+        pool.place(preferred.id).filter(|at| std::ptr::eq(&raw const *pool.backends()[*at], preferred))
+    });
+    let mut round = Round::new(shape.tokens, preferred);
+    for (at, (facts, line)) in pool.lines().enumerate() {
         let fits = match part {
             Part::Answer => facts.role.answers(),
             Part::Prefill => facts.role == BackendRole::Prefill,
         };
         let is_open = || line.is_open().unwrap_or_else(|| pool.backends()[at].is_open());
-        if !fits || excluded.contains(&at) || !is_open() {
-            return None;
+        if !fits || (!excluded.is_empty() && excluded.contains(&at)) || !is_open() {
+            continue;
         }
         let load = line.load();
         if load.streams >= facts.requests_max {
             full = Full::Busy;
-            return None;
+            continue;
         }
         let own_tokens = shape.own.get(at).copied().unwrap_or(0);
         let held = facts.store.and_then(|store| shape.stored.get(usize::from(store)));
-        Some(Candidate {
+        round.offer(Candidate {
             worker: at,
             queued_tokens: load.queued_tokens,
             streams: load.streams,
@@ -64,12 +68,9 @@ pub(super) fn place(
             skip_tokens: own_tokens,
             tokens_per_second: load.terms.tokens_per_second,
             step_us: load.terms.step_us,
-        })
-    });
-    let preferred = preferred.and_then(|preferred| {
-        pool.place(preferred.id).filter(|at| std::ptr::eq(&raw const *pool.backends()[*at], preferred))
-    });
-    let choice = choose_near(shape.tokens, candidates, preferred, rng).ok_or(full)?;
+        });
+    }
+    let choice = round.choose(rng).ok_or(full)?;
     Ok((pool.backends()[choice.worker].clone(), choice))
 }
 

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::{
     board::{Board, Line},
     member::{Backend, Card},
     spec::BackendRole,
 };
+use crate::feeds::Mode;
 
 /// A server has the same place in all of its lists.
 #[derive(Debug)]
@@ -19,6 +22,17 @@ pub(crate) struct Pool {
     places: Vec<Option<u16>>,
     /// Addresses of the stores that they load from, each once.
     stores: Vec<String>,
+    /// And [`Board::known_changes`] before it was made.
+    kinds: Mutex<(u64, Arc<Kinds>)>,
+}
+
+/// The ways in which a prompt has to be looked up for some server.
+#[derive(Debug, Default)]
+pub(super) struct Kinds {
+    /// By its text: no events are followed.
+    pub(super) by_text: bool,
+    /// By its tokens, in blocks of so many.
+    pub(super) sizes: Vec<u32>,
 }
 
 /// What a decision needs of a server's description: a few bytes, side by side.
@@ -34,7 +48,16 @@ pub(super) struct Facts {
 impl Pool {
     /// Without servers; those to come have seats on `board`.
     pub(crate) fn new(card: Card, board: Arc<Board>) -> Self {
-        Self { card, backends: Vec::new(), facts: Vec::new(), board, places: Vec::new(), stores: Vec::new() }
+        Self {
+            card,
+            backends: Vec::new(),
+            facts: Vec::new(),
+            board,
+            places: Vec::new(),
+            stores: Vec::new(),
+            // Of no board, which would have to change for centuries first.
+            kinds: Mutex::new((u64::MAX, Arc::default())),
+        }
     }
 
     pub(crate) fn push(&mut self, backend: Arc<Backend>) {
@@ -58,6 +81,7 @@ impl Pool {
             requests_max: backend.spec.requests_max,
         });
         self.backends.push(backend);
+        self.kinds.get_mut().0 = u64::MAX;
     }
 
     pub(crate) fn backends(&self) -> &[Arc<Backend>] {
@@ -82,7 +106,61 @@ impl Pool {
         self.places.get(id as usize).copied().flatten().map(usize::from)
     }
 
+    /// What its servers' lines ask for. Looking at all of them takes as long as half a decision, and they hardly change.
+    pub(super) fn kinds(&self) -> Arc<Kinds> {
+        let changes = self.board.known_changes();
+        let mut kinds = self.kinds.lock();
+        if kinds.0 != changes {
+            *kinds = (changes, Arc::new(self.find_kinds()));
+        }
+        kinds.1.clone()
+    }
+
+    fn find_kinds(&self) -> Kinds {
+        let mut kinds = Kinds::default();
+        for (_, line) in self.lines() {
+            match line.known() {
+                (Mode::Fallback, _) => kinds.by_text = true,
+                (_, 0) => {}
+                (_, size) if !kinds.sizes.contains(&size) => kinds.sizes.push(size),
+                _ => {}
+            }
+        }
+        kinds
+    }
+
     pub(super) fn stores(&self) -> &[String] {
         &self.stores
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendSpec;
+
+    #[test]
+    fn kinds_are_those_of_the_lines_now() {
+        let board = Board::new();
+        let mut pool = Pool::new(
+            Card { id: "m".into(), context_tokens_max: None, owned_by: "test".into() },
+            board.clone(),
+        );
+        let kinds = |pool: &Pool| {
+            let kinds = pool.kinds();
+            (kinds.by_text, kinds.sizes.clone())
+        };
+        assert_eq!(kinds(&pool), (false, vec![]));
+        for id in 0..3 {
+            let spec = BackendSpec::new(format!("http://127.0.0.1:{}", 1 + id));
+            pool.push(Arc::new(Backend::new(id, spec, board.seat().unwrap()).unwrap()));
+        }
+        assert_eq!(kinds(&pool), (true, vec![]));
+        pool.backends().iter().for_each(|backend| backend.set_known(Mode::Exact, 16));
+        assert_eq!(kinds(&pool), (false, vec![16]));
+        pool.backends()[1].set_known(Mode::Degraded, 64);
+        assert_eq!(kinds(&pool), (false, vec![16, 64]));
+        pool.backends()[1].set_known(Mode::Fallback, 0);
+        assert_eq!(kinds(&pool), (true, vec![16]));
     }
 }

@@ -19,8 +19,9 @@ use std::{
     time::Duration,
 };
 
-use kelvin_kvstore::{FleetSet, HolderSet, NamespaceKey, RadixIndex, SequenceHash};
+use kelvin_kvstore::{FleetSet, HolderSet, RadixIndex, SequenceHash};
 use parking_lot::Mutex;
+use siphasher::sip128::SipHasher13;
 
 use assumed::Assumed;
 
@@ -32,17 +33,15 @@ pub(crate) const TTL: Duration = Duration::from_secs(300);
 const ASSUMED_MAX: usize = 1 << 20;
 /// Bytes of text in a block where nobody counts tokens.
 pub(crate) const TEXT_BLOCK_BYTES: usize = 256;
-/// Larger blocks are hashed as they are.
-const PACKED_TOKENS_MAX: usize = 64;
+/// What a block of up to 64 tokens, or of text, is hashed from.
+const BUFFER_BYTES: usize = SequenceHash::BYTES + 256;
 /// What the same prompt as text and as tokens is told apart by.
 const AS_TEXT: u32 = 0;
 
 /// See the module.
 pub(crate) struct Directory {
     index: RadixIndex<FleetSet>,
-    key: NamespaceKey,
-    /// Of blocks whose tokens are packed.
-    packed_key: NamespaceKey,
+    hasher: SipHasher13,
     assumed: Mutex<Assumed>,
     refused: AtomicU64,
 }
@@ -50,11 +49,10 @@ pub(crate) struct Directory {
 impl Directory {
     /// An empty one that takes `budget_bytes` at most. `secret` keys its hashes: who does not know it cannot
     /// make prompts that look alike.
-    pub(crate) fn new(secret: &[u8; 32], budget_bytes: usize) -> Self {
+    pub(crate) fn new(secret: &[u8; 16], budget_bytes: usize) -> Self {
         Self {
             index: RadixIndex::with_budget(budget_bytes),
-            key: NamespaceKey::derive(secret, "router", "directory"),
-            packed_key: NamespaceKey::derive(secret, "router", "directory, packed"),
+            hasher: SipHasher13::new_with_key(secret),
             assumed: Mutex::new(Assumed::new(ASSUMED_MAX)),
             refused: AtomicU64::new(0),
         }
@@ -91,22 +89,28 @@ impl Directory {
         self.hash(Some(parent.unwrap_or_else(root)), block, extra)
     }
 
-    /// In 3 bytes a token where that is enough: 16 of them and the parent then are one step of BLAKE3, not two, and
-    /// the steps of a prompt wait for each other.
+    /// SipHash-1-3 of 128 bits: who does not know the key cannot find two that are alike, and here a mistake would
+    /// cost a detour, not a wrong answer. What decides about bytes is hashed with BLAKE3, at thrice the time.
     fn hash(&self, parent: Option<SequenceHash>, block: &[u32], extra: &[u8]) -> SequenceHash {
-        let mut packed = [[0; 3]; PACKED_TOKENS_MAX];
-        let mut above = 0;
-        if let Some(packed) = packed.get_mut(..block.len()).filter(|_| extra.is_empty()) {
-            for (slot, token) in packed.iter_mut().zip(block) {
-                let [bytes @ .., high] = token.to_le_bytes();
-                *slot = bytes;
-                above |= high;
+        let mut buffer = [0; BUFFER_BYTES];
+        let (parent, tokens) =
+            (parent.map_or([0; SequenceHash::BYTES], SequenceHash::to_bytes), size_of_val(block));
+        let bytes = parent.len() + tokens + extra.len();
+        let mut long;
+        let message = match buffer.get_mut(..bytes) {
+            Some(message) => message,
+            None => {
+                long = vec![0; bytes];
+                long.as_mut_slice()
             }
-            if above == 0 {
-                return self.packed_key.hash_block(parent, &[], packed.as_flattened());
-            }
-        }
-        self.key.hash_block(parent, block, extra)
+        };
+        let (head, rest) = message.split_at_mut(parent.len());
+        let (middle, tail) = rest.split_at_mut(tokens);
+        head.copy_from_slice(&parent);
+        let slots = middle.chunks_exact_mut(size_of::<u32>());
+        slots.zip(block).for_each(|(slot, token)| slot.copy_from_slice(&token.to_le_bytes()));
+        tail.copy_from_slice(extra);
+        SequenceHash::from_bytes(self.hasher.hash(message).as_bytes())
     }
 
     /// The same for a text that is not tokenized.
@@ -115,7 +119,7 @@ impl Directory {
         let blocks = text.as_bytes().chunks_exact(TEXT_BLOCK_BYTES);
         blocks
             .map(|block| {
-                let hash = self.key.hash_block(parent, &[], block);
+                let hash = self.hash(parent, &[], block);
                 parent = Some(hash);
                 hash
             })
@@ -124,7 +128,7 @@ impl Directory {
 
     /// Stands before a prompt's first block; it is in no index.
     fn root(&self, scope: &Scope, block_tokens: u32) -> SequenceHash {
-        self.key.hash_block(None, &[block_tokens], &scope.0)
+        self.hash(None, &[block_tokens], &scope.0)
     }
 
     /// Gives `found` each worker that has any of the leading blocks, and how many. It may not call the directory.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn directory() -> Directory {
-    Directory::new(&[7; 32], 64 << 20)
+    Directory::new(&[7; 16], 64 << 20)
 }
 
 fn scope() -> Scope {
@@ -37,7 +37,7 @@ fn hashes_chain_and_tell_apart_what_must_not_meet() {
         directory.hash_tokens(&Scope::new("n", b""), &tokens, 16)[0],
         directory.hash_tokens(&Scope::new("m", b"salt"), &tokens, 16)[0],
         directory.hash_tokens(&scope(), &tokens, 8)[0],
-        Directory::new(&[8; 32], 1 << 20).hash_tokens(&scope(), &tokens, 16)[0],
+        Directory::new(&[8; 16], 1 << 20).hash_tokens(&scope(), &tokens, 16)[0],
     ] {
         assert_ne!(other, hashes[0]);
     }
@@ -48,7 +48,7 @@ fn hashes_chain_and_tell_apart_what_must_not_meet() {
 }
 
 #[test]
-fn packed_tokens_are_told_apart_as_others_are() {
+fn blocks_are_told_apart_by_each_token_and_byte() {
     let directory = directory();
     let hash = |block: &[u32], extra: &[u8]| directory.hash_block(&scope(), None, block, extra);
     let below = (1 << 24) - 1;
@@ -64,8 +64,10 @@ fn packed_tokens_are_told_apart_as_others_are() {
     ];
     let hashes: BTreeSet<_> = blocks.iter().map(|(block, extra)| hash(block, extra)).collect();
     assert_eq!(hashes.len(), blocks.len());
-    let long: Vec<u32> = (0..2 * PACKED_TOKENS_MAX as u32).collect();
-    for size in [PACKED_TOKENS_MAX, PACKED_TOKENS_MAX + 1] {
+    // Those that fit the buffer and those that do not.
+    let (fits, long) =
+        ((BUFFER_BYTES - SequenceHash::BYTES) / size_of::<u32>(), (0..999).collect::<Vec<u32>>());
+    for size in [fits, fits + 1] {
         let (mut block, before) = (long[..size].to_vec(), hash(&long[..size], &[]));
         block[size - 1] += 1;
         assert_ne!(hash(&block, &[]), before);
@@ -89,7 +91,7 @@ fn what_is_assumed_ends_unless_it_is_assumed_again() {
 
 #[test]
 fn a_budget_is_kept_and_what_did_not_fit_is_counted() {
-    let directory = Directory::new(&[7; 32], 100_000);
+    let directory = Directory::new(&[7; 16], 100_000);
     for first in 0..10_000u32 {
         let hashes = directory.hash_tokens(&scope(), &[first; 32], 16);
         directory.stored(0, None, &hashes);
@@ -101,7 +103,7 @@ fn a_budget_is_kept_and_what_did_not_fit_is_counted() {
 
 #[test]
 fn what_is_believed_longest_makes_room() {
-    let directory = Directory::new(&[7; 32], 1_000_000);
+    let directory = Directory::new(&[7; 16], 1_000_000);
     for first in 0..10_000u32 {
         let hashes = directory.hash_tokens(&scope(), &[first; 320], 16);
         directory.assume(0, &hashes, s(1));

@@ -185,7 +185,9 @@ fn any_of_the_cheapest_is_chosen_and_no_other() {
         let eligible = eligible(prompt_tokens, &candidates, preferred);
         let mut chosen = vec![0; candidates.len()];
         for _ in 0..60 * eligible.len() {
-            let choice = choose_near(prompt_tokens, candidates.iter().copied(), preferred, &mut rng).unwrap();
+            let mut round = Round::new(prompt_tokens, preferred);
+            candidates.iter().for_each(|candidate| round.offer(*candidate));
+            let choice = round.choose(&mut rng).unwrap();
             chosen[choice.worker] += 1;
         }
         several += usize::from(eligible.len() > 1);

@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn setup() -> (Directory, View) {
-        let directory = Directory::new(&[1; 32], 64 << 20);
+        let directory = Directory::new(&[1; 16], 64 << 20);
         let mut view = View::new(5, "m".into(), 1);
         view.begin(&directory, 0);
         (directory, view)
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn with_no_room_the_mode_is_not_exact() {
-        let directory = Directory::new(&[1; 32], 10_000);
+        let directory = Directory::new(&[1; 16], 10_000);
         let mut view = View::new(5, "m".into(), 1);
         view.begin(&directory, 0);
         let hashes: Vec<u64> = (0..4000).collect();
