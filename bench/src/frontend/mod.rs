@@ -6,6 +6,7 @@
 //! `{port}` and `{urls}` in its command are replaced.
 
 mod backend;
+mod events;
 mod load;
 mod target;
 mod wire;
@@ -16,8 +17,9 @@ use anyhow::{Context, ensure};
 
 use crate::report::{Report, number};
 use backend::Backends;
+use events::Events;
 use load::{Load, Measured};
-use target::Target;
+use target::{Kelvin, Target};
 
 /// What a router adds to a request, beside other routers on the same backends
 #[derive(Clone, Debug, clap::Args)]
@@ -38,7 +40,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     kelvin: Option<PathBuf>,
 
-    /// GGUF file: the router also tokenizes and hashes every prompt with its vocabulary [default: text alone]
+    /// GGUF file: the engines publish KV events, and the router tokenizes every prompt with its vocabulary and hashes
+    /// the tokens [default: text alone]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
 
@@ -93,12 +96,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let (seconds, turns) = if args.smoke { (0.5, 1) } else { (args.seconds, args.turns) };
     let backends = Backends::start(args.backends as usize, args.stream).await?;
     let load = Load::new(&args);
-    let mut targets = vec![
-        Target::kelvin(args.kelvin.as_deref(), args.model.as_deref(), &backends.urls(), args.stream > 0)
-            .await?,
-    ];
+    let urls = backends.urls();
+    let events = if args.model.is_some() { urls.len() } else { 0 };
+    let events = Events::start(events).await.context("publish KV events")?;
+    let kelvin = Kelvin {
+        program: args.kelvin.as_deref(),
+        model: args.model.as_deref(),
+        events: events.endpoints(),
+        stream: args.stream > 0,
+    };
+    let mut targets = vec![Target::kelvin(&kelvin, &urls).await?];
     for (name, command) in &args.peers {
-        match Target::peer(name, command, &backends.urls(), args.stream > 0).await {
+        match Target::peer(name, command, &urls, args.stream > 0).await {
             Ok(target) => targets.push(target),
             Err(error) => eprintln!("  *** {name} cannot be measured: {error:#} ***"),
         }

@@ -26,15 +26,20 @@ pub(super) struct Target {
     stream: bool,
 }
 
+/// How `kelvin router` is started.
+pub(super) struct Kelvin<'a> {
+    pub(super) program: Option<&'a Path>,
+    /// Whose vocabulary it tokenizes with.
+    pub(super) model: Option<&'a Path>,
+    /// Where the servers' KV events are, in their order; empty without.
+    pub(super) events: &'a [String],
+    pub(super) stream: bool,
+}
+
 impl Target {
     /// `kelvin router` before the servers at `urls`.
-    pub(super) async fn kelvin(
-        program: Option<&Path>,
-        model: Option<&Path>,
-        urls: &[String],
-        stream: bool,
-    ) -> anyhow::Result<Self> {
-        let program = match program {
+    pub(super) async fn kelvin(with: &Kelvin<'_>, urls: &[String]) -> anyhow::Result<Self> {
+        let program = match with.program {
             Some(program) => program.to_owned(),
             None => std::env::current_exe()?.with_file_name("kelvin"),
         };
@@ -42,13 +47,26 @@ impl Target {
         let address = free()?;
         let mut command = Command::new(program);
         command.args(["router", "--listen", &address.to_string()]);
-        for url in urls {
-            command.args(["--backend", url]);
+        for (at, url) in urls.iter().enumerate() {
+            let events = with.events.get(at).map(|endpoint| format!(",events={endpoint}"));
+            command.args(["--backend", &format!("{url}{}", events.unwrap_or_default())]);
         }
-        if let Some(model) = model {
+        if let Some(model) = with.model {
             command.arg("--model").arg(model).args(["--keys", "tokens"]);
         }
-        Self::start("kelvin", address, command, stream).await
+        let target = Self::start("kelvin", address, command, with.stream).await?;
+        let begun = Instant::now();
+        while !with.events.is_empty() && !target.follows().await? {
+            ensure!(begun.elapsed() < START_TIME_MAX, "it does not follow the engines' events");
+            sleep(Duration::from_millis(200)).await;
+        }
+        Ok(target)
+    }
+
+    /// Whether it knows the engines' caches by their events.
+    async fn follows(&self) -> anyhow::Result<bool> {
+        let health = reqwest::get(format!("http://{}/health", self.address)).await?.text().await?;
+        Ok(!health.contains(r#""cache":"fallback""#))
     }
 
     pub(super) async fn peer(

@@ -106,11 +106,8 @@ impl Stored {
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
     pub(crate) ends_at: Nanos,
-    /// New prompt tokens, and the time they take.
-    pub(crate) prefill_tokens: u64,
-    pub(crate) prefill_time: Nanos,
-    /// Time of the decode step, if there was one.
-    pub(crate) decode_time: Option<Nanos>,
+    /// New prompt tokens.
+    prefill_tokens: u64,
     pub(crate) admitted: Vec<Outcome>,
 }
 
@@ -207,9 +204,7 @@ impl Engine {
         if budget == PASS_TOKENS {
             return None;
         }
-        pass.prefill_time = nanos(prefill);
-        pass.decode_time = decode.map(nanos);
-        pass.ends_at = now + pass.prefill_time + pass.decode_time.unwrap_or(0);
+        pass.ends_at = now + nanos(prefill) + decode.map_or(0, nanos);
         self.is_busy = true;
         Some(pass)
     }

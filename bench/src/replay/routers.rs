@@ -1,6 +1,6 @@
 //! Who gets a request: the routers that are compared.
 
-use kelvin_router::{Candidate, Held, choose};
+use kelvin_router::{Candidate, Held, bench_support::Learning, choose};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -30,38 +30,14 @@ impl RouterKind {
 }
 
 /// What a router knows of a worker: what it sent there and what came back.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct View {
     /// Prompt tokens to compute of requests without a first token.
     pub(crate) queued_tokens: u64,
     /// Prompt blocks of requests in flight.
     pub(crate) blocks: u64,
     pub(crate) streams: u32,
-    /// Measured.
-    pub(crate) tokens_per_second: Option<f64>,
-    pub(crate) step_us: Option<f64>,
-}
-
-/// Weight of a new measurement in the mean.
-const NEW_WEIGHT: f64 = 0.1;
-
-impl View {
-    /// A worker computed so many prompt tokens in that time.
-    pub(crate) fn note_prefill(&mut self, tokens: u64, seconds: f64) {
-        // The fixed part of a small batch says nothing of the rate.
-        if tokens >= 512 && seconds > 0.0 {
-            mean(&mut self.tokens_per_second, tokens as f64 / seconds);
-        }
-    }
-
-    /// A decode step took that time.
-    pub(crate) fn note_step(&mut self, seconds: f64) {
-        mean(&mut self.step_us, seconds * 1e6);
-    }
-}
-
-fn mean(value: &mut Option<f64>, new: f64) {
-    *value = Some(value.map_or(new, |old| old + NEW_WEIGHT * (new - old)));
+    pub(crate) learning: Learning,
 }
 
 /// A decision.
@@ -70,6 +46,8 @@ pub(crate) struct Pick {
     pub(crate) worker: usize,
     /// Prompt tokens the router expects to be computed there.
     pub(crate) compute_tokens: u64,
+    /// And to be loaded from outside of its memory.
+    pub(crate) load_tokens: u64,
 }
 
 /// See the module.
@@ -98,7 +76,7 @@ impl Router {
             RouterKind::RoundRobin => {
                 let worker = self.next % views.len();
                 self.next += 1;
-                Pick { worker, compute_tokens: prompt_tokens }
+                Pick { worker, compute_tokens: prompt_tokens, load_tokens: 0 }
             }
             RouterKind::Dynamo => self.dynamo(prompt_tokens, keys, views, world),
             RouterKind::Kelvin => self.kelvin(prompt_tokens, keys, views, world),
@@ -120,7 +98,7 @@ impl Router {
         let equal: Vec<usize> = (0..costs.len()).filter(|worker| costs[*worker] <= least).collect();
         let worker = equal[self.rng.random_range(0..equal.len())];
         let cached = overlaps[worker] as u64 * ENGINE_BLOCK_TOKENS;
-        Pick { worker, compute_tokens: prompt_tokens.saturating_sub(cached) }
+        Pick { worker, compute_tokens: prompt_tokens.saturating_sub(cached), load_tokens: 0 }
     }
 
     fn kelvin(&mut self, prompt_tokens: u64, keys: &[u64], views: &[View], world: &World) -> Pick {
@@ -148,17 +126,24 @@ impl Router {
                 places.len() - 1
             })
             .collect();
-        let candidates = views.iter().enumerate().map(|(worker, view)| Candidate {
-            worker,
-            queued_tokens: view.queued_tokens,
-            streams: view.streams,
-            own_tokens: own[worker] as u64 * ENGINE_BLOCK_TOKENS,
-            held: &places[held[worker]],
-            skip_tokens: 0,
-            tokens_per_second: view.tokens_per_second,
-            step_us: view.step_us,
+        let candidates = views.iter().enumerate().map(|(worker, view)| {
+            let (tokens_per_second, step_us) = view.learning.terms();
+            Candidate {
+                worker,
+                queued_tokens: view.queued_tokens,
+                streams: view.streams,
+                own_tokens: own[worker] as u64 * ENGINE_BLOCK_TOKENS,
+                held: &places[held[worker]],
+                skip_tokens: 0,
+                tokens_per_second,
+                step_us,
+            }
         });
         let choice = choose(prompt_tokens, candidates, &mut self.rng).expect("there are workers");
-        Pick { worker: choice.worker, compute_tokens: choice.expected.compute_tokens }
+        Pick {
+            worker: choice.worker,
+            compute_tokens: choice.expected.compute_tokens,
+            load_tokens: choice.expected.load_tokens,
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! the next.
 
 use anyhow::ensure;
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use super::clock::{EventQueue, Nanos};
 use super::engine::{Engine, Outcome, Stored};
@@ -16,12 +16,8 @@ use super::world::{Cluster, Due, World};
 #[derive(Debug)]
 enum Event {
     Arrival(u32),
-    PassEnd {
-        worker: usize,
-        prefill_tokens: u64,
-        prefill_time: Nanos,
-        decode_time: Option<Nanos>,
-    },
+    /// A batch is through.
+    PassEnd(usize),
     /// Blocks of a worker are in the store.
     Saved(usize),
     /// Something on its way has arrived.
@@ -55,7 +51,10 @@ pub(crate) struct Replayed {
 #[derive(Clone, Copy, Debug, Default)]
 struct Flight {
     worker: u32,
+    /// Prompt tokens that waited there when it was sent.
+    before: u64,
     compute_tokens: u64,
+    load_tokens: u64,
     blocks: u64,
 }
 
@@ -100,7 +99,7 @@ impl<'a> Simulation<'a> {
             router,
             world: World::new(cluster),
             engines: (0..cluster.workers).map(|worker| Engine::new(worker, cluster.device_blocks)).collect(),
-            views: vec![View::default(); cluster.workers],
+            views: (0..cluster.workers).map(|_| View::default()).collect(),
             saving: vec![VecDeque::new(); cluster.workers],
             arrived: 0,
             flights: vec![Flight::default(); jobs],
@@ -116,13 +115,7 @@ impl<'a> Simulation<'a> {
         while let Some((now, event)) = self.queue.pop() {
             match event {
                 Event::Arrival(job) => self.arrive(job, now)?,
-                Event::PassEnd { worker, prefill_tokens, prefill_time, decode_time } => {
-                    self.views[worker].note_prefill(prefill_tokens, prefill_time as f64 / 1e9);
-                    if let Some(time) = decode_time {
-                        self.views[worker].note_step(time as f64 / 1e9);
-                    }
-                    self.end_pass(worker, now);
-                }
+                Event::PassEnd(worker) => self.end_pass(worker, now),
                 Event::Saved(worker) => {
                     let blocks = self.saving[worker].pop_front().expect("what is saved was on its way");
                     self.world.saved(worker, &blocks, now);
@@ -163,7 +156,9 @@ impl<'a> Simulation<'a> {
         let pick = self.router.pick(prompt_tokens, &keys, &self.views, &self.world);
         let flight = Flight {
             worker: pick.worker as u32,
+            before: self.views[pick.worker].queued_tokens,
             compute_tokens: pick.compute_tokens,
+            load_tokens: pick.load_tokens,
             blocks: prompt_tokens.div_ceil(ENGINE_BLOCK_TOKENS),
         };
         let view = &mut self.views[pick.worker];
@@ -193,10 +188,7 @@ impl<'a> Simulation<'a> {
             for outcome in pass.admitted {
                 self.note(outcome, now);
             }
-            let (prefill_tokens, prefill_time, decode_time) =
-                (pass.prefill_tokens, pass.prefill_time, pass.decode_time);
-            let event = Event::PassEnd { worker, prefill_tokens, prefill_time, decode_time };
-            self.queue.push(pass.ends_at, event);
+            self.queue.push(pass.ends_at, Event::PassEnd(worker));
             let new: Vec<_> = stored.into_iter().filter(|run| run.is_new).collect();
             if self.world.has_store() && !new.is_empty() {
                 let blocks: usize = new.iter().map(|run| run.range.len()).sum();
@@ -224,16 +216,25 @@ impl<'a> Simulation<'a> {
                 (served.device_tokens, served.loaded_tokens) = (device_tokens, loaded_tokens);
             }
             Outcome::FirstToken { job } => {
-                self.served[job as usize].first_token_at = Some(now);
+                let served = &mut self.served[job as usize];
+                served.first_token_at = Some(now);
                 let flight = self.flights[job as usize];
-                self.views[flight.worker as usize].queued_tokens -= flight.compute_tokens;
+                let view = &mut self.views[flight.worker as usize];
+                view.queued_tokens -= flight.compute_tokens;
+                // All that a router sees of an engine: when it sent what, and when the first token came.
+                let took = Duration::from_nanos(now - served.arrived_at);
+                view.learning.first_token(flight.before + flight.compute_tokens, flight.load_tokens, took);
             }
             Outcome::Done { job } => {
-                self.served[job as usize].done_at = Some(now);
+                let served = &mut self.served[job as usize];
+                served.done_at = Some(now);
                 let flight = self.flights[job as usize];
                 let view = &mut self.views[flight.worker as usize];
                 view.blocks -= flight.blocks;
                 view.streams -= 1;
+                if let Some(first_token_at) = served.first_token_at {
+                    view.learning.steps(served.output_tokens - 1, Duration::from_nanos(now - first_token_at));
+                }
             }
         }
     }

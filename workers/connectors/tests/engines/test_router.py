@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -99,11 +100,13 @@ def cluster(
         for server, _, _ in servers:
             server.start(store.url)
         backends = [
-            f"http://127.0.0.1:{server.port},events=tcp://127.0.0.1:{events},replay=tcp://127.0.0.1:{replay}"
+            f"http://127.0.0.1:{server.port},events=tcp://127.0.0.1:{events}"
+            f",replay=tcp://127.0.0.1:{replay},store={store.url}"
             for server, events, replay in servers
         ]
         router = Router(directory, backends, "--model", model)
         until(lambda: [b["cache"] for b in router.health()["backends"]] == ["exact"] * 2, "events are followed")
+        until(lambda: [s["known"] for s in router.health()["stores"]] == ["exact"], "the store is followed")
         yield router, [server for server, _, _ in servers]
     finally:
         if router is not None:
@@ -133,6 +136,35 @@ def test_the_second_turn_goes_to_the_one_that_has_the_first(cluster: tuple[Route
         # All whole blocks of the first turn are in the memory of the one that answers.
         assert second.cached_tokens >= 20 * BLOCK_TOKENS
     assert router.health()["status"] == "ok"
+
+
+def test_when_the_one_that_has_it_is_busy_the_other_loads_from_the_store(
+    cluster: tuple[Router, list[Server]],
+) -> None:
+    router, servers = cluster
+    turn, tail = prompt_of(66), prompt_of(67) + prompt_of(68)
+
+    def stored() -> int:
+        blocks: int = router.health()["stores"][0]["blocks"]
+        return blocks
+
+    before = stored()
+    first = router.complete(turn)
+    until(lambda: stored() >= before + 20, "the router sees that the store has it")
+    # Behind the same beginning, and long: it goes to the one that has that.
+    busy = threading.Thread(target=router.complete, args=([*turn, *tail],))
+    busy.start()
+    try:
+        until(lambda: any(b["in_flight"] for b in router.health()["backends"]), "the long one is under way")
+        owner = next(at for at, b in enumerate(router.health()["backends"]) if b["in_flight"])
+        other = servers[1 - owner]
+        answered = other.answered()
+        answer = router.complete(turn)
+    finally:
+        busy.join()
+    assert other.answered() == answered + 1, "it did not wait behind the long one"
+    assert answer.tokens == first.tokens
+    assert answer.cached_tokens >= 19 * BLOCK_TOKENS, "it came out of the store, not by computing it again"
 
 
 def test_when_the_one_that_has_it_is_killed_the_other_loads_from_the_store(

@@ -132,6 +132,11 @@ class Server:
         """Drops vLLM's own prefix cache, and what its connector has in this process."""
         self._request("POST", f"/reset_prefix_cache?reset_external={str(connectors_too).lower()}")
 
+    def answered(self) -> float:
+        """Requests it has answered, all reasons to end together."""
+        lines = self._request("GET", "/metrics").decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total{"))
+
     def complete(self, prompt: list[int], tokens: int = 8) -> Answer:
         """Greedy completion of token ids, streamed."""
         return complete_at(self.port, prompt, tokens)
