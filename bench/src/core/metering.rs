@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use kelvin_kvstore::bench_support::{Core, set_measuring};
+use kelvin_kvstore::bench_support::{Core, set_measuring, span_of_a_call};
 use kelvin_kvstore::server::{Listening, ServerConfig, serve};
 use kelvin_kvstore::{Client, ClientOptions, Namespace, Reserved, SequenceHash};
 use kelvin_proto::{Fingerprint, NamespaceSpec, Shard};
@@ -118,7 +118,21 @@ fn calls(report: &mut Report, seed: u64, smoke: bool) -> anyhow::Result<()> {
     let memory = core.metrics_memory_bytes();
     report.line(format!("  memory of what one namespace and its tenant keep for them: {} KiB", memory >> 10));
     report.figure("metrics.core_memory", memory as f64, "bytes");
+    let span = spans();
+    report.line(format!("  tracing, off: {} ns a call", number(span)));
+    report.figure("tracing.off", span, "ns");
     Ok(())
+}
+
+/// Nanoseconds that a call's span takes while none are exported.
+fn spans() -> f64 {
+    const CALLS: u32 = 1 << 20;
+    let turn = || {
+        let start = super::cpu();
+        (0..CALLS).for_each(|_| span_of_a_call());
+        (super::cpu() - start).as_nanos() as f64 / f64::from(CALLS)
+    };
+    (0..8).map(|_| turn()).fold(f64::INFINITY, f64::min)
 }
 
 fn prompts(rng: &mut SmallRng) -> Vec<Vec<SequenceHash>> {
