@@ -352,6 +352,17 @@ def router():
             graph("By status", [query(rate("kelvin_router_requests_total", by="code"), "{{code}}")], "reqps", stacked=True),
             graph("In flight", [query(total("kelvin_router_requests_in_flight"), "requests")]),
             graph(
+                "Waiting for their turn",
+                [query(total("kelvin_router_queue_depth", by="class"), "{{class}}")],
+                text="By the length of what is not cached of their prompts.",
+                stacked=True,
+            ),
+            graph(
+                "Wait for a turn, P95",
+                [query(quantile(0.95, "kelvin_router_queue_wait_seconds", by="class"), "{{class}}")],
+                "s",
+            ),
+            graph(
                 "Time to first token, P95",
                 [query(quantile(0.95, ttft, by="prefill"), "prefill: {{prefill}}")],
                 "s",
@@ -418,6 +429,22 @@ def router():
                 stacked=True,
             ),
             graph("Decisions", [query(rate("kelvin_router_decisions_total", by="prefill"), "prefill: {{prefill}}")], stacked=True),
+            graph(
+                "Requests to other engines",
+                [query(rate("kelvin_router_backend_decisions_total", by="cache"), "{{cache}}")],
+                "reqps",
+                "By how the cache of the chosen server was known: exact, degraded, or fallback.",
+                stacked=True,
+            ),
+            graph(
+                "Answers moved to another worker",
+                [
+                    query(rate("kelvin_router_migrations_total"), "moves"),
+                    query(rate("kelvin_router_migration_recomputed_tokens_total"), "tokens evaluated again"),
+                ],
+                "short",
+                "A second; each move is a decode worker that was lost in the middle of an answer.",
+            ),
             row("Workers and servers"),
             graph("Workers", [query(total("kelvin_router_workers", by="role, state"), "{{role}}: {{state}}")]),
             graph("Servers of other engines", [query(total("kelvin_router_backends", by="state"), "{{state}}")]),
@@ -430,6 +457,12 @@ def router():
                 "Time to first token of other engines",
                 percentiles("kelvin_router_backend_first_token_seconds"),
                 "s",
+            ),
+            graph(
+                "Inter-token latency of other engines",
+                percentiles("kelvin_router_backend_inter_token_seconds"),
+                "s",
+                "Between two pieces of a stream.",
             ),
             graph(
                 "The directory of other engines' caches",
