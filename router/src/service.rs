@@ -22,7 +22,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use kelvin_kvstore::page::Page;
+use kelvin_kvstore::page::{Page, guarded};
 use parking_lot::Mutex;
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
@@ -182,7 +182,7 @@ fn page(config: &RouterConfig, app: Arc<App>) -> Page {
 
 /// Serves the admin listener until `stop`.
 async fn administer(listener: TcpListener, page: Page, app: Arc<App>, stop: CancellationToken) {
-    let routes = app.admin().merge(page.routes());
+    let routes = guarded(app.admin().merge(page.routes()));
     let served = axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
     let (served, ()) = tokio::join!(served.into_future(), page.watch(stop));
     if let Err(error) = served {

@@ -278,7 +278,7 @@ async fn turn(
 async fn scrape(listening: &Listening) -> anyhow::Result<String> {
     let address = listening.admin.context("the store has an admin page")?;
     let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: x\r\n\r\n").await?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer.split_once("\r\n\r\n").context("the page has a head")?.1.to_owned())

@@ -78,8 +78,10 @@ async fn promtool_finds_no_fault_with_a_cluster_under_load() {
         let answer = client.post(up.url("/v1/completions")).json(&body).send().await.unwrap();
         assert_eq!(answer.status(), 200);
     };
-    let admin = up.ready["store_admin"].as_str().unwrap();
-    let pages = [format!("{admin}/metrics"), up.url("/metrics")];
+    let pages =
+        ["store_admin", "router_admin"].map(|admin| format!("{}/metrics", up.ready[admin].as_str().unwrap()));
+    // Clients are not to see them.
+    assert_eq!(client.get(up.url("/metrics")).send().await.unwrap().status(), 404);
     let load = async {
         for number in 0..24 {
             ask(number).await;

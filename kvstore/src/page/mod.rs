@@ -26,4 +26,4 @@ pub use access::{Token, bearer};
 pub use figures::{STORE_SERIES, explanation, figures, mrc, sample};
 pub use history::{History, Kind, Series};
 pub use recent::{Recent, RecentLists};
-pub use routes::{Failure, Page, Source, TreeQuery};
+pub use routes::{Failure, Page, Source, TreeQuery, guarded};

@@ -111,7 +111,7 @@ impl Page {
         }
     }
 
-    /// The page and its calls.
+    /// The page and its calls, to be [`guarded`].
     pub fn routes(&self) -> Router {
         Router::new()
             .route("/", get(async || Redirect::temporary("/ui/")))
@@ -126,7 +126,6 @@ impl Page {
             .route("/ui/api/requests/{id}", get(request))
             .route("/ui/api/act", post(act))
             .layer(DefaultBodyLimit::max(ACTION_BYTES_MAX))
-            .layer(middleware::from_fn(guarded))
             .with_state(self.clone())
     }
 }
@@ -135,7 +134,14 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-async fn guarded(request: Request, next: Next) -> Response {
+/// Keeps everything of an admin listener, `/metrics` and `/health` too, from pages of other origins (see
+/// [`access`]). The listener is loopback: whoever scrapes or probes it names an address of this machine, or goes
+/// through a proxy on it, which must.
+pub fn guarded(routes: Router) -> Router {
+    routes.layer(middleware::from_fn(guard))
+}
+
+async fn guard(request: Request, next: Next) -> Response {
     let refused = if !access::is_own_host(request.headers()) {
         Some("the host of this address is not a name of this machine: use 127.0.0.1, [::1] or localhost")
     } else if !request.method().is_safe() && !access::is_own_origin(request.headers()) {

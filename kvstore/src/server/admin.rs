@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::StoreCollector;
-use crate::store::Store;
+use crate::{page::guarded, store::Store};
 
 pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, page: Router, stop: CancellationToken) {
     let mut registry = Registry::default();
@@ -25,7 +25,7 @@ pub(super) async fn serve(listener: TcpListener, store: Arc<Store>, page: Router
         .route("/health", get(async || "ok\n"))
         .with_state(Arc::new(registry))
         .merge(page);
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+    let served = axum::serve(listener, guarded(router)).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::warn!(%error, "admin page ended");
     }

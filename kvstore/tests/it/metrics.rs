@@ -19,7 +19,7 @@ use crate::harness::*;
 async fn scrape(address: SocketAddr, accept: &'static str) -> (String, String) {
     let answer = tokio::task::spawn_blocking(move || {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
-        let head = format!("GET /metrics HTTP/1.0\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+        let head = format!("GET /metrics HTTP/1.0\r\nhost: localhost\r\naccept: {accept}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();

@@ -136,7 +136,6 @@ impl App {
             .route("/v1/models", get(status::models))
             .route("/v1/models/{*id}", get(status::model))
             .route("/health", get(status::health))
-            .route("/metrics", get(status::metrics))
             .fallback(unknown_route)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(app.clone(), trace::observe))

@@ -93,7 +93,8 @@ async fn a_killed_workers_streams_go_on_at_the_other() {
 }
 
 async fn metric(up: &Cluster, name: &str) -> f64 {
-    let text = reqwest::get(up.url("/metrics")).await.unwrap().text().await.unwrap();
+    let url = format!("{}/metrics", up.ready["router_admin"].as_str().unwrap());
+    let text = reqwest::get(url).await.unwrap().text().await.unwrap();
     let line = format!("kelvin_router_{name}_total ");
     let value = text.lines().find_map(|shown| shown.strip_prefix(line.as_str()));
     value.unwrap_or_else(|| panic!("no {line}in {text}")).parse().unwrap()

@@ -16,9 +16,9 @@ async fn rules_name_metrics_that_exist() {
     let up = Cluster::start(dir.path(), &[], &[]);
     // A histogram shows itself once something was measured.
     up.chat("Is everything measured?").await.unwrap();
-    let admin = up.ready["store_admin"].as_str().unwrap();
     let mut shown = String::new();
-    for url in [up.url("/metrics"), format!("{admin}/metrics")] {
+    for admin in ["router_admin", "store_admin"] {
+        let url = format!("{}/metrics", up.ready[admin].as_str().unwrap());
         shown.push_str(&reqwest::get(url).await.unwrap().text().await.unwrap());
     }
     let rules = std::fs::read_to_string(root().join("deploy/prometheus/kelvin.rules.yml")).unwrap();

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct TestRouter {
     pub(crate) base: String,
+    /// Of the admin listener.
+    pub(crate) admin: String,
     pub(crate) http: reqwest::Client,
     pub(crate) shutdown: CancellationToken,
     served: JoinHandle<Result<(), Error>>,
@@ -68,7 +70,8 @@ impl TestRouter {
     }
 
     /// Starts a router and waits for nothing but its listening.
-    pub(crate) async fn bare(config: RouterConfig) -> Self {
+    pub(crate) async fn bare(mut config: RouterConfig) -> Self {
+        config.admin_listen.get_or_insert(([127, 0, 0, 1], 0).into());
         let shutdown = CancellationToken::new();
         let (send, listening) = oneshot::channel::<Listening>();
         let ready = move |listening| send.send(listening).expect("the test waits");
@@ -77,7 +80,14 @@ impl TestRouter {
         // Its TLS wants a provider, though nothing here is encrypted; an error says that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::new();
-        Self { base: format!("http://{}", listening.http), http, shutdown, served }
+        let admin = listening.admin.expect("an admin listener");
+        Self {
+            base: format!("http://{}", listening.http),
+            admin: format!("http://{admin}"),
+            http,
+            shutdown,
+            served,
+        }
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
@@ -113,9 +123,13 @@ impl TestRouter {
         last
     }
 
+    pub(crate) async fn admin(&self, path: &str) -> reqwest::Response {
+        self.http.get(format!("{}{path}", self.admin)).send().await.expect("an answer")
+    }
+
     /// Value of a metric's line, given with its labels.
     pub(crate) async fn metric(&self, line: &str) -> Option<f64> {
-        let text = self.get("/metrics").await.text().await.expect("text");
+        let text = self.admin("/metrics").await.text().await.expect("text");
         let found = text
             .lines()
             .find(|candidate| candidate.strip_prefix(line).is_some_and(|rest| rest.starts_with(' ')));

@@ -30,8 +30,9 @@ class Router:
     """`kelvin router` before vLLM servers."""
 
     def __init__(self, directory: Path, backends: list[str], *flags: str) -> None:
-        self.port = free_port()
+        self.port, self.admin = free_port(), free_port()
         command = [kelvin_binary(), "router", "--listen", f"127.0.0.1:{self.port}", *flags]
+        command += ["--admin-listen", f"127.0.0.1:{self.admin}"]
         for backend in backends:
             command += ["--backend", backend]
         self.log = (directory / "router.log").open("wb")
@@ -52,7 +53,7 @@ class Router:
             return health
 
     def metric(self, line: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as response:
             for text in response.read().decode().splitlines():
                 if text.startswith(line + " "):
                     return float(text.rsplit(" ", 1)[1])
