@@ -34,11 +34,15 @@ fn id(text: &str) -> Result<String, String> {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let path = format!("/ui/api/requests/{}", encoded(&args.id));
-    let (status, body) =
-        http::get(&args.router, &path).await.map_err(anyhow::Error::msg).with_context(|| {
+    let ask = async |path: &str| {
+        http::get(&args.router, path).await.map_err(anyhow::Error::msg).with_context(|| {
             format!("ask the router's admin listener at {} (--router names another)", args.router)
-        })?;
+        })
+    };
+    // A store has recent requests as well, by other ids and of other fields.
+    let (status, body) = ask("/ui/api/now").await?;
+    is_router(&args.router, status, &body)?;
+    let (status, body) = ask(&format!("/ui/api/requests/{}", encoded(&args.id))).await?;
     if status == 200 && args.json {
         return values::print(&format!("{}\n", body.trim_end()));
     }
@@ -68,6 +72,7 @@ struct Request {
     done: bool,
     namespace_id: Option<String>,
     first_missing_hash: Option<String>,
+    why: Option<String>,
     explain: Option<Reason>,
 }
 
@@ -79,6 +84,20 @@ struct Reason {
     tier: Option<String>,
     age_ms: Option<f64>,
     words: String,
+}
+
+/// Whether this is what a router's admin listener says of itself.
+fn is_router(url: &str, status: u16, body: &str) -> anyhow::Result<()> {
+    let value = serde_json::from_str::<serde_json::Value>(body).unwrap_or_default();
+    match (status, value["kind"].as_str()) {
+        (200, Some("router")) => Ok(()),
+        (200, Some(other)) => {
+            bail!("{url} is the admin listener of a {other}; give that of the router that had the request")
+        }
+        _ => {
+            bail!("{url} is no admin listener of a router (status {status}); give its --admin-listen address")
+        }
+    }
 }
 
 fn answer(id: &str, router: &str, status: u16, body: &str) -> anyhow::Result<String> {
@@ -148,7 +167,7 @@ fn write_text(out: &mut String, request: &Request) -> std::fmt::Result {
         writeln!(out, "answer    {}", took.join(", "))?;
     }
     match (&request.first_missing_hash, &request.explain) {
-        (None, _) => writeln!(out, "missing   no whole block of it, as far as is known"),
+        (None, _) => writeln!(out, "missing   {}", why(request.why.as_deref())),
         (Some(hash), None) => {
             writeln!(out, "missing   from block {hash} on; the store does not say why")?;
             let of =
@@ -161,6 +180,19 @@ fn write_text(out: &mut String, request: &Request) -> std::fmt::Result {
             writeln!(out, "missing   from block {hash} on: {}{tier}{age}", reason.reason.replace('_', " "))?;
             if reason.words.is_empty() { Ok(()) } else { writeln!(out, "          {}", reason.words) }
         }
+    }
+}
+
+/// Why no missing block is named.
+fn why(word: Option<&str>) -> &'static str {
+    match word {
+        Some("all_stored") => "no whole block of it",
+        Some("filling") => "no whole block of it: those that were not stored were being filled just then",
+        Some("too_short") => "not asked for: it has no whole block before its last token",
+        Some("no_store") => "not known: this router asks no store",
+        Some("store_away") => "not known: the store did not answer in time, so nothing counted as cached",
+        Some("other_engine") => "not known: another engine served it, which does not tell",
+        _ => "not known",
     }
 }
 
@@ -223,12 +255,41 @@ missing   from block 00112233445566778899aabbccddeeff on: tier failed (nvme), 90
         let text = answer("a", "http://r:1", 200, body).unwrap();
         assert!(text.starts_with("request   a\n          /v1/completions, in work, 400 us ago\n"), "{text}");
         assert!(
-            text.contains("? tokens") && text.contains("no whole block") && !text.contains("model"),
+            text.contains("? tokens") && text.contains("missing   not known\n") && !text.contains("model"),
             "{text}"
         );
         let body = r#"{"first_missing_hash":"00","namespace_id":"17","explain":null}"#;
         let text = answer("a", "http://r:1", 200, body).unwrap();
         assert!(text.contains("kelvin store explain 00 --namespace 17"), "{text}");
+    }
+
+    #[test]
+    fn what_names_no_missing_block_says_why() {
+        for (word, words) in [
+            ("all_stored", "missing   no whole block of it\n"),
+            ("filling", "being filled"),
+            ("too_short", "no whole block before its last token"),
+            ("no_store", "asks no store"),
+            ("store_away", "did not answer in time"),
+            ("other_engine", "another engine served it"),
+        ] {
+            let body = format!(r#"{{"first_missing_hash":null,"why":"{word}"}}"#);
+            let text = answer("a", "http://r:1", 200, &body).unwrap();
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_router_is_asked() {
+        assert!(is_router("http://r:1", 200, r#"{"kind":"router"}"#).is_ok());
+        for (status, body, words) in [
+            (200, r#"{"kind":"store"}"#, "the admin listener of a store"),
+            (404, r#"{"error":{"message":"no such route"}}"#, "--admin-listen"),
+            (200, "<html>", "--admin-listen"),
+        ] {
+            let error = is_router("http://r:1", status, body).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

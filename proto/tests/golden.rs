@@ -152,6 +152,19 @@ fn finding_and_reading() {
             loads: vec![v1::TierLoad { tier: Tier::Nvme.into(), blocks: 1, load_us_estimate: 321 }],
             leases: vec![read_lease()],
             hashes: vec![hash(1)],
+            missed: None,
+        },
+    );
+    check(
+        "match_response_missed",
+        &v1::MatchResponse {
+            missed: Some(v1::BlockExplanation {
+                reason: v1::MissReason::Evicted.into(),
+                lost_from: Tier::Nvme.into(),
+                age_ms: Some(77),
+                ..Default::default()
+            }),
+            ..Default::default()
         },
     );
     check(

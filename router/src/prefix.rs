@@ -16,7 +16,7 @@ use std::{
 };
 
 use kelvin_kvstore::{Client, ClientOptions, Namespace, SequenceHash, client::Error};
-use kelvin_proto::kv::v1::BlockExplanation;
+use kelvin_proto::kv::v1::{BlockExplanation, MissReason, Tier};
 use parking_lot::RwLock;
 use tokio::{
     sync::Semaphore,
@@ -46,8 +46,71 @@ pub(crate) struct Found {
     pub(crate) load_us: u64,
     /// Right behind the matched ones, in the making.
     pub(crate) filling_tokens: u64,
-    /// The first whole block that is neither.
-    pub(crate) first_missing: Option<SequenceHash>,
+    /// What ends that.
+    pub(crate) end: End,
+}
+
+/// Why the store has no more of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum End {
+    /// There is no store.
+    #[default]
+    NoStore,
+    /// It could not be asked, or did not answer in time.
+    Away,
+    /// The prompt has no whole block that could be asked for.
+    TooShort,
+    /// All whole blocks are there.
+    AllStored,
+    /// All that are not there are being filled.
+    Filling,
+    /// A whole block that is neither.
+    Missing(Missing),
+}
+
+/// A block that the store did not have when it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) hash: SequenceHash,
+    /// Why, if the store said so.
+    pub(crate) why: Option<Why>,
+}
+
+/// What of an explanation is kept for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Why {
+    reason: MissReason,
+    lost_from: Tier,
+    age: Option<Duration>,
+}
+
+impl Why {
+    /// `None` if the store does not know.
+    pub(crate) fn of(block: &BlockExplanation) -> Option<Self> {
+        let why = Self {
+            reason: block.reason(),
+            lost_from: block.lost_from(),
+            age: block.age_ms.map(Duration::from_millis),
+        };
+        (why.reason != MissReason::Unspecified).then_some(why)
+    }
+
+    /// As an explanation that was given so long ago.
+    pub(crate) fn explanation(self, hash: SequenceHash, ago: Duration) -> BlockExplanation {
+        BlockExplanation {
+            hash: hash.to_bytes().to_vec().into(),
+            reason: self.reason.into(),
+            lost_from: self.lost_from.into(),
+            age_ms: self.age.map(|age| u64::try_from((age + ago).as_millis()).unwrap_or(u64::MAX)),
+            ..Default::default()
+        }
+    }
+}
+
+impl Found {
+    fn nothing(end: End) -> Self {
+        Self { end, ..Self::default() }
+    }
 }
 
 /// The router's side of the store.
@@ -104,7 +167,7 @@ impl Prefixes {
         let askable = &tokens[..tokens.len().saturating_sub(1)];
         let hashes = namespace.hash_blocks(askable, extra);
         if hashes.is_empty() {
-            return Found::default();
+            return Found::nothing(End::TooShort);
         }
         match timeout(self.find_timeout, namespace.match_prefix(&hashes)).await {
             Ok(Ok(found)) => {
@@ -112,11 +175,18 @@ impl Prefixes {
                 // Blocks are what can be waited for; their tokens follow.
                 let blocks = u64::from(found.blocks).min(hashes.len() as u64);
                 let filling = u64::from(found.filling_blocks).min(hashes.len() as u64 - blocks);
+                let end = match hashes.get((blocks + filling) as usize) {
+                    Some(&hash) => {
+                        End::Missing(Missing { hash, why: found.missed.as_ref().and_then(Why::of) })
+                    }
+                    None if filling > 0 => End::Filling,
+                    None => End::AllStored,
+                };
                 Found {
                     matched_tokens: blocks * block_tokens,
                     load_us: found.loads.iter().map(|load| load.load_us_estimate).sum(),
                     filling_tokens: filling * block_tokens,
-                    first_missing: hashes.get((blocks + filling) as usize).copied(),
+                    end,
                 }
             }
             Ok(Err(error)) => {
@@ -174,7 +244,7 @@ impl Prefixes {
     fn degraded(&self, why: &str) -> Found {
         self.metrics.store_degraded.inc();
         tracing::debug!(why, "nothing counts as cached");
-        Found::default()
+        Found::nothing(End::Away)
     }
 
     /// Remembers how the last call went; says so when it changes.

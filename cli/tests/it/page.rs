@@ -5,6 +5,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::harness::{Cluster, http, until};
+use super::run;
 
 const TOKEN: &str = "operator";
 
@@ -55,8 +56,13 @@ async fn it_shows_what_the_cluster_did() {
             assert!(answer.status().is_success() && found.starts_with(kind), "{file}: {found}");
         }
         assert_eq!(page.ask("/ui/../Cargo.toml").await.status(), 404);
-        assert!(page.ask("/metrics").await.status().is_success());
-        assert!(page.ask("/health").await.status().is_success());
+        for path in ["/metrics", "/health"] {
+            assert!(page.ask(path).await.status().is_success(), "{path}");
+            // A name that was pointed at this machine by somebody else.
+            let there =
+                http().build().unwrap().get(format!("{}{path}", page.0)).header("host", "elsewhere.example");
+            assert_eq!(there.send().await.unwrap().status(), 403, "{path}");
+        }
     }
 
     // The first answers may come before the router has reached the store.
@@ -105,13 +111,24 @@ async fn it_shows_what_the_cluster_did() {
     let calls = store.api("requests").await;
     let missing = |call: &&Value| call["first_missing_hash"].is_string();
     let call = calls["worst"].as_array().unwrap().iter().find(missing).unwrap()["id"].as_str().unwrap();
-    // What was missing then is stored by now.
+    // What was missing then is stored by now, by the request itself; why it was missing is told all the same.
     for (page, id) in [(&router, unique), (&store, call)] {
         until("it is explained", async || {
-            page.api(&format!("requests/{id}")).await["explain"]["reason"] == "stored"
+            let explain = page.api(&format!("requests/{id}")).await["explain"].clone();
+            assert_eq!(explain["reason"], "never_stored", "{explain}");
+            explain["words"].as_str().unwrap().ends_with("It is stored now, in dram.")
         })
         .await;
     }
+    let (output, text, stderr) = run(&["explain", unique, "--router", &router.0]);
+    assert!(output.status.success(), "{stderr}");
+    for words in ["answered with 200", "generates", "never stored", "It is stored now"] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    let (output, _, stderr) = run(&["explain", call, "--router", &store.0]);
+    assert!(!output.status.success() && stderr.contains("is the admin listener of a store"), "{stderr}");
+    let (output, _, stderr) = run(&["explain", unique, "--router", &cluster.url("")]);
+    assert!(!output.status.success() && stderr.contains("--admin-listen"), "{stderr}");
     for page in [&store, &router] {
         for path in ["now", "requests", "mrc", "history"] {
             assert!(!page.api(path).await.to_string().contains("swallows"), "{path}");

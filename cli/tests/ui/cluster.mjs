@@ -10,13 +10,27 @@ import { createInterface } from "node:readline";
 export const TOKEN = "operator";
 
 // Starts `kelvin up` and returns when it serves. It is stopped with `stop`.
-export async function startCluster() {
+export async function startCluster(...more) {
   const dir = mkdtempSync(join(tmpdir(), "kelvin-ui-"));
   mkdirSync(join(dir, "nvme"));
-  const flags = [
+  const started = await start([
     "up", "--model", process.env.KELVIN_UI_MODEL ?? "toy", "--listen", "127.0.0.1:0", "--json", "--run-dir", dir,
-    "--dram", process.env.KELVIN_UI_DRAM ?? "1MiB", "--data", join(dir, "data"), "--nvme", `${join(dir, "nvme")}=64MiB`,
-  ];
+    "--dram", process.env.KELVIN_UI_DRAM ?? "1MiB", "--data", join(dir, "data"), "--nvme", `${join(dir, "nvme")}=64MiB`, ...more,
+  ]);
+  const stop = async () => {
+    await started.stop();
+    rmSync(dir, { recursive: true, force: true });
+  };
+  return { ...started, stop };
+}
+
+// A router before another engine, which is a whole cluster here.
+export async function startRouter({ listen }, ...more) {
+  const router = await start(["router", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--backend", `http://${listen}`, ...more]);
+  return { ...router, router_admin: `http://${router.admin}` };
+}
+
+async function start(flags) {
   const child = spawn(process.env.KELVIN_BIN, flags, {
     env: { ...process.env, KELVIN_ADMIN_TOKEN: TOKEN, KELVIN_LOG: "warn" }, stdio: ["ignore", "pipe", "inherit"],
   });
@@ -24,11 +38,10 @@ export async function startCluster() {
   const stop = async () => {
     child.kill("SIGTERM");
     await ended;
-    rmSync(dir, { recursive: true, force: true });
   };
   const line = new Promise((ready) => createInterface({ input: child.stdout }).once("line", ready));
   const first = await Promise.race([line, ended]);
-  if (Array.isArray(first)) throw new Error(`kelvin up ended with ${first[0]}`);
+  if (Array.isArray(first)) throw new Error(`kelvin ${flags[0]} ended with ${first[0]}`);
   return { ...JSON.parse(first), stop };
 }
 

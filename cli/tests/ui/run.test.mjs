@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { after, before, test } from "node:test";
-import { TOKEN, startCluster, startLoad } from "./cluster.mjs";
+import { TOKEN, startCluster, startLoad, startRouter } from "./cluster.mjs";
 import { faults, isDrawn, open, overflows, rounds, shoot, startBrowser } from "./page.mjs";
 
 let cluster;
@@ -44,6 +44,8 @@ for (const [kind, cards] of [["store", ["hits", "misses", "curve", "moved", "fil
       for (const colorScheme of ["light", "dark"]) {
         const { page, context, wrong } = await settled(kind, { width, colorScheme });
         for (const card of cards) assert.ok(await isDrawn(page, card), `${card} is not drawn at ${width} in ${colorScheme}`);
+        const colours = await page.evaluate(() => [...document.querySelectorAll("#misses .legend .key")].map((key) => getComputedStyle(key).backgroundColor));
+        assert.deepEqual([colours.length, new Set(colours).size], [12, 12], "each reason has a colour of its own");
         await shoot(page, `${kind}-${width}-${colorScheme}`);
         assert.deepEqual(await overflows(page), []);
         assert.deepEqual(await faults(page), []);
@@ -80,6 +82,59 @@ test("its numbers are those of Stats", async () => {
   load = startLoad(cluster);
 });
 
+test("charts say which moment their numbers are of", async () => {
+  const { page, context, wrong } = await settled("store");
+  assert.equal(await page.textContent("#hits .legend time"), "now");
+  await page.locator("#hits .u-over").hover({ position: { x: 60, y: 40 } });
+  await page.waitForFunction(() => /^\d\d:\d\d:\d\d$/.test(document.querySelector("#hits .legend time").textContent));
+  assert.match(await page.textContent("#curve .note"), /^With .*iB, as now: .* % hit\.$/);
+  await page.locator("#curve .u-over").hover({ position: { x: 30, y: 40 } });
+  await page.waitForFunction(() => /^With [^,]*B: .* % hit\.$/.test(document.querySelector("#curve .note").textContent));
+  assert.deepEqual(wrong, []);
+  await context.close();
+});
+
+test("what more memory buys is worked out by what tiers hold together", async () => {
+  const { page, context } = await open(browser, `${cluster.store_admin}/ui/`);
+  const found = await page.evaluate(async () => {
+    const { below, buys, enough, sizes } = await import("/ui/curve.js");
+    const [MIB, points] = [2 ** 20, [[2 ** 20, 0.1], [2 ** 24, 0.5], [2 ** 26, 0.9]]];
+    const upTo = (...given) => sizes(...given).map((size) => size.upTo / MIB);
+    return {
+      inclusive: upTo({ dram: 4 * MIB, nvme: 16 * MIB, object: 0 }),
+      exclusive: upTo({ dram: 4 * MIB, nvme: 16 * MIB, object: 64 * MIB }, true),
+      smaller: upTo({ dram: 16 * MIB, nvme: 4 * MIB }),
+      // More of a tier that is smaller than the one above it, and stays so, buys nothing.
+      gains: buys(points, { dram: 16 * MIB, nvme: 4 * MIB }).map(({ tier, gain }) => [tier, gain > 0]),
+      enough: [1, MIB, MIB + 1, 33 * MIB].map((size) => enough(size) / MIB),
+      below: below(points, { dram: MIB }).size / MIB,
+      none: below(points, { dram: MIB, nvme: MIB }),
+    };
+  });
+  assert.deepEqual(found, {
+    inclusive: [4, 16], exclusive: [4, 20, 64], smaller: [16, 16], gains: [["dram", true], ["nvme", false]],
+    enough: [1, 1, 2, 64], below: 64, none: null,
+  });
+  await context.close();
+});
+
+test("tables stay where they were scrolled to, and keep the focus", async () => {
+  const { page, context, wrong } = await settled("store", { width: 390 });
+  for (const id of ["tenants", "requests"]) {
+    const area = page.locator(`#${id} .scroll`);
+    await area.evaluate((node) => { node.scrollLeft = 120; node.focus(); });
+    await rounds(page, 3);
+    assert.deepEqual(await area.evaluate((node) => [node.scrollLeft, document.activeElement === node]), [120, true], id);
+  }
+  await page.locator("#requests button[data-id]").first().focus();
+  const id = await page.evaluate(() => document.activeElement.dataset.id);
+  await page.getByRole("button", { name: "Missed most" }).evaluate((node) => node.dataset.id);
+  const still = await page.evaluate(() => document.activeElement.dataset.id);
+  assert.equal(still, id);
+  assert.deepEqual(wrong, []);
+  await context.close();
+});
+
 test("the tree zooms by mouse and by keys", async () => {
   const { page, context, wrong } = await settled("store");
   const boxes = () => page.locator("#tree [role=treeitem]").count();
@@ -97,6 +152,11 @@ test("the tree zooms by mouse and by keys", async () => {
   await page.waitForSelector("#tree .crumbs button");
   await shoot(page, "store-zoomed");
   await page.getByRole("button", { name: "whole tree" }).click();
+  await page.waitForFunction(() => document.querySelectorAll("#tree .crumbs button").length === 0);
+  // The root of what is zoomed leads out again, however often it is chosen.
+  await root.dblclick();
+  await page.waitForSelector("#tree .crumbs button");
+  await page.locator("#tree [role=treeitem]").first().click();
   await page.waitForFunction(() => document.querySelectorAll("#tree .crumbs button").length === 0);
   assert.deepEqual(wrong, []);
   await context.close();
@@ -133,8 +193,13 @@ test("actions want a token, and work with it", async () => {
   await say("^It is called everything about caches");
   await page.waitForFunction(() => document.querySelector("#tree .detail h3").textContent.startsWith("everything about caches"));
   await shoot(page, "store-acting");
+  // Whichever tier is shown: what is evicted goes from all of them.
+  const behind = await page.evaluate(() => [...document.querySelectorAll("#tree .detail dd")].map((node) => node.textContent)[1].split(",")[0]);
+  await page.getByLabel("Bytes of which tier").selectOption("dram");
   await page.getByRole("button", { name: "Evict…" }).click();
-  await page.getByRole("button", { name: /^Evict .* really$/ }).click();
+  const sure = page.getByRole("button", { name: /^Evict .* really$/ });
+  assert.equal(await sure.textContent(), `Evict ${behind}, really`);
+  await sure.click();
   await say("^Evicted ");
   await context.close();
   load = startLoad(cluster);
@@ -162,7 +227,11 @@ test("requests are explained, and no word of a prompt is anywhere", async () => 
     await page.getByRole("button", { name: "Missed most" }).click();
     const explain = page.locator("#requests button[data-id]").first();
     await explain.click();
-    await page.waitForFunction(() => /block|whole/.test(document.querySelector("#requests tr.more")?.textContent ?? ""));
+    await page.waitForFunction(() => /\.$/.test(document.querySelector("#requests tr.more")?.textContent ?? ""));
+    const told = await page.textContent("#requests tr.more");
+    const cached = await page.evaluate((column) => document.querySelector("#requests tr:has(+ tr.more)").children[column].textContent, kind === "router" ? 7 : 5);
+    if (/^0\.0 %$/.test(cached)) assert.doesNotMatch(told, /Every whole block/);
+    assert.doesNotMatch(told, /^First missing block \w+ stored/, "why it was missing then, not where it is now");
     await shoot(page, `${kind}-explained`);
     assert.deepEqual(wrong, []);
     const all = await Promise.all(["now", "requests", "mrc", "history?since=0"].map((path) => api(cluster[`${kind}_admin`], path)));
@@ -174,6 +243,59 @@ test("requests are explained, and no word of a prompt is anywhere", async () => 
   for (const id of [one.id, one.unique, `cmpl-${one.unique}`]) {
     assert.equal((await api(cluster.router_admin, `requests/${id}`)).prompt_tokens, one.prompt_tokens);
   }
+});
+
+test("a router without a store shows what engines say, and no empty cards of a store", async () => {
+  const router = await startRouter(cluster);
+  const own = startLoad({ listen: router.listen, model: cluster.model });
+  for (const width of [1440, 390]) {
+    const { page, context, wrong } = await open(browser, `${router.router_admin}/ui/`, { width });
+    await rounds(page, 12);
+    assert.ok(await isDrawn(page, "hits"));
+    for (const id of ["misses", "curve", "policies", "tiers", "moved", "fill", "tenants"]) assert.equal(await page.locator(`#${id}`).count(), 0, id);
+    assert.match(await page.textContent("#tiles .tile:first-child .more"), / % since the start$/);
+    await page.locator("#requests button[data-id]").first().click();
+    await page.waitForFunction(() => /Another engine served it/.test(document.querySelector("#requests tr.more")?.textContent ?? ""));
+    await shoot(page, `router-alone-${width}`);
+    assert.deepEqual(await overflows(page), []);
+    assert.deepEqual(await faults(page), []);
+    assert.deepEqual(wrong, []);
+    await context.close();
+  }
+  await own.stop();
+  await router.stop();
+});
+
+test("a store that is away is said to be", async () => {
+  const router = await startRouter(cluster, "--store", "http://127.0.0.1:9");
+  const { page, context, wrong } = await open(browser, `${router.router_admin}/ui/`);
+  await rounds(page, 6);
+  for (const id of ["hits", "misses", "curve", "policies", "tiers", "moved", "fill", "tenants"]) {
+    assert.match(await page.textContent(`#${id} .empty`), /store is away/, id);
+  }
+  await shoot(page, "router-away-1440");
+  assert.deepEqual(wrong, []);
+  await context.close();
+  await router.stop();
+});
+
+test("an empty store and long names are shown as well", async () => {
+  const name = `organisation-with-a-long-name/${"model-of-a-long-name-".repeat(5)}instruct`;
+  const empty = await startCluster("--model-name", name);
+  const look = async (kind, width, what) => {
+    const { page, context, wrong } = await open(browser, `${empty[`${kind}_admin`]}/ui/`, { width });
+    await rounds(page, 6);
+    await shoot(page, `${kind}-${what}-${width}`);
+    assert.deepEqual(await overflows(page), []);
+    assert.deepEqual(await faults(page), []);
+    assert.deepEqual(wrong, []);
+    await context.close();
+  };
+  for (const [kind, width] of [["store", 1440], ["store", 390], ["router", 1440]]) await look(kind, width, "empty");
+  const some = startLoad({ listen: empty.listen, model: name });
+  for (const [kind, width] of [["store", 1440], ["store", 390], ["router", 390]]) await look(kind, width, "long-name");
+  await some.stop();
+  await empty.stop();
 });
 
 test("it says so when the store has nothing, and when it is gone", async () => {

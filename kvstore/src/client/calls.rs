@@ -68,6 +68,7 @@ pub(super) async fn match_prefix(
         tiers: answer.tiers().collect(),
         restorable_tokens: answer.restorable_tokens,
         loads: answer.loads,
+        missed: answer.missed,
     })
 }
 

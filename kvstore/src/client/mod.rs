@@ -130,7 +130,12 @@ impl Client {
 
     /// What the store counts.
     pub async fn stats(&self) -> Result<v1::StatsResponse, Error> {
-        self.call(v1::StatsRequest {}, Duration::ZERO).await
+        self.call(v1::StatsRequest::default(), Duration::ZERO).await
+    }
+
+    /// The same without miss-ratio curves, for who asks often.
+    pub async fn stats_without_curves(&self) -> Result<v1::StatsResponse, Error> {
+        self.call(v1::StatsRequest { without_curves: true }, Duration::ZERO).await
     }
 
     /// Events of a namespace (ids are in [`Client::stats`]), from a snapshot on or from a cursor.

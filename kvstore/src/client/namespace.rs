@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, ops::Range, sync::Arc, time::Duration};
 
 use kelvin_proto::{
     NamespaceSpec,
-    kv::v1::{BlockStatus, Tier, TierLoad},
+    kv::v1::{BlockExplanation, BlockStatus, Tier, TierLoad},
 };
 
 use tracing::{Instrument, Span};
@@ -45,6 +45,8 @@ pub struct Match {
     pub restorable_tokens: Vec<u64>,
     /// What it takes to bring those that are not in memory there, by tier.
     pub loads: Vec<TierLoad>,
+    /// Why the first block behind them that is not being filled either is not there, without its hash.
+    pub missed: Option<BlockExplanation>,
 }
 
 /// What an `acquire` got.

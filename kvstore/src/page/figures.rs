@@ -85,7 +85,8 @@ fn name(text: &str, prefix: &str) -> String {
     text.strip_prefix(prefix).unwrap_or(text).to_ascii_lowercase()
 }
 
-fn tier_name(tier: Tier) -> String {
+/// A tier's name: `dram`.
+pub(crate) fn tier_name(tier: Tier) -> String {
     name(tier.as_str_name(), "TIER_")
 }
 
@@ -142,8 +143,32 @@ pub fn sample(stats: Option<&StatsResponse>) -> Vec<f64> {
     row
 }
 
-/// What is known about a block, with a sentence for people.
-pub fn explanation(block: &v1::BlockExplanation) -> Value {
+/// Why a block was not there when it was asked for, and where it is now, with sentences for people. Either may not be
+/// known: mostly whoever missed a block stores it, and then only the former tells why it was missing.
+pub fn explanation(then: Option<&v1::BlockExplanation>, now: Option<&v1::BlockExplanation>) -> Value {
+    let is_there = |block: &v1::BlockExplanation| {
+        matches!(block.reason(), MissReason::Stored | MissReason::Filling | MissReason::Unspecified)
+    };
+    let (then, now) = match (then.filter(|then| !is_there(then)), now) {
+        (Some(then), Some(now)) => (then, now),
+        (Some(one), None) | (None, Some(one)) => return told(one),
+        (None, None) => return Value::Null,
+    };
+    let (mut value, present) = (told(then), told(now));
+    value["tiers"] = present["tiers"].clone();
+    value["pinned"] = present["pinned"].clone();
+    if is_there(now) {
+        value["words"] = json!(format!("{} {}", text(&value["words"]), text(&present["words"])));
+    }
+    value
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// What is known about a block.
+fn told(block: &v1::BlockExplanation) -> Value {
     let reason = block.reason();
     let lost_from = (block.lost_from() != Tier::Unspecified).then(|| tier_name(block.lost_from()));
     let from = lost_from.as_ref().map_or(String::new(), |tier| format!(" from {tier}"));
@@ -298,7 +323,11 @@ pub fn mrc(stats: &StatsResponse) -> Value {
             "points": points.collect::<Vec<_>>(),
         })
     });
-    json!({"capacities": tiers.collect::<Map<_, _>>(), "namespaces": namespaces.collect::<Vec<_>>()})
+    json!({
+        "capacities": tiers.collect::<Map<_, _>>(),
+        "exclusive": stats.exclusive,
+        "namespaces": namespaces.collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]
@@ -333,6 +362,31 @@ mod tests {
             (Some(14.0), Some(9.0), Some(4.0))
         );
         assert!(of("nvme.used").is_some_and(f64::is_nan), "a tier that is not there");
+    }
+
+    #[test]
+    fn a_block_is_explained_as_of_its_miss_and_as_of_now() {
+        let block = |reason: MissReason, tiers: &[Tier]| v1::BlockExplanation {
+            reason: reason.into(),
+            tiers: tiers.iter().map(|tier| (*tier).into()).collect(),
+            ..Default::default()
+        };
+        let gone = v1::BlockExplanation {
+            lost_from: Tier::Dram.into(),
+            age_ms: Some(4000),
+            ..block(MissReason::Evicted, &[])
+        };
+        let stored = block(MissReason::Stored, &[Tier::Dram]);
+        let told = explanation(Some(&gone), Some(&stored));
+        assert_eq!((&told["reason"], &told["tiers"]), (&json!("evicted"), &json!(["dram"])));
+        assert_eq!(
+            told["words"],
+            "It went from dram 4 s ago to make room for others. It is stored now, in dram."
+        );
+        assert_eq!(explanation(Some(&gone), Some(&gone))["words"], explanation(Some(&gone), None)["words"]);
+        assert_eq!(explanation(None, Some(&stored))["reason"], "stored");
+        assert_eq!(explanation(Some(&stored), Some(&gone))["reason"], "evicted", "it was there, and went");
+        assert_eq!(explanation(None, None), Value::Null);
     }
 
     #[test]

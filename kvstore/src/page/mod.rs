@@ -23,6 +23,8 @@ mod recent;
 mod routes;
 
 pub use access::{Token, bearer};
+#[cfg(feature = "server")]
+pub(crate) use figures::tier_name;
 pub use figures::{STORE_SERIES, explanation, figures, mrc, sample};
 pub use history::{History, Kind, Series};
 pub use recent::{Recent, RecentLists};

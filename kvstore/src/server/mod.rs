@@ -153,7 +153,9 @@ pub async fn serve(
     if let Some(admin) = admin {
         let has_tenant_token = config.tenants.iter().any(|tenant| tenant.token.is_some());
         let token = config.admin_token.as_deref();
-        let source = page::StorePage::new(store.clone(), calls, token, has_tenant_token, shutdown.clone());
+        let data = config.tiers.data.as_deref();
+        let source =
+            page::StorePage::new(store.clone(), calls, token, has_tenant_token, data, shutdown.clone());
         let page = crate::page::Page::new(Arc::new(source));
         tasks.spawn(page.clone().watch(stop.clone()));
         tasks.spawn(admin::serve(admin, store.clone(), page.routes(), stop.clone()));

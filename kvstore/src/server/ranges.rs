@@ -188,12 +188,14 @@ pub(super) async fn explain(
 }
 
 pub(super) fn explanation(block: Explanation) -> v1::BlockExplanation {
-    let mut wire = v1::BlockExplanation {
-        hash: Bytes::copy_from_slice(&block.hash.to_bytes()),
-        pinned: block.pinned,
-        ..Default::default()
-    };
-    match block.what {
+    let hash = Bytes::copy_from_slice(&block.hash.to_bytes());
+    v1::BlockExplanation { hash, pinned: block.pinned, ..explained(block.what) }
+}
+
+/// The same of a block whose hash is known.
+pub(super) fn explained(what: What) -> v1::BlockExplanation {
+    let mut wire = v1::BlockExplanation::default();
+    match what {
         What::Stored(tiers) => {
             wire.set_reason(v1::MissReason::Stored);
             wire.tiers = tiers.into_iter().map(|tier| convert::tier(tier).into()).collect();

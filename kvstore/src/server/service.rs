@@ -204,9 +204,9 @@ impl KvService for Service {
         if filling > 0 {
             tenant.counters().filling_tokens.add(filling as u64 * block_tokens);
         }
-        if let Some(first) = hashes.get(blocks + filling) {
-            tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64);
-        }
+        let missed = hashes
+            .get(blocks + filling)
+            .map(|first| tenant.count_misses(&namespace, *first, (hashes.len() - blocks - filling) as u64));
         let leases = match message.lease_ttl_ms {
             0 => Vec::new(),
             ttl => {
@@ -221,8 +221,9 @@ impl KvService for Service {
                 looked_at.map(convert::read_lease).collect()
             }
         };
-        let outcome = Outcome { verb: "match", hashes: &hashes, hits: blocks, filling };
-        self.calls.note(&tenant, &namespace, begun, &outcome);
+        let outcome =
+            Outcome { verb: "match", hashes: &hashes, hits: blocks, filling, missed: missed.clone() };
+        self.calls.note(&tenant, &namespace, begun, outcome);
         Ok(Response::new(v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
@@ -232,6 +233,7 @@ impl KvService for Service {
             loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
             leases,
             hashes: if named { convert::wire(&hashes) } else { Vec::new() },
+            missed: missed.map(ranges::explained),
         }))
     }
 
@@ -250,9 +252,10 @@ impl KvService for Service {
         let begun = tenant.now();
         let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
         let leased = blocks.iter().take_while(|block| block.status == v1::BlockStatus::Leased).count();
-        let outcome = Outcome { verb: "acquire", hashes: &hashes, hits: leased, filling: 0 };
         if let Ok(namespace) = tenant.namespace_of(message.session_id) {
-            self.calls.note(&tenant, &namespace, begun, &outcome);
+            let missed = hashes.get(leased).map(|first| tenant.what(&namespace, *first));
+            let outcome = Outcome { verb: "acquire", hashes: &hashes, hits: leased, filling: 0, missed };
+            self.calls.note(&tenant, &namespace, begun, outcome);
             // What was in a colder tier was brought up: its own span tells from where.
             let all = || blocks.iter().filter(|block| block.status == v1::BlockStatus::Leased);
             answered(&tenant, &namespace, hashes.len(), || Tally::of(all().map(|_| v1::Tier::Dram)));
@@ -380,8 +383,8 @@ impl KvService for Service {
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        let (tenant, _, _call) = self.enter(Verb::Stats, request)?;
-        Ok(Response::new(stats::of(&self.store, &tenant, true)))
+        let (tenant, message, _call) = self.enter(Verb::Stats, request)?;
+        Ok(Response::new(stats::of(&self.store, &tenant, !message.without_curves)))
     }
 
     async fn prefetch(

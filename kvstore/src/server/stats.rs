@@ -53,6 +53,7 @@ pub(super) fn of(store: &Store, tenant: &Tenant, curves: bool) -> v1::StatsRespo
         misses: misses(tenant),
         tcp_read_bytes: counters.tcp_read_bytes.get(),
         tcp_written_bytes: counters.tcp_written_bytes.get(),
+        exclusive: tenant.tiers().is_some_and(|tiers| tiers.is_exclusive()),
     }
 }
 

@@ -60,12 +60,16 @@ impl Tenant {
     }
 
     fn explain_one(&self, namespace: &Namespace, hash: SequenceHash) -> Explanation {
-        let pinned = namespace.pins.hold(&hash);
+        Explanation { hash, what: self.what(namespace, hash), pinned: namespace.pins.hold(&hash) }
+    }
+
+    /// Where a block is now, or why it is not.
+    pub(crate) fn what(&self, namespace: &Namespace, hash: SequenceHash) -> What {
         let holders = namespace.index.holders(hash);
         let tiers: Vec<Tier> = tiers_of(holders).collect();
         let is_reached = self.tiers().is_none_or(|below| !holders.intersection(below.reachable()).is_empty());
         let key = BlockKey { namespace: namespace.id, hash };
-        let what = if let (false, Some(&tier)) = (is_reached, tiers.first()) {
+        if let (false, Some(&tier)) = (is_reached, tiers.first()) {
             // A match leaves it out as well.
             What::Gone { reason: Reason::TierFailed, tier: Some(tier), age: Duration::ZERO }
         } else if !tiers.is_empty() {
@@ -73,14 +77,16 @@ impl Tenant {
         } else if self.table.is_filling(&key) {
             What::Filling
         } else {
-            match namespace.gone.explain(hash) {
-                None => What::NeverStored,
-                Some(Record { reason, tier, at }) => {
-                    What::Gone { reason, tier, age: self.clock.now().saturating_sub(at) }
-                }
-            }
-        };
-        Explanation { hash, what, pinned }
+            self.what_went(namespace.gone.explain(hash))
+        }
+    }
+
+    fn what_went(&self, record: Option<Record>) -> What {
+        record.map_or(What::NeverStored, |Record { reason, tier, at }| What::Gone {
+            reason,
+            tier,
+            age: self.clock.now().saturating_sub(at),
+        })
     }
 
     /// Looks for the same tokens in the tenant's other namespaces: an engine of another build, mostly.
@@ -100,15 +106,18 @@ impl Tenant {
         }
     }
 
-    /// Counts what a `Match` did not find, of which `first` ended the prefix.
-    pub(crate) fn count_misses(&self, namespace: &Namespace, first: SequenceHash, blocks: u64) {
+    /// Counts what a `Match` did not find, of which `first` ended the prefix; why that one is not there. It may be
+    /// stored a moment later, by whoever asked: then nobody can find out any more.
+    pub(crate) fn count_misses(&self, namespace: &Namespace, first: SequenceHash, blocks: u64) -> What {
+        let record = namespace.gone.explain(first);
         if !measuring() {
-            return;
+            return self.what_went(record);
         }
-        let reason = namespace.gone.explain(first).map_or(Reason::NeverStored, |record| record.reason);
+        let reason = record.map_or(Reason::NeverStored, |record| record.reason);
         self.counters.misses[reason as usize].add(blocks);
         let tokens = blocks * u64::from(namespace.spec.block_tokens);
         self.counters.miss_tokens[reason as usize].add(tokens);
+        self.what_went(record)
     }
 }
 

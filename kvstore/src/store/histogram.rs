@@ -73,6 +73,21 @@ impl Distribution {
         self.buckets.iter().map(|(_, count)| count).sum()
     }
 
+    /// The value that a share `q` of all are not above, even between two bounds; `None` without values. Beyond the
+    /// last bound it is that bound.
+    pub(crate) fn quantile(&self, q: f64) -> Option<u64> {
+        let rank = q * self.count() as f64;
+        let (mut below, mut low) = (0, 0);
+        for &(bound, count) in self.buckets.iter().filter(|(bound, _)| *bound < u64::MAX) {
+            if count > 0 && (below + count) as f64 >= rank {
+                let share = ((rank - below as f64) / count as f64).clamp(0.0, 1.0);
+                return Some(low + ((bound - low) as f64 * share) as u64);
+            }
+            (below, low) = (below + count, bound);
+        }
+        (self.count() > 0).then_some(low)
+    }
+
     /// Adds another one with the same bounds.
     pub(crate) fn add(&mut self, other: &Self) {
         if self.buckets.is_empty() {
@@ -91,6 +106,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn quantiles_are_between_the_bounds_of_their_bucket() {
+        let of = |values: &[u64]| {
+            let histogram = Times::default();
+            values.iter().for_each(|value| histogram.observe(*value));
+            [0.5, 0.99].map(|q| histogram.read().quantile(q))
+        };
+        assert_eq!(of(&[]), [None, None]);
+        // Of 100 values up to 8192 and 100 up to 16384: the middle is the bound between them.
+        let values = [vec![5000; 100], vec![9000; 100]].concat();
+        assert_eq!(of(&values), [Some(8192), Some(8192 + 8192 * 98 / 100)]);
+        assert_eq!(of(&[u64::MAX]), [Some(1 << 34), Some(1 << 34)], "beyond the last bound");
+    }
 
     proptest! {
         #[test]

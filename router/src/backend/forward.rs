@@ -170,6 +170,8 @@ impl Forwarder {
             model: Some(errand.model.to_owned()),
             worker: Some(call.backend().spec.url.clone()),
             mode: Some("backend"),
+            prompt_tokens: errand.keys.tokens(),
+            matched_tokens: call.hit_expected(),
             ..Placed::default()
         };
         let served =

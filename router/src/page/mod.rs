@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::openai::App;
+use crate::{openai::App, prefix::Missing};
 pub(crate) use requests::{Placed, Requests, Served};
 
 /// Most time for the store's answer: the next sample is due in a second.
@@ -57,8 +57,8 @@ impl RouterPage {
         Self { app, store, store_page, client: Mutex::default(), last: Mutex::default() }
     }
 
-    /// Asks the store, and keeps what it says.
-    async fn ask(&self) -> Option<StatsResponse> {
+    /// Asks the store.
+    async fn ask(&self, curves: bool) -> Option<StatsResponse> {
         let at = self.store.as_ref()?;
         let asked = async {
             let known = self.client.lock().clone();
@@ -76,21 +76,20 @@ impl RouterPage {
                     client
                 }
             };
-            client.stats().await.ok()
+            if curves { client.stats().await.ok() } else { client.stats_without_curves().await.ok() }
         };
-        let stats = timeout(STATS_TIMEOUT, asked).await.ok().flatten();
-        self.last.lock().clone_from(&stats);
-        stats
+        timeout(STATS_TIMEOUT, asked).await.ok().flatten()
     }
 
     async fn explained(&self, id: &str) -> Option<Value> {
         let seen = self.app.metrics.seen.find(id)?;
         let mut value = seen.json();
-        value["explain"] = match seen.first_missing() {
+        value["explain"] = match seen.missing() {
             None => Value::Null,
-            Some(hash) => {
-                let blocks = timeout(STATS_TIMEOUT, self.app.scheduler.prefixes.explain(hash)).await;
-                blocks.ok().flatten().map_or(Value::Null, |block| explanation(&block))
+            Some(Missing { hash, why }) => {
+                let now = timeout(STATS_TIMEOUT, self.app.scheduler.prefixes.explain(hash)).await;
+                let then = why.map(|why| why.explanation(hash, seen.age()));
+                explanation(then.as_ref(), now.ok().flatten().as_ref())
             }
         };
         Some(value)
@@ -104,7 +103,8 @@ impl Source for RouterPage {
 
     fn sample(&self) -> BoxFuture<'_, Vec<f64>> {
         async {
-            let stats = self.ask().await;
+            let stats = self.ask(false).await;
+            self.last.lock().clone_from(&stats);
             let metrics = &self.app.metrics;
             let mut row = vec![
                 metrics.prompt_tokens.get() as f64,
@@ -135,8 +135,12 @@ impl Source for RouterPage {
     }
 
     fn curves(&self) -> BoxFuture<'_, Value> {
-        async { self.last.lock().as_ref().map_or_else(|| json!({"capacities": {}, "namespaces": []}), mrc) }
-            .boxed()
+        // They cost the store some time, so it is asked for them when somebody looks.
+        async {
+            let stats = self.ask(true).await;
+            stats.as_ref().map_or_else(|| json!({"capacities": {}, "namespaces": []}), mrc)
+        }
+        .boxed()
     }
 
     fn tree(&self, _: TreeQuery) -> BoxFuture<'_, Result<Value, Failure>> {

@@ -10,11 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kelvin_kvstore::{SequenceHash, page::Recent};
+use kelvin_kvstore::page::Recent;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    prefix::{End, Missing},
+};
 
 const OPEN_MAX: usize = 8192;
 const SHOWN: usize = 200;
@@ -50,7 +53,8 @@ pub(crate) struct Placed {
     /// The store's word before it went anywhere.
     pub(crate) matched_tokens: u64,
     pub(crate) namespace: Option<u64>,
-    pub(crate) first_missing: Option<SequenceHash>,
+    /// Why it had no more; `None` where it was not asked, since another engine serves.
+    pub(crate) end: Option<End>,
 }
 
 /// The requests.
@@ -120,7 +124,11 @@ impl Requests {
     pub(crate) fn used(&self, id: &str, prompt_tokens: u64, cached_tokens: u64, generated_tokens: u64) {
         self.change(of_request(id), |seen| {
             seen.running = seen.running.saturating_sub(1);
-            seen.placed.prompt_tokens = seen.placed.prompt_tokens.max(prompt_tokens);
+            if prompt_tokens > 0 {
+                // What was noted before may be an estimate.
+                seen.placed.prompt_tokens = prompt_tokens;
+                seen.placed.matched_tokens = seen.placed.matched_tokens.min(prompt_tokens);
+            }
             seen.cached_tokens = seen.cached_tokens.max(cached_tokens);
             seen.generated_tokens += generated_tokens;
         });
@@ -218,8 +226,29 @@ impl Drop for Served {
 }
 
 impl Seen {
-    pub(crate) fn first_missing(&self) -> Option<SequenceHash> {
-        self.placed.first_missing
+    pub(crate) fn missing(&self) -> Option<Missing> {
+        match self.placed.end {
+            Some(End::Missing(missing)) => Some(missing),
+            _ => None,
+        }
+    }
+
+    /// Time since it came.
+    pub(crate) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Why no missing block is named, as a word; `None` if one is, or nobody was found to serve it.
+    fn why(&self) -> Option<&'static str> {
+        match (self.placed.end, &self.placed.worker) {
+            (Some(End::Missing(_)), _) | (None, None) => None,
+            (Some(End::NoStore), _) => Some("no_store"),
+            (Some(End::Away), _) => Some("store_away"),
+            (Some(End::TooShort), _) => Some("too_short"),
+            (Some(End::AllStored), _) => Some("all_stored"),
+            (Some(End::Filling), _) => Some("filling"),
+            (None, Some(_)) => Some("other_engine"),
+        }
     }
 
     fn missed(&self) -> u64 {
@@ -232,7 +261,7 @@ impl Seen {
             "id": self.shown,
             "unique": self.unique,
             "route": self.route,
-            "age_ms": self.begun.elapsed().as_millis() as u64,
+            "age_ms": self.age().as_millis() as u64,
             "status": self.status,
             "model": self.placed.model,
             "worker": self.placed.worker,
@@ -247,7 +276,8 @@ impl Seen {
             "duration_ms": millis(self.took),
             "done": self.took.is_some(),
             "namespace_id": self.placed.namespace.map(|id| id.to_string()),
-            "first_missing_hash": self.placed.first_missing.map(|hash| hash.to_string()),
+            "first_missing_hash": self.missing().map(|missing| missing.hash.to_string()),
+            "why": self.why(),
         })
     }
 }
@@ -286,6 +316,38 @@ mod tests {
             assert_eq!((&seen["status"], &seen["done"]), (&json!(200), &json!(true)));
         }
         assert!(requests.open.lock().is_empty());
+    }
+
+    #[test]
+    fn why_nothing_is_missing_is_told() {
+        let why = |end, worker: Option<&str>| {
+            let requests = begun();
+            let worker = worker.map(str::to_owned);
+            requests.placed("0a1b", Placed { worker, end, ..placed() }, true);
+            requests.find("mine").map(|seen| seen.json()["why"].clone()).unwrap_or_default()
+        };
+        for (end, word) in [
+            (End::NoStore, "no_store"),
+            (End::Away, "store_away"),
+            (End::TooShort, "too_short"),
+            (End::AllStored, "all_stored"),
+            (End::Filling, "filling"),
+        ] {
+            assert_eq!(why(Some(end), Some("decode-0")), word);
+        }
+        assert_eq!((why(None, Some("http://e")), why(None, None)), (json!("other_engine"), Value::Null));
+        let hash = kelvin_kvstore::SequenceHash::try_from(&[7; 16][..]).unwrap();
+        assert_eq!(why(Some(End::Missing(Missing { hash, why: None })), Some("decode-0")), Value::Null);
+    }
+
+    #[test]
+    fn an_engines_count_replaces_the_estimate() {
+        let requests = begun();
+        requests.placed("0a1b", placed(), true);
+        requests.answered("0a1b", 200);
+        requests.used("0a1b", 40, 32, 7);
+        let seen = requests.lists()["recent"][0].clone();
+        assert_eq!((&seen["prompt_tokens"], &seen["matched_tokens"]), (&json!(40), &json!(40)));
     }
 
     #[test]

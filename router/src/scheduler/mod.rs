@@ -221,7 +221,7 @@ impl Scheduler {
             prompt_tokens: job.tokens.len() as u64,
             matched_tokens: found.matched_tokens,
             namespace: self.prefixes.namespace_id(),
-            first_missing: found.first_missing,
+            end: Some(found.end),
         }
     }
 

@@ -1,6 +1,67 @@
 //! What operators see.
 
-use crate::harness::{Act, Setup, TestRouter, TestWorker, chat_body};
+use serde_json::{Value, json};
+
+use crate::harness::{Act, DONE, Do, Setup, TestBackend, TestRouter, TestWorker, chat_body, event, until};
+
+/// The newest of the recent requests that are over, once there are so many.
+async fn newest(router: &TestRouter, count: usize) -> Value {
+    until(|| async {
+        let lists: Value = router.admin("/ui/api/requests").await.json().await.unwrap();
+        let recent = lists["recent"].as_array().unwrap();
+        (recent.len() == count).then(|| recent[0].clone())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn requests_to_other_engines_are_listed_with_what_was_expected() {
+    let backend = TestBackend::start("one").await;
+    let router = TestRouter::before(&[&backend], |_| {}).await;
+    let text = "what everybody asks ".repeat(100);
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": text}]});
+    router.chat(&body).await.bytes().await.unwrap();
+    let first = newest(&router, 1).await;
+    // What the engine says it was, not what was estimated.
+    assert_eq!((&first["prompt_tokens"], &first["cached_tokens"]), (&json!(10), &json!(4)));
+    assert_eq!((&first["matched_tokens"], &first["why"]), (&json!(0), &json!("other_engine")));
+    // The second time the router knows that it sent this there, and this engine says nothing of what it used.
+    body["stream"] = true.into();
+    backend.then([Do::Stream(vec![event("a"), DONE.into()])]);
+    router.chat(&body).await.bytes().await.unwrap();
+    let second = newest(&router, 2).await;
+    let tokens = |field: &str| second[field].as_u64().unwrap();
+    assert!(tokens("prompt_tokens") > 400 && tokens("matched_tokens") > 300, "{second}");
+    assert!(tokens("matched_tokens") <= tokens("prompt_tokens"), "{second}");
+}
+
+#[tokio::test]
+async fn requests_say_why_nothing_is_known_of_the_store() {
+    for (store, why) in [(None, "no_store"), (Some("http://127.0.0.1:9".to_owned()), "store_away")] {
+        let worker = TestWorker::start(Setup::decode("d"));
+        worker.on_generate(Act::say("abc"));
+        let router = TestRouter::configured(&[&worker], |config| config.store = store).await;
+        router.chat(&chat_body("hi")).await.bytes().await.unwrap();
+        let seen = newest(&router, 1).await;
+        assert_eq!((&seen["why"], &seen["first_missing_hash"]), (&json!(why), &Value::Null));
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_not_for_clients() {
+    let worker = TestWorker::start(Setup::decode("d"));
+    let router = TestRouter::start(&[&worker]).await;
+    assert_eq!(router.get("/metrics").await.status(), 404);
+    for (path, host, status) in [
+        ("/metrics", "localhost", 200),
+        ("/health", "127.0.0.1", 200),
+        ("/metrics", "elsewhere.example", 403),
+        ("/health", "elsewhere.example", 403),
+    ] {
+        let asked = router.http.get(format!("{}{path}", router.admin)).header("host", host);
+        assert_eq!(asked.send().await.unwrap().status(), status, "{path} of {host}");
+    }
+}
 
 #[tokio::test]
 async fn metrics_count_requests_tokens_and_workers() {

@@ -13,24 +13,48 @@ import { TIER_NAMES, age, byteRate, bytes, count, percent, plural, rate, words }
 
 const TIERS = ["hbm", "dram", "nvme", "object"];
 const REASONS = ["never_stored", "evicted", "admission_refused", "too_late", "expired", "quota", "quarantined", "abandoned", "other_namespace", "removed", "tier_failed", "lost_at_restart"];
-const REASON_COLOURS = ["miss", "c1", "c2", "c3", "c4", "c5", "c6", "object", "nvme", "dram", "hbm", "accent"];
 
 const history = new History();
 const parts = {};
 const charts = {};
+let latest = null;
 
-function build(kind) {
+// A router without a store knows what engines say of their own caches, and nothing of tiers.
+const hasStore = ({ kind, router }) => kind === "store" || router.store !== "none";
+
+function build(now) {
+  const { kind } = now;
   by("kind").textContent = kind;
-  const hit = card({ id: "hits", title: "Token hit rate by tier", width: "w6", sub: "share of the prompt tokens asked for, by where they were" });
+  const title = hasStore(now) ? "Token hit rate by tier" : "Token hit rate";
+  const hit = card({ id: "hits", title, width: "w6", sub: hasStore(now) ? "share of the prompt tokens asked for, by where they were" : "share of the prompt tokens that engines had, as they say" });
   charts.hits = new TimeChart(hit.body, {
-    label: "Token hit rate by tier", stacked: true, max: 100, none: "No request in this range.",
+    label: title, stacked: true, max: 100, none: "No request in this range.",
     format: (value) => (value === null ? "–" : `${value.toFixed(value < 10 && value % 1 ? 1 : 0)} %`),
-    series: TIERS.map((tier) => ({ label: TIER_NAMES[tier], colour: tier })),
+    series: hasStore(now) ? TIERS.map((tier) => ({ label: TIER_NAMES[tier], colour: tier })) : [{ label: "cached", colour: "dram" }],
   });
+  if (hasStore(now)) buildStore(kind);
+  if (kind === "router") {
+    const tokens = card({ id: "tokens", title: "Tokens through the router", width: "w6", sub: "of prompts, of them cached, and generated" });
+    charts.tokens = new TimeChart(tokens.body, {
+      label: "Tokens through the router", none: "No request in this range.", format: (value) => rate(value, "tokens"),
+      series: [{ label: "prompt", colour: "c3" }, { label: "cached", colour: "c1" }, { label: "generated", colour: "c2" }],
+    });
+    const flight = card({ id: "flight", title: "Requests in flight", width: hasStore(now) ? "w6" : "" });
+    charts.flight = new TimeChart(flight.body, {
+      label: "Requests in flight", none: "Nothing is known yet.", format: (value) => (value === null ? "–" : plural(value, "request", "requests")),
+      series: [{ label: "in flight", colour: "c3" }],
+    });
+    parts.workers = new Workers();
+  }
+  parts.requests = new Requests();
+  if (hasStore(now)) parts.tenants = new Tenants();
+}
+
+function buildStore(kind) {
   const miss = card({ id: "misses", title: "Miss reasons", width: "w6", sub: "blocks that were asked for and not found, by why" });
   charts.misses = new TimeChart(miss.body, {
     label: "Misses by reason", stacked: true, none: "No miss in this range.", format: (value) => rate(value, "blocks"),
-    series: REASONS.map((reason, at) => ({ label: words(reason), colour: REASON_COLOURS[at] })),
+    series: REASONS.map((reason, at) => ({ label: words(reason), colour: `m${at + 1}` })),
   });
   parts.curve = new Curve();
   parts.policies = new Policies();
@@ -50,29 +74,26 @@ function build(kind) {
     label: "Fill", none: "Nothing is stored.", format: bytes, areBytes: true,
     series: ["dram", "nvme", "object"].map((tier) => ({ label: TIER_NAMES[tier], colour: tier })),
   });
-  if (kind === "router") {
-    const tokens = card({ id: "tokens", title: "Tokens through the router", width: "w6", sub: "of prompts, of them cached, and generated" });
-    charts.tokens = new TimeChart(tokens.body, {
-      label: "Tokens through the router", none: "No request in this range.", format: (value) => rate(value, "tokens"),
-      series: [{ label: "prompt", colour: "c3" }, { label: "cached", colour: "c1" }, { label: "generated", colour: "c2" }],
-    });
-    const flight = card({ id: "flight", title: "Requests in flight", width: "w6" });
-    charts.flight = new TimeChart(flight.body, {
-      label: "Requests in flight", none: "Nothing is known yet.", format: (value) => (value === null ? "–" : plural(value, "request", "requests")),
-      series: [{ label: "in flight", colour: "c3" }],
-    });
-  }
-  if (kind === "router") parts.workers = new Workers();
-  parts.requests = new Requests();
-  parts.tenants = new Tenants();
 }
 
-function drawCharts() {
+// Counters of the tokens asked for, and of those that were there.
+const tokensOf = (now) => (hasStore(now) ? ["requested", TIERS.map((tier) => `hit.${tier}`)] : ["router.prompt", ["router.cached"]]);
+
+function drawCharts(now) {
   const { times, change, last, bucketSeconds } = history.steps();
-  const asked = change("requested");
-  const share = (hits) => hits.map((hit, at) => (asked[at] > 0 ? (100 * (hit ?? 0)) / asked[at] : null));
-  charts.hits.set(times, TIERS.map((tier) => share(change(`hit.${tier}`))));
+  const [all, hits] = tokensOf(now);
+  const asked = change(all);
+  const share = (hit) => hit.map((value, at) => (asked[at] > 0 ? (100 * (value ?? 0)) / asked[at] : null));
+  const isAway = hasStore(now) && !now.store;
+  charts.hits.none = isAway ? "The store is away." : "No request in this range.";
+  charts.hits.set(times, hits.map((name) => share(change(name))));
   const perSecond = (name) => change(name).map((value) => (value === null ? null : value / bucketSeconds));
+  charts.tokens?.set(times, ["router.prompt", "router.cached", "router.generated"].map(perSecond));
+  charts.flight?.set(times, [last("router.in_flight")]);
+  if (!hasStore(now)) return;
+  for (const [name, none] of [["misses", "No miss in this range."], ["moved", "Nothing moved in this range."], ["fill", "Nothing is stored."]]) {
+    charts[name].none = isAway ? "The store is away." : none;
+  }
   const misses = REASONS.map((reason) => perSecond(`miss.${reason}`));
   const any = misses.some((column) => column.some((value) => value > 0));
   charts.misses.set(times, any ? misses : misses.map((column) => column.map(() => null)));
@@ -83,8 +104,6 @@ function drawCharts() {
   const moved = [["shm.read", "tcp.read", "grpc.read"], ["shm.written", "tcp.written", "grpc.written"], ["nvme.read"], ["nvme.written"], ["object.read"], ["object.written"]];
   charts.moved.set(times, moved.map(together));
   charts.fill.set(times, ["dram", "nvme", "object"].map((tier) => last(`${tier}.used`)));
-  charts.tokens?.set(times, ["router.prompt", "router.cached", "router.generated"].map(perSecond));
-  charts.flight?.set(times, [last("router.in_flight")]);
 }
 
 function tile(name, value, unit, more) {
@@ -98,16 +117,20 @@ function apart(text) {
   return at < 0 ? [text, ""] : [text.slice(0, at), text.slice(at + 1)];
 }
 
-function drawTiles({ kind, store, router }) {
+function drawTiles(now) {
+  const { kind, store, router } = now;
   const MINUTE = 60;
-  const asked = history.recent("requested", MINUTE).change;
-  const hits = TIERS.map((tier) => history.recent(`hit.${tier}`, MINUTE).change ?? 0);
-  const hit = hits.reduce((sum, value) => sum + value, 0);
+  const [requested, names] = tokensOf(now);
+  const asked = history.recent(requested, MINUTE).change;
+  const hit = names.reduce((sum, name) => sum + (history.recent(name, MINUTE).change ?? 0), 0);
   const tiles = [];
-  const [now, sign] = apart(percent(asked > 0 ? hit / asked : null));
-  const all = (store?.namespaces ?? []).reduce((sum, { requested_tokens: a, hit_tokens: h }) => [sum[0] + a, sum[1] + h], [0, 0]);
-  tiles.push(tile("Token hit rate, last minute", now, sign, all[0] > 0 ? `${percent(all[1] / all[0])} since the start` : "nothing was asked for yet"));
-  const [tokens, tokensUnit] = apart(rate(history.perSecond("requested"), "tokens"));
+  const [share, sign] = apart(percent(asked > 0 ? hit / asked : null));
+  const all = hasStore(now)
+    ? (store?.namespaces ?? []).reduce((sum, { requested_tokens: a, hit_tokens: h }) => [sum[0] + a, sum[1] + h], [0, 0])
+    : [history.newest("router.prompt") ?? 0, history.newest("router.cached") ?? 0];
+  const ever = all[0] > 0 ? `${percent(all[1] / all[0])} since the start` : hasStore(now) && !store ? "the store is away" : "nothing was asked for yet";
+  tiles.push(tile("Token hit rate, last minute", share, sign, ever));
+  const [tokens, tokensUnit] = apart(rate(history.perSecond(requested), "tokens"));
   tiles.push(tile("Asked for", tokens, tokensUnit, `${count(all[0])} since the start`));
   if (kind === "router") {
     const [generated, unit] = apart(rate(history.perSecond("router.generated"), "tokens"));
@@ -125,7 +148,8 @@ function drawTiles({ kind, store, router }) {
     tiles.push(tile("Evictions from DRAM", evicted, unit, `${count(store.tiers[0]?.evictions ?? 0)} since the start`));
     tiles.push(tile("Sessions", count(store.sessions), "", `${count(store.read_leases)} read, ${count(store.write_leases)} write leases`));
   } else if (!store) {
-    tiles.push(tile("Store", router.store === "none" ? "none" : "away", "", "its figures are not known"));
+    const [state, more] = hasStore(now) ? ["away", "its figures are not known"] : ["none", "what engines cache is their own"];
+    tiles.push(tile("Store", state, "", more));
   }
   by("tiles").replaceChildren(...tiles);
 }
@@ -137,13 +161,14 @@ function live(state, text) {
 
 async function look(round) {
   const now = await get("now");
-  if (!parts.requests) build(now.kind);
+  latest = now;
+  if (!parts.requests) build(now);
   await history.poll();
   drawTiles(now);
-  drawCharts();
-  parts.policies.set(now.store);
-  parts.tiers.set(now.store, history);
-  parts.tenants.set(now.store);
+  drawCharts(now);
+  parts.policies?.set(now.store);
+  parts.tiers?.set(now.store, history, now.moves);
+  parts.tenants?.set(now.store);
   parts.workers?.set(now.router, now.store);
   if (parts.flame) {
     parts.flame.mayChange = now.may_change;
@@ -152,7 +177,7 @@ async function look(round) {
     by("token").textContent = token() ? "Token given" : "Token";
   }
   if (round % 2 === 0) await parts.requests.poll();
-  if (round % 5 === 0) await Promise.all([parts.curve.poll(), parts.flame?.poll()]);
+  if (round % 5 === 0) await Promise.all([parts.curve?.poll(!now.store), parts.flame?.poll()]);
   const model = now.router?.model ?? now.store?.namespaces[0]?.model;
   document.title = model ? `Kelvin ${now.kind} · ${model}` : `Kelvin ${now.kind}`;
   by("kind").textContent = model ? `${now.kind} · ${model}` : now.kind;
@@ -182,7 +207,7 @@ watchTheme(() => {
 by("range").addEventListener("change", async () => {
   history.seconds = Number(by("range").value);
   await history.poll();
-  drawCharts();
+  if (latest) drawCharts(latest);
 });
 by("token").addEventListener("click", () => {
   by("token-input").value = "";

@@ -40,9 +40,10 @@ export class TimeChart {
   #columns = [];
 
   constructor(parent, { series, format, stacked = false, max = null, height = 190, areBytes = false, label, none }) {
-    Object.assign(this, { series, format, stacked, max, height, areBytes, label, none });
+    Object.assign(this, { series, format, stacked, max, height, areBytes, label });
     this.holder = el("div", { class: "plot", role: "img", "aria-label": label });
-    this.legend = el("ul", { class: "legend" });
+    this.when = el("time");
+    this.legend = el("ul", { class: "legend" }, el("li", { class: "when" }, this.when));
     this.blank = empty(none);
     this.items = series.map(({ label: text, colour: name }) => {
       const value = el("b");
@@ -90,13 +91,13 @@ export class TimeChart {
     this.#plot = new uPlot({
       width: Math.floor(this.holder.clientWidth),
       height: this.height,
-      padding: [8, 10, 0, 0],
+      padding: [8, 28, 0, 0],
       cursor: { y: false, points: { show: !this.stacked }, drag: { x: false, y: false } },
       legend: { show: false },
-      scales: { x: { time: true }, y: { range: (_, low, high) => [0, show ?? Math.max(high * 1.08, 1e-9)] } },
+      scales: { x: { time: true }, y: { range: (_, low, high) => [0, show ?? Math.max(high * 1.08, 1)] } },
       axes: axes(this.format, this.areBytes),
       series: [{}, ...lines],
-      hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
+      hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx ?? null)] },
     }, this.data, this.holder);
   }
 
@@ -105,7 +106,12 @@ export class TimeChart {
     const index = at ?? this.#lastKnown();
     this.items.forEach(({ value }, which) => { value.textContent = this.format(this.#columns[which]?.[index] ?? null); });
     const time = index >= 0 ? CLOCK_SECONDS.format(new Date(this.data[0][index] * 1000)) : "";
-    this.legend.title = time;
+    this.when.textContent = at === null ? "now" : time;
+  }
+
+  // What is said in place of a chart without data.
+  set none(text) {
+    if (this.blank) this.blank.textContent = text;
   }
 
   #lastKnown() {
@@ -131,9 +137,9 @@ export class TimeChart {
       drawn = columns.map(sum).reverse();
     }
     this.data = [times, ...drawn];
-    this.items.forEach(({ item }, which) => {
-      item.style.display = columns[which].some((value) => value) ? "" : "none";
-    });
+    // Of many series only those that are something; if none is, all of them say so.
+    const isSome = columns.map((column) => column.some((value) => value));
+    this.items.forEach(({ item }, which) => { item.style.display = isSome[which] || !isSome.includes(true) ? "" : "none"; });
     this.#draw();
     this.#point(this.#plot?.cursor.idx ?? null);
     const at = this.#lastKnown();

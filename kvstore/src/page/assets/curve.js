@@ -6,7 +6,6 @@ import { card, el, empty, show } from "./dom.js";
 import { colour } from "./theme.js";
 import { TIER_NAMES, bytes, count, percent } from "./units.js";
 
-const GIB = 2 ** 30;
 const HEIGHT = 230;
 
 // The hit rate at a size: between two points along the logarithm.
@@ -20,31 +19,47 @@ export function hitAt(points, size) {
   return points.at(-1)[1];
 }
 
+const MIB = 2 ** 20;
+
 // A round amount near half of what there is.
 function amount(size) {
-  const near = 2 ** Math.round(Math.log2(Math.max(size / 2, 2 ** 20)));
-  return near;
+  return 2 ** Math.round(Math.log2(Math.max(size / 2, MIB)));
 }
 
-// The sizes that matter: memory alone, and with each tier below it as far as it has an end.
-export function sizes(capacities) {
+// The least round amount that holds so much.
+export function enough(size) {
+  return 2 ** Math.ceil(Math.log2(Math.max(size, MIB)));
+}
+
+// What tiers hold together. A colder one keeps what is brought up from it, so that it has what those above have as
+// well; only an exclusive one (NVMe of a store that was started so) adds to them.
+export function sizes(capacities, exclusive = false) {
   const found = [];
-  let sum = 0;
+  let upTo = 0;
   for (const tier of ["dram", "nvme", "object"]) {
     const capacity = capacities[tier];
     if (!capacity) continue;
-    sum += capacity;
-    found.push({ tier, capacity, upTo: sum });
+    upTo = exclusive && tier === "nvme" ? upTo + capacity : Math.max(upTo, capacity);
+    found.push({ tier, capacity, upTo });
   }
   return found;
 }
 
-export function buys(points, capacities) {
-  return sizes(capacities).map(({ tier, capacity, upTo }) => {
+// What more of each tier would buy.
+export function buys(points, capacities, exclusive = false) {
+  return sizes(capacities, exclusive).map(({ tier, capacity, upTo }, at) => {
     const more = amount(capacity);
-    const [now, then] = [hitAt(points, upTo), hitAt(points, upTo + more)];
+    const larger = sizes({ ...capacities, [tier]: capacity + more }, exclusive)[at].upTo;
+    const [now, then] = [hitAt(points, upTo), hitAt(points, larger)];
     return { tier, more, now, then, gain: (then - now) * 100, step: nextStep(points, upTo) };
   });
+}
+
+// The NVMe that would hold all that repeats, below memory that has no tier below it; null if it buys nothing.
+export function below(points, { dram = 0, nvme, object }) {
+  const [size, hits] = points.at(-1);
+  const gain = (hits - hitAt(points, dram)) * 100;
+  return nvme || object || gain < 0.05 ? null : { size: enough(size), gain, hits };
 }
 
 // The least size at which more would be hit than at this one; null if none.
@@ -64,16 +79,18 @@ export class Curve {
       sub: "hit rate by size, estimated on a sample of what was asked", right: [this.select],
     });
     this.holder = el("div", { class: "plot", role: "img", "aria-label": "Hit rate by size" });
+    this.readout = el("p", { class: "note" });
     this.said = el("ul", { class: "buys" });
     this.blank = empty("No curve yet: it needs some requests with repeated prefixes.");
-    this.card.body.append(this.blank, this.holder, this.said);
+    this.card.body.append(this.blank, this.holder, this.readout, this.said);
     new ResizeObserver(() => {
       const width = Math.floor(this.holder.clientWidth);
       if (this.#plot && width > 0 && width !== this.#plot.width) this.#plot.setSize({ width, height: HEIGHT });
     }).observe(this.holder);
   }
 
-  async poll() {
+  async poll(isAway = false) {
+    this.blank.textContent = isAway ? "The store is away." : "No curve yet: it needs some requests with repeated prefixes.";
     this.data = await get("mrc");
     this.data.namespaces.sort((one, other) => other.requested_tokens - one.requested_tokens);
     const options = this.data.namespaces.map(({ id, model, tenant }) => el("option", { value: id }, `${model} (${tenant})`));
@@ -96,26 +113,26 @@ export class Curve {
   }
 
   #render() {
-    const { namespaces = [], capacities = {} } = this.data ?? {};
+    const { namespaces = [], capacities = {}, exclusive = false } = this.data ?? {};
     const namespace = namespaces.find(({ id }) => id === this.#chosen) ?? namespaces[0];
     const points = (namespace?.points ?? []).filter(([size]) => size > 0);
     const hasData = points.length > 1 && namespace.requested_tokens > 0;
     this.blank.style.display = hasData ? "none" : "";
-    for (const node of [this.holder, this.said]) node.style.display = hasData ? "" : "none";
+    for (const node of [this.holder, this.readout, this.said]) node.style.display = hasData ? "" : "none";
     if (!hasData) {
       this.#plot?.destroy();
       this.#plot = null;
       return;
     }
     // Past the last point more room would not help; the marks must be on the chart all the same.
-    const far = Math.max(points.at(-1)[0], ...sizes(capacities).map(({ upTo }) => upTo * 2));
+    this.marks = sizes(capacities, exclusive);
+    const far = Math.max(points.at(-1)[0], ...this.marks.map(({ upTo }) => upTo * 2));
     const drawn = points.at(-1)[0] < far ? [...points, [far, points.at(-1)[1]]] : points;
-    this.marks = sizes(capacities);
-    this.capacities = capacities;
-    this.points = points;
+    Object.assign(this, { capacities, exclusive, points, shared: namespaces.length > 1 });
     const data = [drawn.map(([size]) => size), drawn.map(([, share]) => share * 100)];
     if (this.#plot) this.#plot.setData(data);
     else if (this.holder.clientWidth > 0) this.#plot = this.#make(data);
+    this.#read(this.#plot?.cursor.left >= 0 ? this.#plot.cursor.left : null);
     this.#say();
   }
 
@@ -131,7 +148,7 @@ export class Curve {
     return new uPlot({
       width: Math.floor(this.holder.clientWidth),
       height: HEIGHT,
-      padding: [18, 30, 0, 0],
+      padding: [18, 34, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
       scales: { x: { time: false, distr: 3, log: 2 }, y: { range: [0, 100] } },
@@ -140,14 +157,22 @@ export class Curve {
         { ...common, size: 52, gap: 6, values: (_, ticks) => ticks.map((tick) => `${tick} %`) },
       ],
       series: [{}, { label: "hit rate", stroke: colour("accent"), width: 2, fill: `${colour("accent")}22`, points: { show: false } }],
-      hooks: { draw: [(plot) => this.#mark(plot)] },
+      hooks: { draw: [(plot) => this.#mark(plot)], setCursor: [(plot) => this.#read(plot.cursor.left >= 0 ? plot.cursor.left : null)] },
     }, data, this.holder);
+  }
+
+  // The curve under the cursor, or at the first size that there is.
+  #read(left) {
+    const size = left === null || !this.#plot ? this.marks[0]?.upTo : this.#plot.posToVal(left, "x");
+    this.readout.textContent = size ? `With ${bytes(size)}${left === null ? ", as now" : ""}: ${percent(hitAt(this.points, size))} hit.` : "";
   }
 
   #mark(plot) {
     const { ctx } = plot;
     const dots = devicePixelRatio || 1;
     ctx.save();
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
     ctx.font = `${11 * dots}px system-ui, "DejaVu Sans", sans-serif`;
     let lastRight = -Infinity;
     this.marks.forEach(({ tier, upTo }, which) => {
@@ -176,21 +201,18 @@ export class Curve {
   }
 
   #say() {
-    const lines = buys(this.points, this.capacities).map(({ tier, more, now, then, gain, step }) => {
+    const lines = buys(this.points, this.capacities, this.exclusive).map(({ tier, more, now, then, gain, step }) => {
       const whose = tier === "dram" ? "hits in DRAM" : tier === "nvme" ? "hits in DRAM or NVMe" : "hits in any tier";
       const result = gain < 0.05
         ? [step === null ? "buys nothing: what repeats is there already " : `buys nothing: the curve is flat up to about ${bytes(step)} `, `(${whose} ${percent(now)}).`]
         : ["buys ", el("b", {}, `${gain.toFixed(1)} points`), `: ${whose} from ${percent(now)} to ${percent(then)}.`];
       return el("li", {}, el("b", {}, `+${bytes(more)} ${TIER_NAMES[tier]} `), result);
     });
-    if (!this.capacities.nvme && !this.capacities.object) {
-      const all = this.points.at(-1);
-      const dram = this.capacities.dram ?? 0;
-      const gain = (all[1] - hitAt(this.points, dram)) * 100;
-      if (gain >= 0.05) {
-        lines.push(el("li", {}, el("b", {}, `+${bytes(amount(Math.max(all[0] - dram, GIB / 1024)))} NVMe `), "below it would hold all that repeats: ", el("b", {}, `${gain.toFixed(1)} points`), ` more, ${percent(all[1])} in all.`));
-      }
+    const all = below(this.points, this.capacities);
+    if (all) {
+      lines.push(el("li", {}, el("b", {}, `+${bytes(all.size)} NVMe `), "below it would hold all that repeats: ", el("b", {}, `${all.gain.toFixed(1)} points`), ` more, ${percent(all.hits)} in all.`));
     }
+    if (this.shared) lines.push(el("li", { class: "quiet" }, "Each namespace as if it had the memory to itself: what the others take is not in its curve."));
     const points = this.points;
     const said = lines.map((line) => line.textContent).join(" ");
     this.holder.setAttribute("aria-label", `Hit rate by size, from ${percent(points[0][1])} at ${bytes(points[0][0])} to ${percent(points.at(-1)[1])} at ${bytes(points.at(-1)[0])}. ${said}`);

@@ -28,10 +28,18 @@ export function card({ id, title, sub, width = "", right = [] }) {
 export const empty = (text) => el("p", { class: "empty" }, text);
 export const badge = (text, kind = "") => el("span", { class: `badge ${kind}` }, text);
 
-// Replaces the children, unless somebody is at one of them: a table must not jump under the keyboard.
+// Replaces the children. Tables stay scrolled as they were, and who is at one, or at a button in it, stays there.
 export function show(node, ...children) {
-  if (node.contains(document.activeElement) && node.dataset.busy === "focus") return;
+  const areas = () => [...node.querySelectorAll(".scroll")];
+  const before = areas();
+  const scrolled = before.map(({ scrollLeft }) => scrollLeft);
+  const active = node.contains(document.activeElement) ? document.activeElement : null;
+  const [id, at] = [active?.dataset.id, before.indexOf(active)];
   node.replaceChildren(...children.flat());
+  const now = areas();
+  now.forEach((area, which) => { area.scrollLeft = scrolled[which] ?? 0; });
+  const back = id ? node.querySelector(`[data-id="${CSS.escape(id)}"]`) : now[at];
+  back?.focus({ preventScroll: true });
 }
 
 export function table(columns, rows, caption) {

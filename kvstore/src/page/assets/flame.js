@@ -42,11 +42,13 @@ export class Flame {
       id: "tree", title: "Prefix tree", sub: "width: bytes · a row down: further into the prompt",
       right: [this.namespace, tiers, colours],
     });
-    this.scale = el("div", { class: "scale" }, el("span", {}, "hot"), el("i", { "aria-hidden": "true" }), el("span", {}, "cold"), el("span", { id: "tree-say" }));
+    [this.hot, this.cold] = [el("span"), el("span")];
+    this.scale = el("div", { class: "scale" }, this.hot, el("i", { "aria-hidden": "true" }), this.cold, el("span", { id: "tree-say" }));
     this.crumbs = el("nav", { class: "crumbs", "aria-label": "Zoom" });
     this.holder = el("div", { class: "flame", role: "tree", "aria-label": "Prefix tree", onkeydown: (event) => this.#key(event) });
     this.blank = empty("Nothing is stored yet: the tree grows with the first prompts.");
-    this.detail = el("div", { class: "detail", "aria-live": "polite" });
+    // Not live: the branch that is chosen has the focus, and says its figures by itself.
+    this.detail = el("div", { class: "detail" });
     this.said = el("p", { class: "say", role: "status" });
     this.card.body.append(el("div", { class: "row" }, this.scale, this.crumbs), this.blank, this.holder, this.detail, this.said);
     new ResizeObserver(() => this.#render()).observe(this.card.body);
@@ -96,12 +98,16 @@ export class Flame {
     return blocks * this.data.block_bytes;
   }
 
+  #everywhere({ total }) {
+    return (total.dram + total.nvme + total.object) * this.data.block_bytes;
+  }
+
   #render() {
     if (!this.data || !this.roots) return;
     const all = this.roots.reduce((sum, node) => sum + this.#size(node), 0);
     const has = all > 0;
     this.blank.style.display = has ? "none" : "";
-    for (const node of [this.holder, this.scale, this.crumbs]) node.style.display = has ? "" : "none";
+    for (const node of [this.holder, this.scale, this.crumbs, this.detail]) node.style.display = has ? "" : "none";
     if (!has) {
       this.blank.textContent = this.tier === "all" || this.data.nodes.length === 0
         ? "Nothing is stored yet: the tree grows with the first prompts." : `Nothing of this namespace is in ${TIER_NAMES[this.tier]}.`;
@@ -110,23 +116,34 @@ export class Flame {
     }
     const width = this.card.body.clientWidth;
     const focused = document.activeElement?.dataset?.hash;
-    const boxes = [];
+    const [boxes, rests] = [[], []];
     let deepest = 0;
     const place = (nodes, left, share) => {
       let at = left;
+      const small = [];
       for (const node of [...nodes].sort((one, other) => this.#size(other) - this.#size(one))) {
         const part = (this.#size(node) / all) * share;
-        if (part * width >= 2 && node.depth < ROWS_MAX) {
+        if (node.depth >= ROWS_MAX) continue;
+        if (part * width >= 2) {
           deepest = Math.max(deepest, node.depth);
           boxes.push(this.#box(node, at, part, width));
           place(node.children, at, share);
+          at += part;
+        } else {
+          small.push(node);
         }
-        at += part;
+      }
+      // They are the last, and side by side.
+      const rest = small.reduce((sum, node) => sum + (this.#size(node) / all) * share, 0);
+      if (rest * width >= 1) {
+        deepest = Math.max(deepest, small[0].depth);
+        rests.push(this.#rest(small, at, rest, width));
       }
     };
     place(this.roots, 0, 1);
     this.holder.style.height = `${(deepest + 1) * ROW}px`;
-    this.holder.replaceChildren(...boxes);
+    this.holder.replaceChildren(...boxes, ...rests);
+    [this.hot.textContent, this.cold.textContent] = this.heat === "recent" ? ["used 1 s ago", "1 day ago"] : [`${plural(this.most, "use", "uses")}`, "none"];
     const boxOf = (hash) => boxes.find((box) => box.dataset.hash === hash);
     const first = boxOf(focused) ?? boxOf(this.#selected?.first) ?? boxes[0];
     first.tabIndex = 0;
@@ -147,18 +164,28 @@ export class Flame {
     const box = el("button", {
       type: "button", role: "treeitem", tabindex: "-1", "data-hash": node.first, "aria-label": told, title: told,
       "aria-level": node.depth + 1, "aria-selected": this.#selected?.first === node.first ? "true" : "false",
-      class: `${wide < 26 ? "slim" : ""} ${node.pinned ? "pinned" : ""}`.trim() || null,
+      class: `${wide < 40 ? "slim" : ""} ${node.pinned ? "pinned" : ""}`.trim() || null,
       style: { left: `${left * 100}%`, width: `${part * 100}%`, top: `${node.depth * ROW}px`, background: heat(coldness[this.heat](node, this.most)) },
-      onclick: () => { this.#selected?.first === node.first ? this.#into(node) : this.#select(node); },
-      ondblclick: () => this.#into(node),
+      onclick: (event) => this.#click(node, event.detail),
     });
-    if (wide >= 26) box.textContent = wide > 120 ? `${label} · ${bytes(size)}` : label;
+    if (wide >= 40) box.textContent = wide > 120 ? `${label} · ${bytes(size)}` : label;
     return box;
+  }
+
+  // What is too narrow for a box of its own.
+  #rest(nodes, left, part, width) {
+    const branches = nodes.reduce((sum, { behind }) => sum + 1 + behind, 0);
+    const text = `${plural(branches, "small branch", "small branches")}, ${bytes(nodes.reduce((sum, node) => sum + this.#size(node), 0))}`;
+    const wide = part * width > 150;
+    return el("div", {
+      class: wide ? "rest" : "rest slim", "aria-hidden": "true", title: text,
+      style: { left: `${left * 100}%`, width: `${part * 100}%`, top: `${nodes[0].depth * ROW}px` },
+    }, wide ? el("span", {}, text) : null);
   }
 
   #select(node) {
     this.#selected = node;
-    for (const box of this.holder.children) {
+    for (const box of this.holder.querySelectorAll("[role=treeitem]")) {
       const is = box.dataset.hash === node.first;
       box.setAttribute("aria-selected", is ? "true" : "false");
       box.tabIndex = is ? 0 : -1;
@@ -167,7 +194,15 @@ export class Flame {
     this.#show();
   }
 
+  // The second click at the same place zooms in; both of a double click do so too, and never out again.
+  #click(node, times) {
+    if (this.#selected?.first !== node.first) this.#select(node);
+    else if (times < 2 || this.#zoom?.first !== node.first) this.#into(node);
+  }
+
+  // What is zoomed already zooms out.
   #into(node) {
+    if (this.#zoom?.first === node.first) return this.#out(this.#path.length - 1);
     this.#selected = node;
     this.#zoom = node;
     this.#path.push(node);
@@ -249,7 +284,9 @@ export class Flame {
         run("evict", { hash: node.first }, ({ blocks, bytes: gone, kept_blocks: kept }) => `Evicted ${plural(blocks, "block", "blocks")}, ${bytes(gone)}${kept ? `; ${count(kept)} stay, leased or pinned` : ""}.`);
       } else {
         evict.dataset.sure = "yes";
-        evict.textContent = `Evict ${bytes(this.#size(node))}, really`;
+        // Whatever tier is looked at: it goes from all of them. There may be more of it by now than when it was chosen.
+        const now = this.data.nodes.find(({ first }) => first === node.first) ?? node;
+        evict.textContent = `Evict ${bytes(this.#everywhere(now))}, really`;
       }
     }, "danger");
     return el("div", { class: "row" },

@@ -100,6 +100,11 @@ export class History {
     return { times, change, last: lastOf, bucketSeconds: bucketMs / 1000 };
   }
 
+  // The last value that came; null if it is not known.
+  newest(name) {
+    return this.#rows["1s"].series[name]?.values.at(-1) ?? null;
+  }
+
   // Change of a counter over the last so many seconds, and those that there were.
   recent(name, seconds) {
     const { times, series } = this.#rows["1s"];

@@ -13,7 +13,7 @@ export class Policies {
   set(store) {
     const policies = [...(store?.policies ?? [])].sort((one, other) => other.hit_rate - one.hit_rate);
     if (policies.length === 0) {
-      show(this.card.body, empty("No comparison yet: the ghosts need more requests than DRAM has room for."));
+      show(this.card.body, empty(store ? "No comparison yet: the ghosts need more requests than DRAM has room for." : "The store is away."));
       return;
     }
     const own = store.tiers.find(({ tier }) => tier === "dram")?.policy;
@@ -40,15 +40,15 @@ export class Tiers {
     this.card = card({ id: "tiers", title: "Tiers", sub: "fill, throughput, latency" });
   }
 
-  set(store, history) {
+  set(store, history, moves = []) {
     if (!store) {
       show(this.card.body, empty("The store is away: nothing is known of its tiers."));
       return;
     }
-    show(this.card.body, el("div", { class: "tiers" }, store.tiers.map((tier) => this.#tier(tier, history, store))));
+    show(this.card.body, el("div", { class: "tiers" }, store.tiers.map((tier) => this.#tier(tier, history, store, moves))));
   }
 
-  #tier(stats, history, store) {
+  #tier(stats, history, store, moves) {
     const { tier, capacity_bytes: capacity, used_bytes: used } = stats;
     const share = capacity > 0 ? used / capacity : null;
     const facts = [];
@@ -65,6 +65,9 @@ export class Tiers {
       fact("read", `${byteRate(history.perSecond(`${tier}.read`))}, ${rate(history.perSecond(`${tier}.reads`), "reads")}`);
       fact("written", `${byteRate(history.perSecond(`${tier}.written`))}, ${rate(history.perSecond(`${tier}.writes`), "writes")}`);
       fact("a read of 1 MiB", stats.mebibyte_read_us > 0 ? micros(stats.mebibyte_read_us) : "not measured yet");
+      for (const { from, to, count: n, p50_us: p50, p99_us: p99 } of moves.filter((move) => move.from === tier || move.to === tier)) {
+        if (n > 0) fact(`${TIER_NAMES[from]} → ${TIER_NAMES[to]}, p50 · p99`, `${micros(p50)} · ${micros(p99)}`);
+      }
       fact("waiting", plural(stats.queued, "transfer", "transfers"));
       fact("offloaded here, onboarded", `${count(stats.offloaded_blocks)}, ${count(stats.onboarded_blocks)} blocks`);
       fact("evicted", `${count(stats.evictions)} blocks`);
@@ -131,6 +134,11 @@ export class Workers {
       const up = store ? `, up ${age(store.uptime_ms)}, ${plural(store.sessions, "session", "sessions")}` : "";
       nodes.push(el("p", { class: "note" }, "Store: ", badge(text, kind), up));
     }
+    for (const { url, known, why, blocks, namespaces } of router.stores ?? []) {
+      const state = why ? badge("away", "bad") : badge(known, known === "exact" ? "good" : "warn");
+      const has = why ? `: ${why}` : `, ${plural(blocks, "block", "blocks")} of ${plural(namespaces, "namespace", "namespaces")} known`;
+      nodes.push(el("p", { class: "note" }, "Store of backends ", el("code", {}, url), ": ", state, has));
+    }
     const rows = [
       ...router.workers.map((worker) => ({ ...worker, what: worker.role ?? "worker", where: worker.endpoint })),
       ...(router.backends ?? []).map((backend) => ({
@@ -150,7 +158,7 @@ export class Workers {
       { title: "Waiting", n: true, cell: ({ waiting }) => count(waiting) },
       { title: "Prompt tokens to do", n: true, cell: ({ pending_prompt_tokens: pending }) => count(pending) },
       { title: "Prefill", n: true, cell: ({ prefill_tokens_per_second: speed }) => (speed > 0 ? rate(Math.round(speed), "tokens") : "–") },
-      { title: "Cache known by", cell: ({ cache }) => cache ?? "store" },
+      { title: "Cache known by", cell: ({ cache }) => cache ?? (router.store === "none" ? "–" : "store") },
       { title: "Address", long: true, cell: ({ where }) => where },
     ];
     show(this.card.body, nodes, table(columns, rows, "Workers"));

@@ -56,7 +56,7 @@ const POLICY_HIT_RATIO: Metric = Metric::gauge(
 const MEMORY_HIT_RATIO: Metric = Metric::gauge(
     "kelvin_memory_hit_ratio",
     &["tenant", "model", "namespace", "times"],
-    "Hit ratio of a namespace, as estimated for memory of so many times the size it has",
+    "Hit ratio of a namespace, as estimated for memory of so many times the size there is, with all of it its own",
 );
 
 /// All that is declared here.

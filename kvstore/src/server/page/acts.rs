@@ -65,8 +65,11 @@ pub(super) async fn act(page: &StorePage, token: Option<&str>, action: &Value) -
             }))
         }
         "name" => {
-            page.names.give(namespace, hash, text("name")).map_err(|message| bad(&message))?;
-            Ok(json!({"name": text("name").trim()}))
+            let (names, name) = (page.names.clone(), text("name").trim().to_owned());
+            let given = tokio::task::spawn_blocking(move || names.give(hash, &name).map(|()| name)).await;
+            let given =
+                given.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+            Ok(json!({"name": given.map_err(|message| bad(&message))?}))
         }
         _ => Err(bad("action is pin, unpin, prefetch, evict or name")),
     }

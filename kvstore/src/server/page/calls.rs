@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::{
     SequenceHash,
     page::Recent,
-    store::{Namespace, Store, Tenant, meters::measuring},
+    store::{Namespace, Store, Tenant, What, meters::measuring},
 };
 
 const SHOWN: usize = 200;
 
 /// One call. Names come when it is shown: here they would cost every call.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(in crate::server) struct Seen {
     number: u64,
     at: Duration,
@@ -30,7 +30,8 @@ pub(in crate::server) struct Seen {
     block_tokens: u64,
     took: Duration,
     last: Option<SequenceHash>,
-    pub(super) first_missing: Option<SequenceHash>,
+    /// With why it was not there when it was asked for.
+    pub(super) first_missing: Option<(SequenceHash, Option<What>)>,
 }
 
 /// What a call came to.
@@ -39,6 +40,8 @@ pub(in crate::server) struct Outcome<'a> {
     pub(in crate::server) hashes: &'a [SequenceHash],
     pub(in crate::server) hits: usize,
     pub(in crate::server) filling: usize,
+    /// Why the first block behind these was not there.
+    pub(in crate::server) missed: Option<What>,
 }
 
 /// The calls.
@@ -55,9 +58,9 @@ impl Calls {
         tenant: &Tenant,
         namespace: &Namespace,
         begun: Duration,
-        outcome: &Outcome<'_>,
+        outcome: Outcome<'_>,
     ) {
-        let Outcome { verb, hashes, hits, filling } = *outcome;
+        let Outcome { verb, hashes, hits, filling, missed: why } = outcome;
         if hashes.is_empty() || !measuring() {
             return;
         }
@@ -75,7 +78,7 @@ impl Calls {
             block_tokens: namespace.spec.block_tokens.into(),
             took,
             last: hashes.last().copied(),
-            first_missing: hashes.get(hits + filling).copied(),
+            first_missing: hashes.get(hits + filling).map(|hash| (*hash, why)),
         };
         let missed = (hashes.len() - hits.min(hashes.len())) as u64;
         self.recent.push(now, took.as_micros() as u64, missed, seen);
@@ -100,12 +103,17 @@ impl Calls {
 }
 
 impl Seen {
+    /// Time since it was answered.
+    pub(super) fn age(&self, store: &Store) -> Duration {
+        store.uptime().saturating_sub(self.at)
+    }
+
     pub(super) fn json(&self, store: &Store) -> Value {
         let tenant = store.tenants().nth(self.tenant);
         let namespace = tenant.and_then(|tenant| tenant.namespace(self.namespace).ok());
         json!({
             "id": self.number.to_string(),
-            "age_ms": store.uptime().saturating_sub(self.at).as_millis() as u64,
+            "age_ms": self.age(store).as_millis() as u64,
             "verb": self.verb,
             "tenant": tenant.map(|tenant| tenant.name()),
             "model": namespace.map(|namespace| namespace.spec.model.clone()),
@@ -117,7 +125,7 @@ impl Seen {
             "hit_tokens": self.hits * self.block_tokens,
             "duration_us": self.took.as_micros() as u64,
             "last_hash": self.last.map(|hash| hash.to_string()),
-            "first_missing_hash": self.first_missing.map(|hash| hash.to_string()),
+            "first_missing_hash": self.first_missing.as_ref().map(|(hash, _)| hash.to_string()),
         })
     }
 }

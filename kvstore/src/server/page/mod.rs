@@ -7,7 +7,7 @@ mod calls;
 mod names;
 mod tree;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use futures::{FutureExt, future::BoxFuture};
@@ -16,11 +16,13 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{ranges, stats};
+use super::{convert, ranges, stats};
 use crate::{
     SequenceHash,
-    page::{Failure, STORE_SERIES, Series, Source, Token, TreeQuery, explanation, figures, mrc, sample},
-    store::{Namespace, Store, Tenant},
+    page::{
+        Failure, STORE_SERIES, Series, Source, Token, TreeQuery, explanation, figures, mrc, sample, tier_name,
+    },
+    store::{Explanation, Moved, Namespace, Store, Tenant, What},
 };
 pub(super) use calls::{Calls, Outcome};
 use names::Names;
@@ -35,7 +37,7 @@ pub(super) struct StorePage {
     /// The operator's token.
     admin: Option<Token>,
     has_tenant_token: bool,
-    names: Names,
+    names: Arc<Names>,
     prefetches: Arc<Semaphore>,
     shutdown: CancellationToken,
     /// One walk over a tree at a time.
@@ -48,6 +50,7 @@ impl StorePage {
         calls: Arc<Calls>,
         admin: Option<&str>,
         has_tenant_token: bool,
+        data: Option<&Path>,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -55,7 +58,7 @@ impl StorePage {
             calls,
             admin: admin.map(Token::new),
             has_tenant_token,
-            names: Names::default(),
+            names: Arc::new(Names::open(data)),
             prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             shutdown,
             walk: Mutex::default(),
@@ -86,19 +89,41 @@ impl StorePage {
         self.store.tenants().flat_map(of).collect()
     }
 
+    /// What transfers between tiers took, in microseconds. Tiers below memory are all tenants' own.
+    fn moves(&self) -> Vec<Value> {
+        let tiers = self.store.tenants().find_map(|tenant| tenant.tiers());
+        let moved = tiers.map(|tiers| tiers.moved()).unwrap_or_default();
+        let name = |tier| tier_name(convert::tier(tier));
+        let told = moved.into_iter().map(|Moved { from, to, times, .. }| {
+            let micros = |q| times.quantile(q).map(|nanos| nanos / 1000);
+            json!({
+                "from": name(from), "to": name(to), "count": times.count(),
+                "p50_us": micros(0.5), "p99_us": micros(0.99),
+            })
+        });
+        told.collect()
+    }
+
     async fn explained(&self, id: &str) -> Option<Value> {
         let seen = self.calls.find(id)?;
         let mut value = seen.json(&self.store);
-        let mut explain = Value::Null;
-        if let Some(hash) = seen.first_missing {
-            let found = self.namespaces().into_iter().find(|(_, namespace)| namespace.id == seen.namespace);
-            if let Some((tenant, namespace)) = found {
-                let blocks = tenant.explain(&namespace, &[hash], None);
-                explain =
-                    blocks.into_iter().map(ranges::explanation).map(|block| explanation(&block)).collect();
+        value["explain"] = match seen.first_missing.clone() {
+            None => Value::Null,
+            Some((hash, why)) => {
+                let found =
+                    self.namespaces().into_iter().find(|(_, namespace)| namespace.id == seen.namespace);
+                let now =
+                    found.and_then(|(tenant, namespace)| tenant.explain(&namespace, &[hash], None).pop());
+                let then = why.map(|what| {
+                    ranges::explanation(Explanation {
+                        hash,
+                        what: since(what, seen.age(&self.store)),
+                        pinned: false,
+                    })
+                });
+                explanation(then.as_ref(), now.map(ranges::explanation).as_ref())
             }
-        }
-        value["explain"] = explain.get(0).cloned().unwrap_or_default();
+        };
         Some(value)
     }
 
@@ -162,6 +187,7 @@ impl Source for StorePage {
                 "may_change": self.takes_tokens(),
                 "store": figures(&self.stats(false)),
                 "tenants": tenants.collect::<Vec<_>>(),
+                "moves": self.moves(),
             })
         }
         .boxed()
@@ -185,6 +211,14 @@ impl Source for StorePage {
 
     fn act<'a>(&'a self, token: Option<&'a str>, action: Value) -> BoxFuture<'a, Result<Value, Failure>> {
         async move { acts::act(self, token, &action).await }.boxed()
+    }
+}
+
+/// What was true so long ago.
+fn since(what: What, ago: Duration) -> What {
+    match what {
+        What::Gone { reason, tier, age } => What::Gone { reason, tier, age: age + ago },
+        what => what,
     }
 }
 

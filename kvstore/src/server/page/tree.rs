@@ -49,7 +49,7 @@ pub(super) fn tree(namespace: &Namespace, from: Option<SequenceHash>, names: &Na
             "parent": branch.parent.and_then(|parent| places[parent]),
             "first": branch.first.to_string(),
             "last": branch.last.to_string(),
-            "name": names.of(namespace.id, branch.first).or_else(|| names.of(namespace.id, branch.last)),
+            "name": names.of(branch.first).or_else(|| names.of(branch.last)),
             "blocks": branch.blocks,
             "own": tiers(&branch.copies),
             "total": tiers(&totals[at]),

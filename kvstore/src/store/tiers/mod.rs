@@ -235,6 +235,11 @@ impl Tiers {
         &self.catalog
     }
 
+    /// Whether a block leaves NVMe when it is brought to memory.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
     /// The packs.
     pub(crate) fn objects(&self) -> Option<&Objects> {
         self.object.as_ref()
