@@ -190,7 +190,9 @@ fn why(word: Option<&str>) -> &'static str {
         Some("filling") => "no whole block of it: those that were not stored were being filled just then",
         Some("too_short") => "not asked for: it has no whole block before its last token",
         Some("no_store") => "not known: this router asks no store",
-        Some("store_away") => "not known: the store did not answer in time, so nothing counted as cached",
+        Some("store_away") => {
+            "not known: the store was away, or did not answer in time, so nothing counted as cached"
+        }
         Some("other_engine") => "not known: another engine served it, which does not tell",
         _ => "not known",
     }

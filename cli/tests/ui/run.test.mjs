@@ -256,6 +256,8 @@ test("a router without a store shows what engines say, and no empty cards of a s
     assert.match(await page.textContent("#tiles .tile:first-child .more"), / % since the start$/);
     await page.locator("#requests button[data-id]").first().click();
     await page.waitForFunction(() => /Another engine served it/.test(document.querySelector("#requests tr.more")?.textContent ?? ""));
+    // What is explained is in sight, however wide the table is.
+    assert.ok(await page.locator("#requests tr.more td > *").evaluate((node) => node.getBoundingClientRect().right <= innerWidth));
     await shoot(page, `router-alone-${width}`);
     assert.deepEqual(await overflows(page), []);
     assert.deepEqual(await faults(page), []);

@@ -41,7 +41,7 @@ function build(now) {
     });
     const flight = card({ id: "flight", title: "Requests in flight", width: hasStore(now) ? "w6" : "" });
     charts.flight = new TimeChart(flight.body, {
-      label: "Requests in flight", none: "Nothing is known yet.", format: (value) => (value === null ? "–" : plural(value, "request", "requests")),
+      label: "Requests in flight", areWhole: true, none: "Nothing is known yet.", format: (value) => (value === null ? "–" : plural(value, "request", "requests")),
       series: [{ label: "in flight", colour: "c3" }],
     });
     parts.workers = new Workers();

@@ -13,7 +13,8 @@ function axisWidth(plot, values, axis, cycle) {
 
 const FONT = '11px system-ui, "DejaVu Sans", sans-serif';
 
-// Ticks of bytes at powers of two.
+// Ticks of what is counted at whole numbers, of bytes at powers of two.
+const WHOLE_STEPS = Array.from({ length: 30 }, (_, step) => [1, 2, 5][step % 3] * 10 ** Math.floor(step / 3));
 const BYTE_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const CLOCK_SECONDS = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
@@ -24,13 +25,13 @@ function clock(_, ticks) {
   return ticks.map((tick) => format.format(new Date(tick * 1000)));
 }
 
-function axes(format, areBytes) {
+function axes(format, steps) {
   const common = () => ({
     font: FONT, stroke: () => colour("quiet"), grid: { stroke: () => colour("grid"), width: 1 }, ticks: { show: false },
   });
   return [
     { ...common(), space: 70, size: 30, gap: 8, values: clock },
-    { ...common(), values: (_, ticks) => ticks.map(format), size: axisWidth, gap: 6, space: 34, ...(areBytes ? { incrs: BYTE_STEPS } : {}) },
+    { ...common(), values: (_, ticks) => ticks.map(format), size: axisWidth, gap: 6, space: 34, ...(steps ? { incrs: steps } : {}) },
   ];
 }
 
@@ -39,8 +40,9 @@ export class TimeChart {
   #plot = null;
   #columns = [];
 
-  constructor(parent, { series, format, stacked = false, max = null, height = 190, areBytes = false, label, none }) {
-    Object.assign(this, { series, format, stacked, max, height, areBytes, label });
+  constructor(parent, { series, format, stacked = false, max = null, height = 190, areBytes = false, areWhole = false, label, none }) {
+    const steps = areBytes ? BYTE_STEPS : areWhole ? WHOLE_STEPS : null;
+    Object.assign(this, { series, format, stacked, max, height, steps, label });
     this.holder = el("div", { class: "plot", role: "img", "aria-label": label });
     this.when = el("time");
     this.legend = el("ul", { class: "legend" }, el("li", { class: "when" }, this.when));
@@ -95,7 +97,7 @@ export class TimeChart {
       cursor: { y: false, points: { show: !this.stacked }, drag: { x: false, y: false } },
       legend: { show: false },
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, show ?? Math.max(high * 1.08, 1)] } },
-      axes: axes(this.format, this.areBytes),
+      axes: axes(this.format, this.steps),
       series: [{}, ...lines],
       hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx ?? null)] },
     }, this.data, this.holder);
@@ -139,7 +141,8 @@ export class TimeChart {
     this.data = [times, ...drawn];
     // Of many series only those that are something; if none is, all of them say so.
     const isSome = columns.map((column) => column.some((value) => value));
-    this.items.forEach(({ item }, which) => { item.style.display = isSome[which] || !isSome.includes(true) ? "" : "none"; });
+    const isKnown = columns.map((column) => column.some((value) => value !== null));
+    this.items.forEach(({ item }, which) => { item.style.display = (isSome.includes(true) ? isSome : isKnown)[which] ? "" : "none"; });
     this.#draw();
     this.#point(this.#plot?.cursor.idx ?? null);
     const at = this.#lastKnown();

@@ -278,7 +278,7 @@ export class Flame {
       }
     };
     const button = (text, click, kind) => el("button", { type: "button", class: kind, onclick: click }, text);
-    const name = el("input", { "aria-label": "Name of this prefix", placeholder: "name", maxlength: "64", value: node.name ?? "", size: "16" });
+    const name = el("input", { "aria-label": "Name of this prefix", placeholder: "name", maxlength: "64", value: node.name ?? "", size: "26" });
     const evict = button("Evict…", () => {
       if (evict.dataset.sure) {
         run("evict", { hash: node.first }, ({ blocks, bytes: gone, kept_blocks: kept }) => `Evicted ${plural(blocks, "block", "blocks")}, ${bytes(gone)}${kept ? `; ${count(kept)} stay, leased or pinned` : ""}.`);

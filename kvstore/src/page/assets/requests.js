@@ -18,7 +18,7 @@ const WHY = {
   filling: "What was not stored yet was being filled just then, by another request",
   too_short: "The prompt has no whole block before its last token, so nothing was asked for",
   no_store: "This router asks no store: what of the prompt was cached is the worker's own",
-  store_away: "The store did not answer in time, so nothing counted as cached",
+  store_away: "The store was away, or did not answer in time, so nothing counted as cached",
   other_engine: "Another engine served it, which says how much it had, and not why it had no more",
 };
 
@@ -76,13 +76,13 @@ export class Requests {
       this.#open = null;
     } else {
       this.#open = id;
-      this.#explained = "Asking…";
+      this.#explained = el("p", {}, "Asking…");
       this.#render();
       try {
         const { explain, ...request } = await get(`requests/${encodeURIComponent(id)}`);
         this.#explained = this.#words(explain, request);
       } catch (error) {
-        this.#explained = error.message;
+        this.#explained = el("p", {}, error.message);
       }
     }
     this.#render(id);
