@@ -26,6 +26,7 @@ use super::{
     pair,
     place::{Full, Part, Shape, place},
     pool::Pool,
+    usage::Usage,
 };
 
 /// Requests in work for each hedge.
@@ -240,7 +241,9 @@ impl Forwarder {
                 return Err(Trouble::Failed(head.status));
             }
             let body = Limited::new(body, PREFILL_BYTES_MAX).collect().await;
-            Ok(body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes())
+            let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
+            Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
+            Ok(body)
         };
         timeout(patience, asked).await.unwrap_or(Err(Trouble::Stalled(patience)))
     }

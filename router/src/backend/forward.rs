@@ -182,7 +182,6 @@ impl Forwarder {
         if head.status.is_server_error() {
             return Err(Trouble::Failed(head.status));
         }
-        call.backend().succeeded();
         let content_type =
             head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let body = if head.status.is_success() && errand.stream {
@@ -244,6 +243,8 @@ impl Forwarder {
         let body = timeout(left, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
         let body = body.map_err(|_| Trouble::Stalled(patience))?;
         let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
+        // Not before: a head says nothing of what comes behind it.
+        let backend = call.backend().clone();
         if status.is_success() {
             let usage = Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
             call.whole(usage.map_or(0, |usage| usage.generated_tokens));
@@ -253,6 +254,7 @@ impl Forwarder {
                 usage.count(&self.metrics, &call, model);
             }
         }
+        backend.succeeded();
         Ok(Answered::Whole(body))
     }
 }

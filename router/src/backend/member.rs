@@ -146,7 +146,7 @@ impl Backend {
         directory.disbelieve(self.id);
     }
 
-    /// It answered, whatever it said.
+    /// It answered, to the end, whatever it said.
     pub(crate) fn succeeded(&self) {
         if self.seat.suspect.load(Ordering::Acquire) {
             let mut breaker = self.breaker.lock();
