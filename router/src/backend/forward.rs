@@ -42,6 +42,7 @@ use super::{
     keys::Keys,
     member::{Backend, Call},
     pool::Pool,
+    reader::Read,
     roster::Roster,
     sessions::Sessions,
     stream::Watched,
@@ -104,11 +105,12 @@ pub(super) enum Answered {
     Stream(Box<Watched>),
 }
 
-/// Waits for answers this long.
+/// Waits for answers this long, and for clients that read them.
 #[derive(Debug, Clone)]
 pub(crate) struct Patience {
     pub(crate) first_token: Duration,
     pub(crate) token: Duration,
+    pub(crate) client: Duration,
 }
 
 /// Brings requests to engines' servers.
@@ -155,7 +157,7 @@ impl Forwarder {
         })?;
         Ok(answer.map(|body| match body {
             Answered::Whole(bytes) => Body::from(bytes),
-            Answered::Stream(watched) => Body::new(watched.keep(admitted)),
+            Answered::Stream(watched) => Body::new(Read::new(watched.keep(admitted), self.patience.client)),
         }))
     }
 

@@ -28,6 +28,7 @@ mod place;
 mod placement;
 mod pool;
 mod probe;
+mod reader;
 mod roster;
 mod sessions;
 mod spec;

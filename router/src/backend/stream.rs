@@ -128,6 +128,13 @@ impl Watched {
         self.call.backend().learn_steps(self.pieces - 1, self.last_at - self.first_at);
     }
 
+    /// Ends it because nobody reads it, which is no fault of the engine's; nor are its steps to be learnt from.
+    pub(super) fn unread(self: Box<Self>, patience: Duration) {
+        self.metrics.error("client_stalled");
+        let backend = &self.call.backend().spec.url;
+        tracing::info!(backend, ?patience, "a client does not read, its stream is broken off");
+    }
+
     fn broken(&mut self, trouble: Trouble) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
         self.end();
         self.metrics.error(trouble.kind());
