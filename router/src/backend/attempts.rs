@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use super::{
     client::why,
-    forward::{ATTEMPTS, Answered, Errand, Forwarder, Trouble, request},
+    forward::{ATTEMPTS, Answered, EMBEDDINGS, Errand, Forwarder, Trouble, request},
     member::Call,
     pair,
     place::{Full, Part, Shape, place},
@@ -130,8 +130,9 @@ impl Forwarder {
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
         let mut rng = self.rng.lock();
         let (backend, choice) = place(pool, shape, Part::Answer, preferred.as_deref(), excluded, &mut *rng)?;
-        let prefill =
-            backend.role().pairs().then(|| place(pool, shape, Part::Prefill, None, excluded, &mut *rng));
+        // Of embeddings nothing is decoded.
+        let pairs = backend.role().pairs() && errand.path != EMBEDDINGS;
+        let prefill = pairs.then(|| place(pool, shape, Part::Prefill, None, excluded, &mut *rng));
         let prefill = prefill.and_then(Result::ok).filter(|(other, elsewhere)| {
             let here = (&choice.expected, &backend.load());
             pair::pays(self.policy, here, (&elsewhere.expected, &other.load()))

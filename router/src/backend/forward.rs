@@ -57,6 +57,8 @@ use crate::{
     page::{Placed, Served},
 };
 
+/// Where embeddings are asked for.
+pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
 /// Servers that are tried for one request.
 pub(super) const ATTEMPTS: usize = 3;
 /// Most bytes of an answer that comes at once.
@@ -245,8 +247,6 @@ impl Forwarder {
         let body = timeout(left, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
         let body = body.map_err(|_| Trouble::Stalled(patience))?;
         let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
-        // Not before: a head says nothing of what comes behind it.
-        let backend = call.backend().clone();
         if status.is_success() {
             let usage = Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
             call.whole(usage.map_or(0, |usage| usage.generated_tokens));
@@ -256,7 +256,8 @@ impl Forwarder {
                 usage.count(&self.metrics, &call, model);
             }
         }
-        backend.succeeded();
+        // Not before: a head says nothing of what comes behind it.
+        call.backend().succeeded();
         Ok(Answered::Whole(body))
     }
 }

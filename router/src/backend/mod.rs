@@ -39,7 +39,7 @@ mod usage;
 pub(crate) use client::client;
 pub(crate) use counts::Counts;
 pub use discover::redis::{BackendsRedis, BackendsRedisError};
-pub(crate) use forward::{Errand, Forwarder, Patience};
+pub(crate) use forward::{EMBEDDINGS, Errand, Forwarder, Patience};
 pub(crate) use keys::{Keys, TOKEN_BYTES};
 pub(crate) use member::{Backend, Health as BackendHealth};
 pub(crate) use peek::Peek;

@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{App, body, error::ApiError, tokens::tokens, trace::RequestId};
 use crate::{
     admission::Ticket,
-    backend::{Errand, Keys, Peek, TOKEN_BYTES, Trouble},
+    backend::{EMBEDDINGS, Errand, Keys, Peek, TOKEN_BYTES, Trouble},
     config::KeyKind,
     directory::Scope,
 };
@@ -33,7 +33,7 @@ impl Route {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Text => "/v1/completions",
-            Self::Embeddings => "/v1/embeddings",
+            Self::Embeddings => EMBEDDINGS,
         }
     }
 }
