@@ -188,8 +188,10 @@ impl Forwarder {
         let answer = self.ask(call, errand, body).instrument(span).await;
         match &answer {
             Ok(_) => {
-                if let Some(session) = errand.session {
-                    self.sessions.went(session, &backend, self.started.elapsed());
+                match errand.session {
+                    Some(session) if errand.session_end => self.sessions.forget(session),
+                    Some(session) => self.sessions.went(session, &backend, self.started.elapsed()),
+                    None => {}
                 }
             }
             Err(trouble) => {

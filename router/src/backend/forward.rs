@@ -6,7 +6,7 @@
 //!           ▲                    ├─ stream: first piece awaited, then passed on as it comes
 //!           └──── another one ───┴─ trouble, and nothing was sent to the client yet
 //! ```
-//! The body goes on as it came, byte for byte; a priority does not, and [`pair`](super::pair) adds a field. As long as the client has seen nothing, trouble with one
+//! The body goes on as it came, byte for byte; hints to the router do not, and [`pair`](super::pair) adds a field. As long as the client has seen nothing, trouble with one
 //! server means another one, [`ATTEMPTS`] at most; a refusal (4xx) is the engine's answer and passed on.
 //!
 //! # Cancellation
@@ -99,6 +99,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) keys: Keys,
     /// Which conversation it is of, if it says so.
     pub(crate) session: Option<u64>,
+    /// Whether that ends with this answer.
+    pub(crate) session_end: bool,
 }
 
 /// An answer's body.

@@ -79,9 +79,9 @@ pub(super) async fn pass(
     drop(place);
     let ticket = Ticket {
         places: 1,
-        priority: peek.priority.unwrap_or(0),
+        priority: peek.priority(),
         uncached_tokens: peek.text().len() as u64 / TOKEN_BYTES,
-        wait: peek.deadline_ms.map(Duration::from_millis),
+        wait: peek.deadline_ms().map(Duration::from_millis),
     };
     let admitted = app.turn(&app.passed, ticket).await?;
     // While it waited others may have come, and left.
@@ -104,11 +104,12 @@ pub(super) async fn pass(
     let errand = Errand {
         path: route.path(),
         headers,
-        body: peek.without_priority(&bytes),
+        body: peek.without_hints(&bytes),
         request_id: &id.unique,
         model: &pool.card.id,
         stream: peek.is_stream(),
         session: peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name)),
+        session_end: peek.is_session_end(),
         keys: Keys::gather(
             &forwarder.directory,
             &forwarder.stores,
