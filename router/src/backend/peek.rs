@@ -35,6 +35,8 @@ pub(crate) struct Peek<'a> {
     #[serde(borrow)]
     pub(crate) messages: Option<&'a RawValue>,
     #[serde(borrow)]
+    pub(crate) tools: Option<&'a RawValue>,
+    #[serde(borrow)]
     pub(crate) prompt: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(crate) input: Option<&'a RawValue>,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rand::rngs::SmallRng;
 
 use super::{
-    BackendSpec, Keys,
+    BackendSpec, Keys, Prompt,
     board::Board,
     member::{Backend, Call, Card, Health},
     place::{Part, Shape, place},
@@ -53,7 +53,15 @@ impl Placement {
         // As in a router, so that it is compiled as there.
         rng: &mut SmallRng,
     ) -> Option<(u32, Call)> {
-        let keys = Keys::gather(directory, &self.1, &self.0, scope, "", Some(tokens), false);
+        let prompt = Prompt {
+            scope,
+            text: "",
+            text_scope: scope,
+            tokens: Some(tokens),
+            is_sure: true,
+            is_salted: false,
+        };
+        let keys = Keys::gather(directory, &self.1, &self.0, &prompt);
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
         let (backend, choice) = place(&self.0, shape, Part::Answer, None, &[], rng).ok()?;
         let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);
