@@ -214,6 +214,9 @@ impl Forwarder {
             Ok(answer) => {
                 backend.succeeded();
                 call.first_token();
+                if let Ok(Some(usage)) = Usage::of_answer(&answer) {
+                    call.used(&usage);
+                }
                 let body = pair::decode_body(&errand.body, &answer);
                 self.metrics.backend.prefill(if body.is_some() { "done" } else { "without_parameters" });
                 return body;

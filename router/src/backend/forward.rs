@@ -251,7 +251,7 @@ impl Forwarder {
         let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
         if status.is_success() {
             let usage = Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
-            call.whole(usage.map_or(0, |usage| usage.generated_tokens));
+            call.whole(usage.as_ref());
             let mut served = served(false);
             if let Some(usage) = usage {
                 served.used(usage.tokens());

@@ -11,8 +11,9 @@ use parking_lot::{Mutex, RwLock};
 use super::{
     board::{Load, Seat},
     breaker::{Breaker, Circuit},
-    learn::{Learnt, Terms},
+    learn::{Learnt, Sample, Terms},
     spec::{BackendRole, BackendSpec, BackendSpecError},
+    usage::Usage,
 };
 use crate::{directory::Directory, feeds::Mode};
 
@@ -187,8 +188,8 @@ impl Backend {
     }
 
     /// A first token came; see [`Learnt::first_token`].
-    pub(super) fn learn_first_token(&self, tokens: u64, loaded: u64, took: Duration) {
-        self.learnt.first_token(tokens, loaded, took, &self.seat.learnt);
+    pub(super) fn learn_first_token(&self, tokens: u64, loaded: u64, took: Duration) -> Option<Sample> {
+        self.learnt.first_token(tokens, loaded, took, &self.seat.learnt)
     }
 
     /// A stream took so long for so many steps.
@@ -207,6 +208,8 @@ pub(crate) struct Call {
     /// And those of prompts before it.
     before: u64,
     loaded: u64,
+    /// What its first token taught.
+    sample: Option<Sample>,
     /// Tokens of the prompt that were expected not to be computed.
     hit_expected: u64,
 }
@@ -219,7 +222,8 @@ impl Call {
         }
         backend.seat.streams.fetch_add(1, Ordering::Relaxed);
         let before = backend.seat.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
-        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded, hit_expected: 0 }
+        let begun = Instant::now();
+        Self { backend: backend.clone(), begun, tokens, before, loaded, sample: None, hit_expected: 0 }
     }
 
     /// The same, of a prompt of which `tokens` are expected to be in its caches.
@@ -243,7 +247,8 @@ impl Call {
     /// The first token came: the prompt is computed.
     pub(crate) fn first_token(&mut self) {
         if self.tokens > 0 {
-            self.backend.learn_first_token(self.before + self.tokens, self.loaded, self.begun.elapsed());
+            let tokens = self.before + self.tokens;
+            self.sample = self.backend.learn_first_token(tokens, self.loaded, self.begun.elapsed());
         }
         self.computed();
     }
@@ -265,17 +270,28 @@ impl Call {
         self.backend.seat.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
     }
 
-    /// A whole answer of so many tokens came at once: all that is known is their sum.
-    pub(crate) fn whole(&mut self, generated: u64) {
-        const FEW: u64 = 4;
-        let took = self.begun.elapsed();
-        if generated <= FEW {
-            return self.first_token();
+    /// The engine says what of the prompt it had: what was learnt with what was expected is set right.
+    pub(super) fn used(&mut self, usage: &Usage) {
+        if let (Some(computed), Some(sample)) = (usage.computed_tokens(), self.sample.take()) {
+            self.backend.learnt.correct(sample, self.before + computed, &self.backend.seat.learnt);
         }
-        let terms = self.backend.terms();
-        if let Some(rate) = terms.tokens_per_second {
-            let prompt = Duration::from_secs_f64((self.before + self.tokens) as f64 / rate);
-            self.backend.learn_steps(generated, took.saturating_sub(prompt));
+    }
+
+    /// A whole answer came at once, with what the engine says that it used; without that nothing is learnt, since it
+    /// may have any number of tokens.
+    pub(super) fn whole(&mut self, usage: Option<&Usage>) {
+        const FEW: u64 = 4;
+        match usage {
+            Some(usage) if usage.generated_tokens <= FEW => {
+                self.first_token();
+                self.used(usage);
+            }
+            Some(usage) if self.tokens > 0 => {
+                let tokens = self.before + usage.computed_tokens().unwrap_or(self.tokens);
+                let (generated, took) = (usage.generated_tokens, self.begun.elapsed());
+                self.backend.learnt.whole(tokens, self.loaded, generated, took, &self.backend.seat.learnt);
+            }
+            _ => {}
         }
         self.computed();
     }

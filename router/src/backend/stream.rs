@@ -124,6 +124,7 @@ impl Watched {
         if let Some(usage) = self.usage.take() {
             usage.count(&self.metrics, &self.call, &self.model);
             self.served.used(usage.tokens());
+            self.call.used(&usage);
         }
         self.call.backend().learn_steps(self.pieces - 1, self.last_at - self.first_at);
     }
