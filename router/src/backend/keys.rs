@@ -87,10 +87,9 @@ impl Keys {
                 add(&hashes, size.into(), &|mode, known| mode != Mode::Fallback && known == size);
             }
         }
-        let stored = tokens.filter(|_| !prompt.is_salted).map(|tokens| {
-            let held = pool.stores().iter().map(|url| stores.held(url, &pool.card.id, tokens));
-            held.collect()
-        });
+        let stored = tokens
+            .filter(|_| !prompt.is_salted)
+            .map(|tokens| stores.held(pool.stores(), &pool.card.id, tokens));
         let tokens = tokens.map_or(text.len() as u64 / TOKEN_BYTES, |tokens| tokens.len() as u64);
         Self { tokens: tokens.max(1), text: hashes, all_by_text, own, stored: stored.unwrap_or_default() }
     }
