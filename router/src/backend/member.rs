@@ -41,6 +41,8 @@ impl Health {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Card {
     pub(crate) id: String,
+    /// What its blocks are known by: the first of its server's names for it.
+    pub(crate) name: String,
     pub(crate) context_tokens_max: Option<u32>,
     pub(crate) owned_by: String,
 }

@@ -23,7 +23,12 @@ pub(crate) struct Placement(Pool, Stores);
 impl Placement {
     /// Their caches count as known in blocks of `block_tokens`.
     pub(crate) fn new(model: &str, specs: Vec<BackendSpec>, block_tokens: u32) -> Self {
-        let card = Card { id: model.to_owned(), context_tokens_max: None, owned_by: "bench".into() };
+        let card = Card {
+            id: model.to_owned(),
+            name: model.to_owned(),
+            context_tokens_max: None,
+            owned_by: "bench".into(),
+        };
         let board = Board::new();
         let mut pool = Pool::new(card.clone(), board.clone());
         for (id, spec) in (0..).zip(specs) {

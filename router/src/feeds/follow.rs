@@ -48,7 +48,7 @@ pub(crate) async fn follow(feed: Feed, alive: CancellationToken) {
         // Its name for the model is part of every hash.
         let model = loop {
             if let Some(card) = feed.backend.cards().into_iter().next() {
-                break card.id;
+                break card.name;
             }
             sleep(PAUSE).await;
         };

@@ -135,8 +135,8 @@ impl PromptOf {
         // Prompts begin with their tools.
         let tools = peek.tools.map_or("", RawValue::get).as_bytes();
         Self {
-            scope: Scope::new(&pool.card.id, salt),
-            text_scope: Scope::new(&pool.card.id, &[salt, tools].concat()),
+            scope: Scope::new(&pool.card.name, salt),
+            text_scope: Scope::new(&pool.card.name, &[salt, tools].concat()),
             tokens,
             is_salted: !salt.is_empty(),
         }
