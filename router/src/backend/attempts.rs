@@ -187,13 +187,11 @@ impl Forwarder {
         );
         let answer = self.ask(call, errand, body).instrument(span).await;
         match &answer {
-            Ok(_) => {
-                match errand.session {
-                    Some(session) if errand.session_end => self.sessions.forget(session),
-                    Some(session) => self.sessions.went(session, &backend, self.started.elapsed()),
-                    None => {}
-                }
-            }
+            Ok(_) => match errand.session {
+                Some(session) if errand.session_end => self.sessions.forget(session),
+                Some(session) => self.sessions.went(session, &backend, self.started.elapsed()),
+                None => {}
+            },
             Err(trouble) => {
                 if trouble.is_fault() {
                     backend.failed(&trouble.to_string());

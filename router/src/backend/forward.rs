@@ -276,6 +276,9 @@ pub(super) fn request(backend: &Backend, errand: &Errand<'_>, body: Bytes) -> Re
             request.headers_mut().insert(name.clone(), value.clone());
         }
     }
+    if let (false, Some(key)) = (request.headers().contains_key(AUTHORIZATION), backend.bearer()) {
+        request.headers_mut().insert(AUTHORIZATION, key);
+    }
     // An engine that exports spans as well puts them below ours.
     if let Some(context) = trace::current()
         && let Ok(value) = context.to_string().parse()

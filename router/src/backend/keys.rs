@@ -78,9 +78,7 @@ impl Keys {
                 }
             });
         };
-        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| {
-            all_by_text || mode == Mode::Fallback
-        });
+        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| all_by_text || mode == Mode::Fallback);
         if let Some(tokens) = tokens {
             for size in sizes {
                 let hashes = directory.hash_tokens(scope, tokens, size as usize);

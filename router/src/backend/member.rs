@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::http::uri::Authority;
+use axum::http::{HeaderValue, uri::Authority};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
@@ -55,6 +55,8 @@ pub(crate) struct Backend {
     pub(crate) spec: BackendSpec,
     pub(crate) authority: Authority,
     health: RwLock<Health>,
+    /// Why it is not there yet.
+    missing: RwLock<Option<String>>,
     cards: RwLock<Vec<Card>>,
     breaker: Mutex<Breaker>,
     started: Instant,
@@ -70,6 +72,7 @@ impl Backend {
             authority: spec.authority()?,
             spec,
             health: RwLock::new(Health::Starting),
+            missing: RwLock::default(),
             cards: RwLock::default(),
             breaker: Mutex::default(),
             started: Instant::now(),
@@ -84,6 +87,30 @@ impl Backend {
 
     pub(crate) fn health(&self) -> Health {
         self.health.read().clone()
+    }
+
+    /// Why it cannot be asked, as far as a probe has found that.
+    pub(crate) fn why(&self) -> Option<String> {
+        match self.health() {
+            Health::Starting => self.missing.read().clone(),
+            Health::Lost(why) => Some(why),
+            Health::Ready => None,
+        }
+    }
+
+    /// What a probe found while it was not ready yet.
+    pub(super) fn is_not_there_yet(&self, why: String) {
+        let mut missing = self.missing.write();
+        // Once for every new reason.
+        if missing.as_ref() != Some(&why) {
+            tracing::warn!(backend = self.spec.url, why, "a backend is not ready yet");
+            *missing = Some(why);
+        }
+    }
+
+    /// What is said to it.
+    pub(super) fn bearer(&self) -> Option<HeaderValue> {
+        self.spec.key.as_ref()?.bearer()
     }
 
     pub(crate) fn cards(&self) -> Vec<Card> {

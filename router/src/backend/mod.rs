@@ -48,5 +48,5 @@ pub(crate) use pool::Pool;
 pub(crate) use probe::look_after;
 pub(crate) use roster::{Roster, Source};
 pub(crate) use sessions::Sessions;
-pub use spec::{BackendRole, BackendSpec, BackendSpecError};
+pub use spec::{BackendKey, BackendRole, BackendSpec, BackendSpecError};
 pub(crate) use trouble::Trouble;

@@ -8,7 +8,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    http::{Method, Request, StatusCode, header::HOST},
+    http::{
+        Method, Request, StatusCode,
+        header::{AUTHORIZATION, HOST},
+    },
 };
 use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
@@ -128,7 +131,10 @@ impl Probe {
                 // What it serves when it is back may be something else.
                 self.until_models = 0;
                 match self.backend.health() {
-                    Health::Starting => false,
+                    Health::Starting => {
+                        self.backend.is_not_there_yet(why);
+                        false
+                    }
                     Health::Ready | Health::Lost(_) => self.backend.found(Health::Lost(why), None),
                 }
             }
@@ -154,12 +160,15 @@ impl Probe {
     }
 
     async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), String> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::GET)
             .uri(format!("{}{path}", self.backend.spec.url))
             .header(HOST, self.backend.authority.as_str())
             .body(Body::empty())
             .map_err(|error| error.to_string())?;
+        if let Some(key) = self.backend.bearer() {
+            request.headers_mut().insert(AUTHORIZATION, key);
+        }
         let answer = async {
             let response = self.client.request(request).await.map_err(|error| super::client::why(&error))?;
             let (head, body) = response.into_parts();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kelvin_router::{BackendSpec, RouterConfig};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -267,6 +268,32 @@ async fn half_answers_and_nonsense_open_the_circuit_as_well() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_backend_that_wants_a_key_gets_it() {
+    let backend = TestBackend::start("one").await;
+    backend.wants("Bearer secret");
+    let without = TestRouter::bare(RouterConfig {
+        backends: vec![BackendSpec::new(backend.url())],
+        probe_interval: Duration::from_millis(50),
+        ..RouterConfig::default()
+    })
+    .await;
+    let why = |health: &Value| health["backends"][0]["why"].as_str().unwrap_or_default().to_owned();
+    let health = without.health_until(|health| why(health).contains("401")).await;
+    assert_eq!(health["backends"][0]["state"], "starting");
+    let router = TestRouter::before(&[], |config| {
+        let key = Some("secret".into());
+        config.backends = vec![BackendSpec { key, ..BackendSpec::new(backend.url()) }];
+    })
+    .await;
+    router.health_until(|health| health["backends"][0]["state"] == "ready").await;
+    assert_eq!(content(router.chat(&body("hi")).await).await, "one");
+    // A client's own goes before it.
+    let asked = router.http.post(format!("{}/v1/chat/completions", router.base));
+    let refused = asked.header("authorization", "Bearer other").json(&body("hi")).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
 }
 
 #[tokio::test]
