@@ -13,7 +13,12 @@ use axum::{
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{App, body, error::ApiError, tokens::{Tokens, tokens}, trace::RequestId};
+use super::{
+    App, body,
+    error::ApiError,
+    tokens::{Tokens, tokens},
+    trace::RequestId,
+};
 use crate::{
     admission::Ticket,
     backend::{EMBEDDINGS, Errand, Forwarder, Keys, Peek, Pool, Prompt, Trouble},

@@ -149,7 +149,8 @@ mod tests {
         assert_eq!(made(plain, None), text("user:x,", true));
         assert_eq!(made(plain, Some(&raw("[]"))), text("user:x,", true));
         assert_eq!(made(plain, Some(&tools)), text("f;user:x,", false));
-        let image = r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]"#;
+        let image =
+            r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]"#;
         assert_eq!(made(image, None), None);
     }
 }
