@@ -49,10 +49,12 @@ pub(crate) struct Args {
     /// Another engine's server (vLLM, SGLang, TensorRT-LLM, llama.cpp) that speaks OpenAI's API; give one
     /// flag for each. Behind the URL, with commas: role=both|prefill|decode, events=tcp://HOST:PORT (KV
     /// events), events-bind=true (the engine connects to it), replay=tcp://HOST:PORT, ranks=N,
-    /// store=http://HOST:PORT (the store that it loads from), requests-max=N
+    /// store=http://HOST:PORT (the store that it loads from), requests-max=N, key=TOKEN (its API key, for requests that
+    /// bring none; better in the file, or in this flag's variable, than where all processes are listed)
     #[arg(
         long = "backend",
         env = "KELVIN_BACKENDS",
+        hide_env_values = true,
         value_name = "URL[,KEY=VALUE...]",
         value_delimiter = ';'
     )]

@@ -46,7 +46,7 @@ pub struct RouterConfig {
     pub hedge_after: Option<Duration>,
     /// What prompts for backends are compared by.
     pub keys: KeyKind,
-    /// Most bytes for knowing what is in backends' memories, and as many for each store that they load from.
+    /// Most bytes for knowing what is in backends' memories, engines' own hashes included, and as many for each store that they load from.
     pub directory_bytes: usize,
     /// Time between two looks at a backend.
     pub probe_interval: Duration,

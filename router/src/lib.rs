@@ -41,7 +41,9 @@ mod scheduler;
 mod service;
 mod text;
 
-pub use backend::{BackendRole, BackendSpec, BackendSpecError, BackendsRedis, BackendsRedisError};
+pub use backend::{
+    BackendKey, BackendRole, BackendSpec, BackendSpecError, BackendsRedis, BackendsRedisError,
+};
 pub use config::{Error, KeyKind, Listening, ModelSource, RouterConfig};
 pub use cost::PrefillPolicy;
 pub use expected::{Candidate, Choice, Expected, Held, choose, expected};

@@ -231,7 +231,7 @@ impl Metrics {
             directory_bytes: measured(
                 r,
                 "directory_memory",
-                "Of that knowledge",
+                "Of that knowledge, engines' own hashes included",
                 Unit::Bytes,
                 Gauge::default(),
             ),

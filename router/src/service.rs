@@ -317,7 +317,11 @@ fn backends(
         started,
         client,
         metrics: metrics.clone(),
-        patience: Patience { first_token: config.first_token_timeout, token: config.token_timeout },
+        patience: Patience {
+            first_token: config.first_token_timeout,
+            token: config.token_timeout,
+            client: config.client_timeout,
+        },
         rng: Mutex::new(SmallRng::seed_from_u64(entropy())),
         sessions: Sessions::default(),
         hedge_after: config.hedge_after,

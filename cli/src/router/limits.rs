@@ -41,6 +41,11 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     connections_max: u32,
 
+    /// Most MiB for knowing what is in backends' memories, and as many for each store that they load from; with those
+    /// used up, routing knows no more
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    directory_mib: u32,
+
     /// Most tokens of a completion for which the request names no limit
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     tokens_max_default: u32,
@@ -56,6 +61,7 @@ impl Limits {
             ("--queue-timeout", format!("{}us", self.queue_timeout.as_micros())),
             ("--long-tokens", self.long_tokens.to_string()),
             ("--connections-max", self.connections_max.to_string()),
+            ("--directory-mib", self.directory_mib.to_string()),
             ("--tokens-max-default", self.tokens_max_default.to_string()),
         ];
         flags.extend(self.long_max.map(|max| ("--long-max", max.to_string())));
@@ -71,6 +77,7 @@ impl Limits {
             long_tokens: self.long_tokens,
             long_max: self.long_max.map(|max| max as usize),
             connections_max: self.connections_max as usize,
+            directory_bytes: (self.directory_mib as usize) << 20,
             tokens_max_default: self.tokens_max_default,
             ..RouterConfig::default()
         }
@@ -96,14 +103,16 @@ mod tests {
     #[test]
     fn what_is_passed_on_is_what_was_given() {
         let own = "--requests-max 3 --requests-per-slot 0 --queue-max 4 --queue-timeout 1500ms --long-tokens 5 \
-                   --long-max 6 --connections-max 7 --tokens-max-default 8";
+                   --long-max 6 --connections-max 7 --directory-mib 9 --tokens-max-default 8";
         let limits = parse(own.split_whitespace().map(OsString::from));
         assert_eq!(
             (limits.queue_max, limits.long_max, limits.queue_timeout),
             (4, Some(6), Duration::from_millis(1500))
         );
+        assert_eq!(limits.config().directory_bytes, 9 << 20);
         assert_eq!(parse(limits.flags()), limits);
         let defaults = parse([]);
+        assert_eq!(defaults.config().directory_bytes, RouterConfig::default().directory_bytes);
         assert_eq!(parse(defaults.flags()), defaults);
     }
 }

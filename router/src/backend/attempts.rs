@@ -21,11 +21,12 @@ use tracing::Instrument;
 
 use super::{
     client::why,
-    forward::{ATTEMPTS, Answered, Errand, Forwarder, Trouble, request},
+    forward::{ATTEMPTS, Answered, EMBEDDINGS, Errand, Forwarder, Trouble, request},
     member::Call,
     pair,
     place::{Full, Part, Shape, place},
     pool::Pool,
+    usage::Usage,
 };
 
 /// Requests in work for each hedge.
@@ -129,8 +130,9 @@ impl Forwarder {
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
         let mut rng = self.rng.lock();
         let (backend, choice) = place(pool, shape, Part::Answer, preferred.as_deref(), excluded, &mut *rng)?;
-        let prefill =
-            backend.role().pairs().then(|| place(pool, shape, Part::Prefill, None, excluded, &mut *rng));
+        // Of embeddings nothing is decoded.
+        let pairs = backend.role().pairs() && errand.path != EMBEDDINGS;
+        let prefill = pairs.then(|| place(pool, shape, Part::Prefill, None, excluded, &mut *rng));
         let prefill = prefill.and_then(Result::ok).filter(|(other, elsewhere)| {
             let here = (&choice.expected, &backend.load());
             pair::pays(self.policy, here, (&elsewhere.expected, &other.load()))
@@ -185,11 +187,11 @@ impl Forwarder {
         );
         let answer = self.ask(call, errand, body).instrument(span).await;
         match &answer {
-            Ok(_) => {
-                if let Some(session) = errand.session {
-                    self.sessions.went(session, &backend, self.started.elapsed());
-                }
-            }
+            Ok(_) => match errand.session {
+                Some(session) if errand.session_end => self.sessions.forget(session),
+                Some(session) => self.sessions.went(session, &backend, self.started.elapsed()),
+                None => {}
+            },
             Err(trouble) => {
                 if trouble.is_fault() {
                     backend.failed(&trouble.to_string());
@@ -210,6 +212,9 @@ impl Forwarder {
             Ok(answer) => {
                 backend.succeeded();
                 call.first_token();
+                if let Ok(Some(usage)) = Usage::of_answer(&answer) {
+                    call.used(&usage);
+                }
                 let body = pair::decode_body(&errand.body, &answer);
                 self.metrics.backend.prefill(if body.is_some() { "done" } else { "without_parameters" });
                 return body;
@@ -240,7 +245,9 @@ impl Forwarder {
                 return Err(Trouble::Failed(head.status));
             }
             let body = Limited::new(body, PREFILL_BYTES_MAX).collect().await;
-            Ok(body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes())
+            let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
+            Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
+            Ok(body)
         };
         timeout(patience, asked).await.unwrap_or(Err(Trouble::Stalled(patience)))
     }

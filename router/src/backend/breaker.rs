@@ -79,12 +79,12 @@ impl Breaker {
         }
     }
 
-    /// An answer came, whatever it says.
+    /// A whole answer came, whatever it says.
     pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    /// None came. Returns whether this opened it.
+    /// None came, or a part of it. Returns whether this opened it.
     pub(crate) fn failed(&mut self, now: Duration) -> bool {
         match self.state {
             State::Closed { failures } if failures + 1 < FAILURES => {

@@ -6,7 +6,7 @@
 //!           ▲                    ├─ stream: first piece awaited, then passed on as it comes
 //!           └──── another one ───┴─ trouble, and nothing was sent to the client yet
 //! ```
-//! The body goes on as it came, byte for byte; a priority does not, and [`pair`](super::pair) adds a field. As long as the client has seen nothing, trouble with one
+//! The body goes on as it came, byte for byte; hints to the router do not, and [`pair`](super::pair) adds a field. As long as the client has seen nothing, trouble with one
 //! server means another one, [`ATTEMPTS`] at most; a refusal (4xx) is the engine's answer and passed on.
 //!
 //! # Cancellation
@@ -42,6 +42,7 @@ use super::{
     keys::Keys,
     member::{Backend, Call},
     pool::Pool,
+    reader::Read,
     roster::Roster,
     sessions::Sessions,
     stream::Watched,
@@ -56,6 +57,8 @@ use crate::{
     page::{Placed, Served},
 };
 
+/// Where embeddings are asked for.
+pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
 /// Servers that are tried for one request.
 pub(super) const ATTEMPTS: usize = 3;
 /// Most bytes of an answer that comes at once.
@@ -96,6 +99,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) keys: Keys,
     /// Which conversation it is of, if it says so.
     pub(crate) session: Option<u64>,
+    /// Whether that ends with this answer.
+    pub(crate) session_end: bool,
 }
 
 /// An answer's body.
@@ -104,11 +109,12 @@ pub(super) enum Answered {
     Stream(Box<Watched>),
 }
 
-/// Waits for answers this long.
+/// Waits for answers this long, and for clients that read them.
 #[derive(Debug, Clone)]
 pub(crate) struct Patience {
     pub(crate) first_token: Duration,
     pub(crate) token: Duration,
+    pub(crate) client: Duration,
 }
 
 /// Brings requests to engines' servers.
@@ -155,7 +161,7 @@ impl Forwarder {
         })?;
         Ok(answer.map(|body| match body {
             Answered::Whole(bytes) => Body::from(bytes),
-            Answered::Stream(watched) => Body::new(watched.keep(admitted)),
+            Answered::Stream(watched) => Body::new(Read::new(watched.keep(admitted), self.patience.client)),
         }))
     }
 
@@ -184,7 +190,6 @@ impl Forwarder {
         if head.status.is_server_error() {
             return Err(Trouble::Failed(head.status));
         }
-        call.backend().succeeded();
         let content_type =
             head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let body = if head.status.is_success() && errand.stream {
@@ -248,13 +253,15 @@ impl Forwarder {
         let body = body.map_err(|error| Trouble::Cut(why(&*error)))?.to_bytes();
         if status.is_success() {
             let usage = Usage::of_answer(&body).map_err(|error| Trouble::Garbage(error.to_string()))?;
-            call.whole(usage.map_or(0, |usage| usage.generated_tokens));
+            call.whole(usage.as_ref());
             let mut served = served(false);
             if let Some(usage) = usage {
                 served.used(usage.tokens());
                 usage.count(&self.metrics, &call, model);
             }
         }
+        // Not before: a head says nothing of what comes behind it.
+        call.backend().succeeded();
         Ok(Answered::Whole(body))
     }
 }
@@ -270,6 +277,9 @@ pub(super) fn request(backend: &Backend, errand: &Errand<'_>, body: Bytes) -> Re
         if let Some(value) = errand.headers.get(name) {
             request.headers_mut().insert(name.clone(), value.clone());
         }
+    }
+    if let (false, Some(key)) = (request.headers().contains_key(AUTHORIZATION), backend.bearer()) {
+        request.headers_mut().insert(AUTHORIZATION, key);
     }
     // An engine that exports spans as well puts them below ours.
     if let Some(context) = trace::current()

@@ -1,7 +1,8 @@
 //! What is known of where a prompt's KV is, gathered before a server is chosen.
 //!
 //! A server whose events are followed is known by tokens, in blocks of its own size; any other by the text of
-//! the prompts that it got. Both kinds of hashes are in one directory and never meet.
+//! the prompts that it got, and so is everyone for a prompt whose tokens are not known, or not for sure. Both kinds of
+//! hashes are in one directory and never meet.
 
 use std::time::Duration;
 
@@ -15,13 +16,31 @@ use crate::{
 };
 
 /// Bytes of text a token stands for where nobody counts: what is decided by it is a ratio.
-pub(crate) const TOKEN_BYTES: u64 = 4;
+const TOKEN_BYTES: u64 = 4;
+
+/// What a prompt is looked up by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prompt<'a> {
+    pub(crate) scope: &'a Scope,
+    /// As the request has it.
+    pub(crate) text: &'a str,
+    /// What its text is compared within, where that is less than `scope`: all that stands before it.
+    pub(crate) text_scope: &'a Scope,
+    /// Where they are known.
+    pub(crate) tokens: Option<&'a [u32]>,
+    /// Whether they are what an engine makes of it.
+    pub(crate) is_sure: bool,
+    /// It is looked for in no store then: how an engine's connector hashes a salt is its own business.
+    pub(crate) is_salted: bool,
+}
 
 /// A prompt's size and places.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Keys {
     tokens: u64,
     text: Vec<SequenceHash>,
+    /// Whether every server is known by the text.
+    all_by_text: bool,
     /// Leading tokens in each server's own memory, at its place in the pool.
     own: Vec<u64>,
     /// In each of the pool's stores; empty if nobody looked there.
@@ -29,49 +48,49 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Looks a prompt up: its `text` as the request has it, and its `tokens` where they are known. Whatever is
-    /// `salted` is looked for in no store: how an engine's connector hashes a salt is its own business.
-    pub(crate) fn gather(
-        directory: &Directory,
-        stores: &Stores,
-        pool: &Pool,
-        scope: &Scope,
-        text: &str,
-        tokens: Option<&[u32]>,
-        salted: bool,
-    ) -> Self {
+    /// Looks a prompt up.
+    pub(crate) fn gather(directory: &Directory, stores: &Stores, pool: &Pool, prompt: &Prompt<'_>) -> Self {
+        let Prompt { scope, text, tokens, .. } = *prompt;
         let kinds = pool.kinds();
-        let hashes = if kinds.by_text { directory.hash_text(scope, text) } else { Vec::new() };
+        let all_by_text = tokens.is_none() || !prompt.is_sure;
+        let by_text = kinds.by_text || all_by_text;
+        let hashes = if by_text { directory.hash_text(prompt.text_scope, text) } else { Vec::new() };
         let mut own = vec![0; pool.backends().len()];
         let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(Mode, u32) -> bool| {
             directory.prefixes(hashes, |id, blocks| {
                 let Some(at) = pool.place(id) else { return };
                 let (mode, size) = pool.line(at).known();
                 if is_known(mode, size) {
-                    own[at] = u64::from(blocks) * block_tokens;
+                    own[at] = own[at].max(u64::from(blocks) * block_tokens);
                 }
             });
         };
-        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| mode == Mode::Fallback);
+        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| all_by_text || mode == Mode::Fallback);
         if let Some(tokens) = tokens {
             for size in kinds.sizes.iter().copied() {
                 let hashes = directory.hash_tokens(scope, tokens, size as usize);
                 add(&hashes, size.into(), &|mode, known| mode != Mode::Fallback && known == size);
             }
         }
-        let stored = tokens.filter(|_| !salted).map(|tokens| {
-            let held = pool.stores().iter().map(|url| stores.held(url, &pool.card.id, tokens));
-            held.collect()
-        });
+        let stored = tokens
+            .filter(|_| !prompt.is_salted)
+            .map(|tokens| stores.held(pool.stores(), &pool.card.id, tokens));
         let tokens = tokens.map_or(text.len() as u64 / TOKEN_BYTES, |tokens| tokens.len() as u64);
-        Self { tokens: tokens.max(1), text: hashes, own, stored: stored.unwrap_or_default() }
+        Self { tokens: tokens.max(1), text: hashes, all_by_text, own, stored: stored.unwrap_or_default() }
     }
 
     /// The prompt goes to `backend`, which will have it.
     pub(super) fn sent(&self, directory: &Directory, backend: &Backend, now: Duration) {
-        if !backend.is_followed() {
+        if self.all_by_text || !backend.is_followed() {
             directory.assume(backend.id, &self.text, now);
         }
+    }
+
+    /// Tokens that are to be computed wherever most of it is.
+    pub(crate) fn uncached_tokens(&self) -> u64 {
+        let stored = self.stored.iter().map(|held| held.iter().map(|held| held.tokens).sum());
+        let most = self.own.iter().copied().chain(stored).max().unwrap_or(0);
+        self.tokens.saturating_sub(most)
     }
 
     pub(super) fn tokens(&self) -> u64 {

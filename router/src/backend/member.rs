@@ -5,14 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::http::uri::Authority;
+use axum::http::{HeaderValue, uri::Authority};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
     board::{Load, Seat},
     breaker::{Breaker, Circuit},
-    learn::{Learnt, Terms},
+    learn::{Learnt, Sample, Terms},
     spec::{BackendRole, BackendSpec, BackendSpecError},
+    usage::Usage,
 };
 use crate::{directory::Directory, feeds::Mode};
 
@@ -40,6 +41,8 @@ impl Health {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Card {
     pub(crate) id: String,
+    /// What its blocks are known by: the first of its server's names for it.
+    pub(crate) name: String,
     pub(crate) context_tokens_max: Option<u32>,
     pub(crate) owned_by: String,
 }
@@ -52,6 +55,8 @@ pub(crate) struct Backend {
     pub(crate) spec: BackendSpec,
     pub(crate) authority: Authority,
     health: RwLock<Health>,
+    /// Why it is not there yet.
+    missing: RwLock<Option<String>>,
     cards: RwLock<Vec<Card>>,
     breaker: Mutex<Breaker>,
     started: Instant,
@@ -67,6 +72,7 @@ impl Backend {
             authority: spec.authority()?,
             spec,
             health: RwLock::new(Health::Starting),
+            missing: RwLock::default(),
             cards: RwLock::default(),
             breaker: Mutex::default(),
             started: Instant::now(),
@@ -81,6 +87,30 @@ impl Backend {
 
     pub(crate) fn health(&self) -> Health {
         self.health.read().clone()
+    }
+
+    /// Why it cannot be asked, as far as a probe has found that.
+    pub(crate) fn why(&self) -> Option<String> {
+        match self.health() {
+            Health::Starting => self.missing.read().clone(),
+            Health::Lost(why) => Some(why),
+            Health::Ready => None,
+        }
+    }
+
+    /// What a probe found while it was not ready yet.
+    pub(super) fn is_not_there_yet(&self, why: String) {
+        let mut missing = self.missing.write();
+        // Once for every new reason.
+        if missing.as_ref() != Some(&why) {
+            tracing::warn!(backend = self.spec.url, why, "a backend is not ready yet");
+            *missing = Some(why);
+        }
+    }
+
+    /// What is said to it.
+    pub(super) fn bearer(&self) -> Option<HeaderValue> {
+        self.spec.key.as_ref()?.bearer()
     }
 
     pub(crate) fn cards(&self) -> Vec<Card> {
@@ -146,7 +176,7 @@ impl Backend {
         directory.disbelieve(self.id);
     }
 
-    /// It answered, whatever it said.
+    /// It answered, to the end, whatever it said.
     pub(crate) fn succeeded(&self) {
         if self.seat.suspect.load(Ordering::Acquire) {
             let mut breaker = self.breaker.lock();
@@ -187,8 +217,8 @@ impl Backend {
     }
 
     /// A first token came; see [`Learnt::first_token`].
-    pub(super) fn learn_first_token(&self, tokens: u64, loaded: u64, took: Duration) {
-        self.learnt.first_token(tokens, loaded, took, &self.seat.learnt);
+    pub(super) fn learn_first_token(&self, tokens: u64, loaded: u64, took: Duration) -> Option<Sample> {
+        self.learnt.first_token(tokens, loaded, took, &self.seat.learnt)
     }
 
     /// A stream took so long for so many steps.
@@ -207,6 +237,8 @@ pub(crate) struct Call {
     /// And those of prompts before it.
     before: u64,
     loaded: u64,
+    /// What its first token taught.
+    sample: Option<Sample>,
     /// Tokens of the prompt that were expected not to be computed.
     hit_expected: u64,
 }
@@ -219,7 +251,8 @@ impl Call {
         }
         backend.seat.streams.fetch_add(1, Ordering::Relaxed);
         let before = backend.seat.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
-        Self { backend: backend.clone(), begun: Instant::now(), tokens, before, loaded, hit_expected: 0 }
+        let begun = Instant::now();
+        Self { backend: backend.clone(), begun, tokens, before, loaded, sample: None, hit_expected: 0 }
     }
 
     /// The same, of a prompt of which `tokens` are expected to be in its caches.
@@ -243,7 +276,8 @@ impl Call {
     /// The first token came: the prompt is computed.
     pub(crate) fn first_token(&mut self) {
         if self.tokens > 0 {
-            self.backend.learn_first_token(self.before + self.tokens, self.loaded, self.begun.elapsed());
+            let tokens = self.before + self.tokens;
+            self.sample = self.backend.learn_first_token(tokens, self.loaded, self.begun.elapsed());
         }
         self.computed();
     }
@@ -265,17 +299,28 @@ impl Call {
         self.backend.seat.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
     }
 
-    /// A whole answer of so many tokens came at once: all that is known is their sum.
-    pub(crate) fn whole(&mut self, generated: u64) {
-        const FEW: u64 = 4;
-        let took = self.begun.elapsed();
-        if generated <= FEW {
-            return self.first_token();
+    /// The engine says what of the prompt it had: what was learnt with what was expected is set right.
+    pub(super) fn used(&mut self, usage: &Usage) {
+        if let (Some(computed), Some(sample)) = (usage.computed_tokens(), self.sample.take()) {
+            self.backend.learnt.correct(sample, self.before + computed, &self.backend.seat.learnt);
         }
-        let terms = self.backend.terms();
-        if let Some(rate) = terms.tokens_per_second {
-            let prompt = Duration::from_secs_f64((self.before + self.tokens) as f64 / rate);
-            self.backend.learn_steps(generated, took.saturating_sub(prompt));
+    }
+
+    /// A whole answer came at once, with what the engine says that it used; without that nothing is learnt, since it
+    /// may have any number of tokens.
+    pub(super) fn whole(&mut self, usage: Option<&Usage>) {
+        const FEW: u64 = 4;
+        match usage {
+            Some(usage) if usage.generated_tokens <= FEW => {
+                self.first_token();
+                self.used(usage);
+            }
+            Some(usage) if self.tokens > 0 => {
+                let tokens = self.before + usage.computed_tokens().unwrap_or(self.tokens);
+                let (generated, took) = (usage.generated_tokens, self.begun.elapsed());
+                self.backend.learnt.whole(tokens, self.loaded, generated, took, &self.backend.seat.learnt);
+            }
+            _ => {}
         }
         self.computed();
     }

@@ -20,8 +20,8 @@
 //! gets the request as it came.
 
 use axum::body::Bytes;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Value, value::RawValue};
 
 use super::{board::Load, fields::Fields};
 use crate::{
@@ -62,7 +62,8 @@ pub(super) fn pays(policy: PrefillPolicy, here: (&Expected, &Load), elsewhere: (
     elsewhere_us + HAND_OFF_US + transfer_us < here_us + stalls_us
 }
 
-/// The request for the prefill backend; `None` where the pair cannot serve it, as several answers to one prompt.
+/// The request for the prefill backend; `None` where the pair cannot serve it: several answers, or several prompts,
+/// whose KV one field would have to name.
 pub(super) fn prefill_body(body: &[u8]) -> Option<Bytes> {
     let mut fields = Fields::parse(body)?;
     // Whoever sends these does the same by itself.
@@ -70,7 +71,7 @@ pub(super) fn prefill_body(body: &[u8]) -> Option<Bytes> {
         return None;
     }
     let several: Several = serde_json::from_slice(body).ok()?;
-    if several.n.unwrap_or(1) != 1 || several.best_of.unwrap_or(1) != 1 {
+    if several.n.unwrap_or(1) != 1 || several.best_of.unwrap_or(1) != 1 || !several.prompt.is_one() {
         return None;
     }
     fields.set("stream", "false");
@@ -101,6 +102,31 @@ pub(super) fn decode_body(body: &[u8], answer: &[u8]) -> Option<Bytes> {
 struct Several {
     n: Option<u64>,
     best_of: Option<u64>,
+    #[serde(default)]
+    prompt: Prompts,
+}
+
+/// A text, tokens, or a list of either.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Prompts {
+    Several(Vec<Value>),
+    One(IgnoredAny),
+}
+
+impl Default for Prompts {
+    fn default() -> Self {
+        Self::One(IgnoredAny)
+    }
+}
+
+impl Prompts {
+    fn is_one(&self) -> bool {
+        match self {
+            Self::Several(parts) => parts.len() <= 1 || parts.iter().all(Value::is_number),
+            Self::One(_) => true,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -111,7 +137,7 @@ struct Answer<'a> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::backend::learn::Terms;
@@ -166,8 +192,24 @@ mod tests {
         for answer in [r#"{"kv_transfer_params": null}"#, "{}", "x", r#"{"kv_transfer_params": [1]}"#] {
             assert!(decode_body(b"{}", answer.as_bytes()).is_none(), "{answer}");
         }
-        for body in [r#"{"n": 2}"#, r#"{"best_of": 3}"#, r#"{"kv_transfer_params": {}}"#] {
+        for body in [
+            r#"{"n": 2}"#,
+            r#"{"best_of": 3}"#,
+            r#"{"kv_transfer_params": {}}"#,
+            r#"{"prompt": ["a", "b"]}"#,
+            r#"{"prompt": [[1, 2], [3]]}"#,
+        ] {
             assert!(prefill_body(body.as_bytes()).is_none(), "{body}");
+        }
+        for body in [
+            r#"{"messages": [{}, {}]}"#,
+            r#"{"prompt": "a"}"#,
+            r#"{"prompt": ["a"]}"#,
+            r#"{"prompt": [1, 2]}"#,
+            r#"{"prompt": [[1, 2]]}"#,
+            r#"{"prompt": null}"#,
+        ] {
+            assert!(prefill_body(body.as_bytes()).is_some(), "{body}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rand::rngs::SmallRng;
 
 use super::{
-    BackendSpec, Keys,
+    BackendSpec, Keys, Prompt,
     board::Board,
     member::{Backend, Call, Card, Health},
     place::{Part, Shape, place},
@@ -23,7 +23,12 @@ pub(crate) struct Placement(Pool, Stores);
 impl Placement {
     /// Their caches count as known in blocks of `block_tokens`.
     pub(crate) fn new(model: &str, specs: Vec<BackendSpec>, block_tokens: u32) -> Self {
-        let card = Card { id: model.to_owned(), context_tokens_max: None, owned_by: "bench".into() };
+        let card = Card {
+            id: model.to_owned(),
+            name: model.to_owned(),
+            context_tokens_max: None,
+            owned_by: "bench".into(),
+        };
         let board = Board::new();
         let mut pool = Pool::new(card.clone(), board.clone());
         for (id, spec) in (0..).zip(specs) {
@@ -53,7 +58,15 @@ impl Placement {
         // As in a router, so that it is compiled as there.
         rng: &mut SmallRng,
     ) -> Option<(u32, Call)> {
-        let keys = Keys::gather(directory, &self.1, &self.0, scope, "", Some(tokens), false);
+        let prompt = Prompt {
+            scope,
+            text: "",
+            text_scope: scope,
+            tokens: Some(tokens),
+            is_sure: true,
+            is_salted: false,
+        };
+        let keys = Keys::gather(directory, &self.1, &self.0, &prompt);
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
         let (backend, choice) = place(&self.0, shape, Part::Answer, None, &[], rng).ok()?;
         let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);

@@ -143,7 +143,7 @@ mod tests {
     fn kinds_are_those_of_the_lines_now() {
         let board = Board::new();
         let mut pool = Pool::new(
-            Card { id: "m".into(), context_tokens_max: None, owned_by: "test".into() },
+            Card { id: "m".into(), name: "m".into(), context_tokens_max: None, owned_by: "test".into() },
             board.clone(),
         );
         let kinds = |pool: &Pool| {

@@ -4,11 +4,14 @@
 //! while it loads); a server without that route is ready when it names its models. `GET /v1/models` is asked
 //! when a server turns ready, and now and then.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    http::{Method, Request, StatusCode, header::HOST},
+    http::{
+        Method, Request, StatusCode,
+        header::{AUTHORIZATION, HOST},
+    },
 };
 use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
@@ -41,6 +44,10 @@ struct Model {
     id: String,
     owned_by: Option<String>,
     max_model_len: Option<u32>,
+    /// What it is under all of its names; an adapter's own.
+    root: Option<String>,
+    /// What it is an adapter of.
+    parent: Option<String>,
 }
 
 /// Probes `backend` every `every`, until `alive` or `stop` is cancelled.
@@ -83,6 +90,22 @@ pub(crate) async fn look_after(
     roster.forgotten(id);
 }
 
+/// A card a name. vLLM has several names for one model (`--served-model-name a b`), and its blocks are the same ones.
+fn cards(models: Models) -> Vec<Card> {
+    let mut first: HashMap<String, String> = HashMap::new();
+    let card = |model: Model| {
+        let root = model.root.filter(|_| model.parent.is_none());
+        let name = root.map(|root| first.entry(root).or_insert_with(|| model.id.clone()).clone());
+        Card {
+            name: name.unwrap_or_else(|| model.id.clone()),
+            id: model.id,
+            context_tokens_max: model.max_model_len,
+            owned_by: model.owned_by.unwrap_or_else(|| "unknown".into()),
+        }
+    };
+    models.data.into_iter().take(MODELS_MAX).map(card).collect()
+}
+
 struct Probe {
     backend: Arc<Backend>,
     client: Client,
@@ -108,7 +131,10 @@ impl Probe {
                 // What it serves when it is back may be something else.
                 self.until_models = 0;
                 match self.backend.health() {
-                    Health::Starting => false,
+                    Health::Starting => {
+                        self.backend.is_not_there_yet(why);
+                        false
+                    }
                     Health::Ready | Health::Lost(_) => self.backend.found(Health::Lost(why), None),
                 }
             }
@@ -130,21 +156,19 @@ impl Probe {
         }
         let models: Models =
             serde_json::from_slice(&body).map_err(|error| format!("/v1/models makes no sense: {error}"))?;
-        let cards = models.data.into_iter().take(MODELS_MAX).map(|model| Card {
-            id: model.id,
-            context_tokens_max: model.max_model_len,
-            owned_by: model.owned_by.unwrap_or_else(|| "unknown".into()),
-        });
-        Ok(Some(cards.collect()))
+        Ok(Some(cards(models)))
     }
 
     async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), String> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::GET)
             .uri(format!("{}{path}", self.backend.spec.url))
             .header(HOST, self.backend.authority.as_str())
             .body(Body::empty())
             .map_err(|error| error.to_string())?;
+        if let Some(key) = self.backend.bearer() {
+            request.headers_mut().insert(AUTHORIZATION, key);
+        }
         let answer = async {
             let response = self.client.request(request).await.map_err(|error| super::client::why(&error))?;
             let (head, body) = response.into_parts();
@@ -152,5 +176,20 @@ impl Probe {
             Ok((head.status, body.to_bytes()))
         };
         timeout(PROBE_TIMEOUT, answer).await.unwrap_or_else(|_| Err(format!("{path} does not answer")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_one_model_have_the_same_blocks() {
+        let models = r#"{"data": [{"id": "a", "root": "/m"}, {"id": "b", "root": "/m", "parent": null},
+            {"id": "lora", "root": "/m", "parent": "a"}, {"id": "c", "root": "/c"}, {"id": "d"}, {"id": "e"}]}"#;
+        let cards = cards(serde_json::from_str(models).unwrap());
+        let names: Vec<_> = cards.iter().map(|card| (card.id.as_str(), card.name.as_str())).collect();
+        let own = ["lora", "c", "d", "e"].map(|id| (id, id));
+        assert_eq!(names, [&[("a", "a"), ("b", "a")][..], &own[..]].concat());
     }
 }

@@ -254,7 +254,7 @@ mod tests {
     }
 
     fn card(id: &str, tokens: u32) -> Card {
-        Card { id: id.into(), context_tokens_max: Some(tokens), owned_by: "vllm".into() }
+        Card { id: id.into(), name: id.into(), context_tokens_max: Some(tokens), owned_by: "vllm".into() }
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Sessions {
         }
     }
 
+    /// It ends.
+    pub(super) fn forget(&self, session: u64) {
+        self.known.lock().backends.remove(session);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.known.lock().backends.len()
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use axum::http::{Uri, uri::Authority};
+use axum::http::{HeaderValue, Uri, uri::Authority};
 use serde::{Deserialize, Serialize};
 
 /// Which part of a request an engine's server does.
@@ -40,6 +40,32 @@ impl BackendRole {
     }
 }
 
+/// A bearer token that an engine wants (vLLM: `--api-key`). It is shown nowhere, and written nowhere.
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(transparent)]
+pub struct BackendKey(String);
+
+impl BackendKey {
+    /// As a header's value; `None` where it can be none.
+    pub(crate) fn bearer(&self) -> Option<HeaderValue> {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0)).ok()?;
+        value.set_sensitive(true);
+        Some(value).filter(|_| !self.0.is_empty())
+    }
+}
+
+impl From<&str> for BackendKey {
+    fn from(key: &str) -> Self {
+        Self(key.to_owned())
+    }
+}
+
+impl fmt::Debug for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// An engine's server that speaks OpenAI's API.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,6 +94,9 @@ pub struct BackendSpec {
     /// queue; where they serve different models, one that is full alone has its requests refused.
     #[serde(default = "requests_max", skip_serializing_if = "is_requests_max")]
     pub requests_max: u32,
+    /// What the router says to it: to look after it, and for requests that say nothing themselves.
+    #[serde(default, skip_serializing)]
+    pub key: Option<BackendKey>,
 }
 
 const REQUESTS_MAX: u32 = 256;
@@ -104,9 +133,12 @@ pub enum BackendSpecError {
     Events(String),
     /// A setting.
     #[error(
-        "`{0}` is none of role=both|prefill|decode, events=, events-bind=true|false, replay=, ranks=, store=, requests-max="
+        "`{0}` is none of role=both|prefill|decode, events=, events-bind=true|false, replay=, ranks=, store=, requests-max=, key="
     )]
     Setting(String),
+    /// A key.
+    #[error("`key` is empty, or has characters that no header can have")]
+    Key,
     /// A setting's value.
     #[error("`{name}` is {value}, but must be {range}")]
     Range {
@@ -134,6 +166,7 @@ impl BackendSpec {
             ranks: 1,
             store: None,
             requests_max: REQUESTS_MAX,
+            key: None,
         }
     }
 
@@ -157,6 +190,9 @@ impl BackendSpec {
         }
         if self.events.is_none() && self.events_bind {
             return Err(BackendSpecError::WithoutEvents("events-bind"));
+        }
+        if self.key.as_ref().is_some_and(|key| key.bearer().is_none()) {
+            return Err(BackendSpecError::Key);
         }
         within("ranks", self.ranks, 1..=RANKS_MAX)?;
         within("requests-max", self.requests_max, 1..=1_000_000)?;
@@ -191,7 +227,7 @@ fn within(
     Err(BackendSpecError::Range { name, value: value.to_string(), range })
 }
 
-/// `URL[,role=ROLE][,events=ENDPOINT][,events-bind=true][,replay=ENDPOINT][,ranks=N][,store=URL][,requests-max=N]`.
+/// `URL[,role=ROLE][,events=ENDPOINT][,events-bind=true][,replay=ENDPOINT][,ranks=N][,store=URL][,requests-max=N][,key=TOKEN]`.
 impl FromStr for BackendSpec {
     type Err = BackendSpecError;
 
@@ -211,6 +247,7 @@ impl FromStr for BackendSpec {
                 ("replay", _) => spec.replay = Some(value.to_owned()),
                 ("ranks", _) => spec.ranks = count()?,
                 ("store", _) => spec.store = Some(value.to_owned()),
+                ("key", _) => spec.key = Some(value.into()),
                 ("requests-max", _) => spec.requests_max = count()?,
                 _ => return Err(unknown()),
             }
@@ -231,12 +268,15 @@ mod tests {
 
     #[test]
     fn a_command_line_and_a_file_say_the_same() {
-        let spec: BackendSpec = "http://127.0.0.1:8000,role=decode,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558,ranks=2,store=http://127.0.0.1:7440/,requests-max=8"
+        let spec: BackendSpec = "http://127.0.0.1:8000,role=decode,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558,ranks=2,store=http://127.0.0.1:7440/,requests-max=8,key=a=b"
             .parse()
             .unwrap();
         let json = r#"{"url": "http://127.0.0.1:8000/", "role": "decode", "events": "tcp://127.0.0.1:5557",
             "replay": "tcp://127.0.0.1:5558", "ranks": 2, "store": "http://127.0.0.1:7440",
-            "requests_max": 8}"#;
+            "requests_max": 8, "key": "a=b"}"#;
+        assert_eq!(spec.key.as_ref().unwrap().bearer().unwrap(), "Bearer a=b");
+        let shown = format!("{spec:?} {spec} {}", serde_json::to_string(&spec).unwrap());
+        assert!(!shown.contains("a=b"), "{shown}");
         assert_eq!(serde_json::from_str::<BackendSpec>(json).unwrap().checked().unwrap(), spec);
         assert_eq!(
             "http://[::1]:8000".parse::<BackendSpec>().unwrap(),
@@ -257,6 +297,7 @@ mod tests {
             ("http://127.0.0.1:8000,replay=tcp://127.0.0.1:1", "goes with `events`"),
             ("http://127.0.0.1:8000,ranks=0", "1 to 64"),
             ("http://127.0.0.1:8000,store=7440", "http://HOST:PORT"),
+            ("http://127.0.0.1:8000,key=", "`key` is empty"),
             ("http://127.0.0.1:8000,colour=red", "colour=red"),
         ] {
             let error = text.parse::<BackendSpec>().unwrap_err().to_string();

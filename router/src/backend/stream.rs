@@ -124,8 +124,16 @@ impl Watched {
         if let Some(usage) = self.usage.take() {
             usage.count(&self.metrics, &self.call, &self.model);
             self.served.used(usage.tokens());
+            self.call.used(&usage);
         }
         self.call.backend().learn_steps(self.pieces - 1, self.last_at - self.first_at);
+    }
+
+    /// Ends it because nobody reads it, which is no fault of the engine's; nor are its steps to be learnt from.
+    pub(super) fn unread(self: Box<Self>, patience: Duration) {
+        self.metrics.error("client_stalled");
+        let backend = &self.call.backend().spec.url;
+        tracing::info!(backend, ?patience, "a client does not read, its stream is broken off");
     }
 
     fn broken(&mut self, trouble: Trouble) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {

@@ -63,6 +63,11 @@ impl Usage {
         });
     }
 
+    /// Tokens of the prompt that the engine computed; `None` if it does not tell.
+    pub(super) fn computed_tokens(&self) -> Option<u64> {
+        self.cached_tokens.map(|cached| self.prompt_tokens.saturating_sub(cached))
+    }
+
     /// Prompt, cached and generated tokens.
     pub(super) fn tokens(&self) -> [u64; 3] {
         [self.prompt_tokens, self.cached_tokens.unwrap_or(0), self.generated_tokens]

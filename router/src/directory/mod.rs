@@ -9,13 +9,18 @@
 //!   it is believed for [`TTL`], and of those entries there are [`ASSUMED_MAX`] at most.
 //!
 //! # Limits
-//! With the budget used up nothing new is taken in, and counted: routing then knows less, and nothing breaks.
+//! With the budget used up nothing new is taken in, and counted: routing then knows less, and nothing breaks. What
+//! engines' own hashes take beside it is a part of the budget ([`Room`]).
 
 mod assumed;
+mod room;
 
 use std::{
     ops::ControlFlow,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +29,7 @@ use parking_lot::Mutex;
 use siphasher::sip128::SipHasher13;
 
 use assumed::Assumed;
+pub(crate) use room::Room;
 
 /// Workers are numbered below this.
 pub(crate) const WORKERS_MAX: u32 = FleetSet::HOLDERS_MAX;
@@ -44,6 +50,8 @@ pub(crate) struct Directory {
     hasher: SipHasher13,
     assumed: Mutex<Assumed>,
     refused: AtomicU64,
+    /// Bytes of the budget that are taken beside the index.
+    beside: Arc<AtomicUsize>,
 }
 
 impl Directory {
@@ -55,6 +63,7 @@ impl Directory {
             hasher: SipHasher13::new_with_key(secret),
             assumed: Mutex::new(Assumed::new(ASSUMED_MAX)),
             refused: AtomicU64::new(0),
+            beside: Arc::default(),
         }
     }
 
@@ -150,7 +159,9 @@ impl Directory {
     /// A worker has blocks of which each is the parent of the next. Returns whether they were taken in: the
     /// parent must be known, and there must be room.
     pub(crate) fn stored(&self, worker: u32, parent: Option<SequenceHash>, hashes: &[SequenceHash]) -> bool {
-        let inserted = worker < WORKERS_MAX && self.index.insert_run(parent, hashes, worker, 0).is_ok();
+        let inserted = worker < WORKERS_MAX
+            && self.has_room(0)
+            && self.index.insert_run(parent, hashes, worker, 0).is_ok();
         if !inserted {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -221,7 +232,7 @@ impl Directory {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.index.memory_bytes()
+        self.index.memory_bytes() + self.beside.load(Ordering::Relaxed)
     }
 
     /// Runs that were not taken in.

@@ -48,11 +48,11 @@ pub(crate) async fn follow(feed: Feed, alive: CancellationToken) {
         // Its name for the model is part of every hash.
         let model = loop {
             if let Some(card) = feed.backend.cards().into_iter().next() {
-                break card.id;
+                break card.name;
             }
             sleep(PAUSE).await;
         };
-        let view = Mutex::new(View::new(feed.backend.id, model, ranks.into()));
+        let view = Mutex::new(View::new(&feed.directory, feed.backend.id, model, ranks.into()));
         let publishers = (0..ranks).filter_map(|rank| {
             let endpoint = on_port(&endpoint, rank)?;
             let replay = feed.backend.spec.replay.as_deref().and_then(|replay| on_port(replay, rank));

@@ -17,6 +17,28 @@ pub(super) struct Shape {
     pub(super) block_bytes: u64,
 }
 
+/// A prompt's hashes, made once for all stores whose blocks are made of the same.
+pub(super) struct Hashed<'a> {
+    tokens: &'a [u32],
+    known: Vec<(Shape, Vec<SequenceHash>)>,
+}
+
+impl<'a> Hashed<'a> {
+    pub(super) fn new(tokens: &'a [u32]) -> Self {
+        Self { tokens, known: Vec::new() }
+    }
+
+    fn of(&mut self, shape: &Shape) -> &[SequenceHash] {
+        let is_same = |known: &Shape| known.key == shape.key && known.block_tokens == shape.block_tokens;
+        let at = self.known.iter().position(|(known, _)| is_same(known)).unwrap_or_else(|| {
+            let hashes = shape.key.hash_blocks(self.tokens, shape.block_tokens as usize, &[]);
+            self.known.push((shape.clone(), hashes));
+            self.known.len() - 1
+        });
+        &self.known[at].1
+    }
+}
+
 /// Microseconds to bring a mebibyte from each tier into an engine's memory, by `Tier as usize`: of what is in memory
 /// and has to be copied, and of the others as they are measured.
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +162,7 @@ impl Holdings {
     }
 
     /// What it has of a prompt, from its beginning on, by the hottest tier of each part.
-    pub(super) fn held(&self, tokens: &[u32], rates: &Rates) -> Vec<Held> {
+    pub(super) fn held(&self, prompt: &mut Hashed<'_>, rates: &Rates) -> Vec<Held> {
         let inner = self.inner.read();
         let Some(shape) = inner.shape.as_ref().filter(|_| inner.mode() != Mode::Fallback) else {
             return Vec::new();
@@ -148,11 +170,10 @@ impl Holdings {
         if shape.block_tokens == 0 {
             return Vec::new();
         }
-        let hashes = shape.key.hash_blocks(tokens, shape.block_tokens as usize, &[]);
         let token_mib = shape.block_bytes as f64 / f64::from(shape.block_tokens) / f64::from(1 << 20);
         let mut held: Vec<Held> = Vec::new();
         let mut last = None;
-        for tiers in inner.index.longest_prefix(&hashes, None) {
+        for tiers in inner.index.longest_prefix(prompt.of(shape), None) {
             // Lower numbers are hotter.
             let tier = tiers.iter().next().unwrap_or(0);
             if last == Some(tier)
@@ -247,21 +268,25 @@ mod tests {
         let stored = |at, tier| event(Kind::Stored, &all, at, tier);
         holdings.apply(&message(vec![stored(0, Tier::Dram), stored(0, Tier::Nvme)], true, false));
         assert_eq!((holdings.mode(), holdings.blocks()), (Mode::Fallback, 0), "half a snapshot");
-        assert!(holdings.held(&tokens, &rates).is_empty());
+        assert!(holdings.held(&mut Hashed::new(&tokens), &rates).is_empty());
         let rest = vec![stored(1, Tier::Dram), stored(2, Tier::Nvme), stored(3, Tier::Object)];
         holdings.apply(&message(rest, false, true));
         assert_eq!((holdings.mode(), holdings.blocks()), (Mode::Exact, 4));
-        let held = holdings.held(&tokens, &rates);
+        let held = holdings.held(&mut Hashed::new(&tokens), &rates);
         let parts: Vec<_> =
             held.iter().map(|held| (held.tokens, held.us_per_token, held.latency_us)).collect();
         assert_eq!(parts, [(8, 32.5, 0.0), (4, 130.0, 0.0), (4, 1_300.0, 50_000.0)]);
         holdings.apply(&message(vec![event(Kind::Removed, &all, 0, Tier::Dram)], false, false));
-        assert_eq!(holdings.held(&tokens, &rates)[0].tokens, 4);
-        assert!(holdings.held(&[9; 16], &rates).is_empty());
+        assert_eq!(holdings.held(&mut Hashed::new(&tokens), &rates)[0].tokens, 4);
+        assert!(holdings.held(&mut Hashed::new(&[9; 16]), &rates).is_empty());
         holdings.away();
-        assert!(holdings.held(&tokens, &rates).is_empty() && holdings.blocks() == 4);
+        assert!(holdings.held(&mut Hashed::new(&tokens), &rates).is_empty() && holdings.blocks() == 4);
         holdings.resumed();
-        assert_eq!((holdings.mode(), holdings.held(&tokens, &rates).len()), (Mode::Exact, 4), "it goes on");
+        assert_eq!(
+            (holdings.mode(), holdings.held(&mut Hashed::new(&tokens), &rates).len()),
+            (Mode::Exact, 4),
+            "it goes on"
+        );
     }
 
     #[test]
@@ -277,5 +302,27 @@ mod tests {
         let odd = v1::BlockEvent { hash: vec![1].into(), ..orphan };
         assert_eq!(holdings.apply(&message(vec![odd], true, true)).lost, 1);
         assert_eq!((holdings.mode(), holdings.blocks()), (Mode::Degraded, 0));
+    }
+
+    #[test]
+    fn a_prompt_is_hashed_once_for_all_stores_that_are_alike() {
+        let tokens: Vec<u32> = (0..18).collect();
+        let mut hashed = Hashed::new(&tokens);
+        let shape = |key, block_tokens, block_bytes| Shape {
+            key: NamespaceKey::from_bytes([key; 32]),
+            block_tokens,
+            block_bytes,
+        };
+        for (shape, count) in [
+            (shape(3, 4, 1), 1),
+            (shape(3, 4, 2), 1),
+            (shape(4, 4, 1), 2),
+            (shape(3, 8, 1), 3),
+            (shape(3, 4, 1), 3),
+        ] {
+            let expected = shape.key.hash_blocks(&tokens, shape.block_tokens as usize, &[]);
+            assert_eq!(hashed.of(&shape), expected);
+            assert_eq!(hashed.known.len(), count);
+        }
     }
 }

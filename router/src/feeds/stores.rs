@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Mode,
-    holdings::{Holdings, Rates},
+    holdings::{Hashed, Holdings, Rates},
 };
 use crate::{backend::Roster, expected::Held, metrics::Metrics};
 
@@ -88,13 +88,18 @@ impl Stores {
         Self { token, budget_bytes, metrics, known: RwLock::default() }
     }
 
-    /// What the store at `url` has of a prompt for `model`, from its beginning on.
-    pub(crate) fn held(&self, url: &str, model: &str, tokens: &[u32]) -> Vec<Held> {
+    /// What each of the stores at `urls` has of a prompt for `model`, from its beginning on.
+    pub(crate) fn held(&self, urls: &[String], model: &str, tokens: &[u32]) -> Vec<Vec<Held>> {
+        let mut prompt = Hashed::new(tokens);
+        urls.iter().map(|url| self.held_at(url, model, &mut prompt)).collect()
+    }
+
+    fn held_at(&self, url: &str, model: &str, prompt: &mut Hashed<'_>) -> Vec<Held> {
         let Some(store) = self.known.read().get(url).cloned() else { return Vec::new() };
         let rates = *store.rates.read();
         let namespaces = store.namespaces.read();
         let of_model = namespaces.range((model.to_owned(), 0)..=(model.to_owned(), u64::MAX));
-        let held = of_model.map(|(_, followed)| followed.holdings.held(tokens, &rates));
+        let held = of_model.map(|(_, followed)| followed.holdings.held(prompt, &rates));
         held.max_by_key(|held| held.iter().map(|held| held.tokens).sum::<u64>()).unwrap_or_default()
     }
 

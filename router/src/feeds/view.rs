@@ -8,10 +8,13 @@ use super::{
     Mode,
     decode::{Batch, EngineHash, Event, Medium},
 };
-use crate::directory::{Directory, Scope};
+use crate::directory::{Directory, Room, Scope};
 
 /// Most blocks of one engine: 64 million tokens in blocks of 16.
 const BLOCKS_MAX: usize = 4 << 20;
+
+/// What the allocator adds to a piece of memory, about.
+const ALLOCATION_BYTES: usize = 16;
 
 /// Whose block: the number of the publisher, the cache group, and the engine's hash.
 type Key = (u64, u64, EngineHash);
@@ -31,7 +34,7 @@ pub(super) struct Applied {
     pub(super) stored: u64,
     pub(super) removed: u64,
     pub(super) cleared: u64,
-    /// Blocks whose parent is not known, or that are too many.
+    /// Blocks whose parent is not known, or for which there is no room.
     pub(super) lost: u64,
 }
 
@@ -47,11 +50,14 @@ pub(super) struct View {
     group: u64,
     /// Of each rank's publisher.
     modes: BTreeMap<u64, Mode>,
+    /// What the maps take of the directory's budget, and what of that hangs on their keys.
+    room: Room,
+    key_bytes: usize,
 }
 
 impl View {
-    /// Of a worker whose caches are told of by so many publishers.
-    pub(super) fn new(worker: u32, model: String, ranks: u64) -> Self {
+    /// Of a worker whose caches are told of by so many publishers; for that `directory` alone.
+    pub(super) fn new(directory: &Directory, worker: u32, model: String, ranks: u64) -> Self {
         Self {
             worker,
             model,
@@ -60,6 +66,8 @@ impl View {
             block_tokens: 0,
             group: 0,
             modes: (0..ranks.max(1)).map(|rank| (rank, Mode::Fallback)).collect(),
+            room: directory.room(),
+            key_bytes: 0,
         }
     }
 
@@ -139,14 +147,18 @@ impl View {
         };
         let blocks = tokens.chunks_exact(block_tokens as usize);
         for (at, (hash, block)) in hashes.into_iter().zip(blocks).enumerate() {
-            if self.blocks.len() >= BLOCKS_MAX {
-                applied.lost += 1;
-                return;
+            let key = (rank, group, hash);
+            if !self.blocks.contains_key(&key) {
+                let heap_bytes = heap_bytes(&key);
+                if self.blocks.len() >= BLOCKS_MAX || !self.has_room(directory, 1, heap_bytes) {
+                    applied.lost += 1;
+                    return;
+                }
+                self.key_bytes += heap_bytes;
             }
             let extra = extras.get(at).map_or(&[][..], Vec::as_slice);
             let ours = directory.hash_block(&scope, before, block, extra);
-            let known =
-                self.blocks.entry((rank, group, hash)).or_insert(Block { ours, gpu: false, behind: false });
+            let known = self.blocks.entry(key).or_insert(Block { ours, gpu: false, behind: false });
             let was_there = known.gpu;
             match medium {
                 Medium::Gpu => known.gpu = true,
@@ -168,6 +180,13 @@ impl View {
         }
     }
 
+    /// Whether the budget has so many blocks more, whose keys have so many bytes elsewhere.
+    fn has_room(&mut self, directory: &Directory, more: usize, heap_bytes: usize) -> bool {
+        let bytes = table_bytes::<Key, Block>(self.blocks.len() + more, self.blocks.capacity())
+            + table_bytes::<SequenceHash, u32>(self.places.len() + more, self.places.capacity());
+        self.room.set(directory, bytes + self.key_bytes + heap_bytes)
+    }
+
     /// Whether it was there.
     fn remove(&mut self, directory: &Directory, key: Key, medium: Option<Medium>) -> bool {
         let Some(block) = self.blocks.get_mut(&key) else { return false };
@@ -179,6 +198,7 @@ impl View {
         let (ours, gone) = (block.ours, had && !block.gpu);
         if !block.gpu && !block.behind {
             self.blocks.remove(&key);
+            self.key_bytes -= heap_bytes(&key);
         }
         if gone {
             self.unplace(directory, ours);
@@ -205,11 +225,31 @@ impl View {
             stays
         });
         gone.into_iter().for_each(|ours| self.unplace(directory, ours));
+        self.key_bytes = self.blocks.keys().map(heap_bytes).sum();
+        self.blocks.shrink_to_fit();
+        self.places.shrink_to_fit();
+        self.has_room(directory, 0, 0);
         if self.blocks.is_empty() {
             // An engine that starts again may have others.
             self.block_tokens = 0;
         }
     }
+}
+
+/// What a key has elsewhere.
+fn heap_bytes((_, _, hash): &Key) -> usize {
+    match hash {
+        EngineHash::Int(_) => 0,
+        EngineHash::Bytes(bytes) => bytes.len() + ALLOCATION_BYTES,
+    }
+}
+
+/// What a map of that capacity takes once it has `len` entries: an eighth of its places stays empty, their number is a
+/// power of two, and each has a byte beside its entry.
+fn table_bytes<K, V>(len: usize, capacity: usize) -> usize {
+    let entries = len.max(capacity);
+    let places = if entries == 0 { 0 } else { (entries * 8).div_ceil(7).next_power_of_two() };
+    places * (size_of::<(K, V)>() + 1)
 }
 
 #[cfg(test)]
@@ -240,7 +280,7 @@ mod tests {
 
     fn setup() -> (Directory, View) {
         let directory = Directory::new(&[1; 16], 64 << 20);
-        let mut view = View::new(5, "m".into(), 1);
+        let mut view = View::new(&directory, 5, "m".into(), 1);
         view.begin(&directory, 0);
         (directory, view)
     }
@@ -354,7 +394,7 @@ mod tests {
     #[test]
     fn with_no_room_the_mode_is_not_exact() {
         let directory = Directory::new(&[1; 16], 10_000);
-        let mut view = View::new(5, "m".into(), 1);
+        let mut view = View::new(&directory, 5, "m".into(), 1);
         view.begin(&directory, 0);
         let hashes: Vec<u64> = (0..4000).collect();
         view.apply(&directory, 0, batch(vec![stored(&hashes, None, 0)]));
@@ -369,5 +409,32 @@ mod tests {
         assert_eq!((directory.len(), view.mode()), (0, Mode::Degraded));
         view.begin(&directory, 0);
         assert_eq!(view.mode(), Mode::Exact);
+    }
+
+    #[test]
+    fn what_is_known_of_engines_hashes_is_in_the_budget() {
+        let (directory, mut view) = setup();
+        let before = directory.memory_bytes();
+        let mut behind = stored(&(0..4000).collect::<Vec<_>>(), None, 0);
+        if let Event::Stored { medium, hashes, .. } = &mut behind {
+            *medium = Medium::Behind;
+            hashes[0] = EngineHash::Bytes(vec![7; 32].into());
+        }
+        view.apply(&directory, 0, batch(vec![behind.clone()]));
+        let bytes = directory.memory_bytes() - before;
+        assert!(bytes > 4000 * size_of::<(Key, Block)>(), "{bytes}");
+        view.apply(&directory, 0, batch(vec![Event::Cleared]));
+        assert!(directory.memory_bytes() - before < bytes / 100, "{}", directory.memory_bytes());
+        view.apply(&directory, 0, batch(vec![behind.clone()]));
+        drop(view);
+        assert_eq!(directory.memory_bytes(), before);
+
+        let directory = Directory::new(&[1; 16], before + bytes / 2);
+        let mut view = View::new(&directory, 5, "m".into(), 1);
+        view.begin(&directory, 0);
+        let applied = view.apply(&directory, 0, batch(vec![behind]));
+        assert!(applied.stored > 0 && applied.lost > 0, "{applied:?}");
+        assert!(directory.memory_bytes() <= before + bytes / 2);
+        assert_eq!(view.mode(), Mode::Degraded);
     }
 }

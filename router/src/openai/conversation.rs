@@ -89,7 +89,7 @@ fn text(index: usize, content: Content) -> Result<String, ApiError> {
 }
 
 /// An earlier call as templates take it: with arguments that are an object, if they are one.
-fn called(param: &str, call: CallBody) -> Result<Value, ApiError> {
+pub(super) fn called(param: &str, call: CallBody) -> Result<Value, ApiError> {
     let function = call
         .function
         .ok_or_else(|| ApiError::param(format!("{param}.function"), "A tool call must have a `function`."))?;

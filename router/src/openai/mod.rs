@@ -13,7 +13,7 @@
 //! A request asks for its turn when its prompt is known: only then is it known what it costs. So that connections
 //! alone cannot fill the memory, 64 bodies are read and tokenized at once, each within its limits of bytes and of
 //! time, which makes 256 MiB with the default limits; more of them wait. Behind them are the requests that wait
-//! for their turn, of which a body for another engine or the tokens of a prompt are kept, and those in work.
+//! for their turn, of which the tokens of a prompt are kept, and of one for another engine the body, and those in work.
 //! As long as there is no room for one more to wait, a request is refused before it is tokenized.
 
 mod ask;

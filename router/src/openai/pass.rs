@@ -10,12 +10,18 @@ use axum::{
     response::Response,
 };
 
+use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{App, body, error::ApiError, tokens::tokens, trace::RequestId};
+use super::{
+    App, body,
+    error::ApiError,
+    tokens::{Tokens, tokens},
+    trace::RequestId,
+};
 use crate::{
     admission::Ticket,
-    backend::{Errand, Keys, Peek, TOKEN_BYTES, Trouble},
+    backend::{EMBEDDINGS, Errand, Forwarder, Keys, Peek, Pool, Prompt, Trouble},
     config::KeyKind,
     directory::Scope,
 };
@@ -33,7 +39,7 @@ impl Route {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Text => "/v1/completions",
-            Self::Embeddings => "/v1/embeddings",
+            Self::Embeddings => EMBEDDINGS,
         }
     }
 }
@@ -76,48 +82,80 @@ pub(super) async fn pass(
             false => Ok(Err((bytes, place))),
         };
     }
+    let pool = table.pool(model).ok_or(Trouble::NoBackend)?;
+    app.passed.check(peek.priority())?;
+    let prompt = PromptOf::new(app, pool, &peek).await;
     drop(place);
+    let keys = prompt.keys(forwarder, pool, &peek);
     let ticket = Ticket {
         places: 1,
-        priority: peek.priority.unwrap_or(0),
-        uncached_tokens: peek.text().len() as u64 / TOKEN_BYTES,
-        wait: peek.deadline_ms.map(Duration::from_millis),
+        priority: peek.priority(),
+        uncached_tokens: keys.uncached_tokens(),
+        wait: peek.deadline_ms().map(Duration::from_millis),
     };
     let admitted = app.turn(&app.passed, ticket).await?;
-    // While it waited others may have come, and left.
-    let table = if admitted.has_waited() { forwarder.roster.table() } else { table };
-    let pool = table.pool(model).ok_or(Trouble::NoBackend)?;
-    let salt = peek.cache_salt.as_deref().unwrap_or_default();
-    let scope = Scope::new(&pool.card.id, salt.as_bytes());
-    let tokens = match app.keys {
-        KeyKind::Text => None,
-        KeyKind::Auto
-            if !pool
-                .backends()
-                .iter()
-                .any(|backend| backend.is_followed() || backend.spec.store.is_some()) =>
-        {
-            None
-        }
-        KeyKind::Auto | KeyKind::Tokens => tokens(app, peek.messages, peek.prompt).await,
+    // While it waited others may have come, and left; and what was looked up is old.
+    let (table, keys) = match admitted.has_waited() {
+        true => (forwarder.roster.table(), None),
+        false => (table, Some(keys)),
     };
+    let pool = table.pool(model).ok_or(Trouble::NoBackend)?;
     let errand = Errand {
         path: route.path(),
         headers,
-        body: peek.without_priority(&bytes),
+        body: peek.without_hints(&bytes),
         request_id: &id.unique,
         model: &pool.card.id,
         stream: peek.is_stream(),
         session: peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name)),
-        keys: Keys::gather(
-            &forwarder.directory,
-            &forwarder.stores,
-            pool,
-            &scope,
-            peek.text(),
-            tokens.as_deref(),
-            !salt.is_empty(),
-        ),
+        session_end: peek.is_session_end(),
+        keys: keys.unwrap_or_else(|| prompt.keys(forwarder, pool, &peek)),
     };
     Ok(Ok(forwarder.forward(pool, errand, admitted).await?))
+}
+
+/// A request's prompt, to be looked up.
+struct PromptOf {
+    scope: Scope,
+    text_scope: Scope,
+    tokens: Option<Tokens>,
+    is_salted: bool,
+}
+
+impl PromptOf {
+    async fn new(app: &App, pool: &Pool, peek: &Peek<'_>) -> Self {
+        let salt = peek.cache_salt.as_deref().unwrap_or_default().as_bytes();
+        let is_countable = match app.keys {
+            KeyKind::Text => false,
+            KeyKind::Tokens => true,
+            KeyKind::Auto => {
+                let mut backends = pool.backends().iter();
+                backends.any(|backend| backend.is_followed() || backend.spec.store.is_some())
+            }
+        };
+        let tokens = match is_countable {
+            true => tokens(app, peek.messages, peek.tools, peek.prompt).await,
+            false => None,
+        };
+        // Prompts begin with their tools.
+        let tools = peek.tools.map_or("", RawValue::get).as_bytes();
+        Self {
+            scope: Scope::new(&pool.card.name, salt),
+            text_scope: Scope::new(&pool.card.name, &[salt, tools].concat()),
+            tokens,
+            is_salted: !salt.is_empty(),
+        }
+    }
+
+    fn keys(&self, forwarder: &Forwarder, pool: &Pool, peek: &Peek<'_>) -> Keys {
+        let prompt = Prompt {
+            scope: &self.scope,
+            text: peek.text(),
+            text_scope: &self.text_scope,
+            tokens: self.tokens.as_ref().map(|tokens| tokens.tokens.as_slice()),
+            is_sure: self.tokens.as_ref().is_some_and(|tokens| tokens.is_sure),
+            is_salted: self.is_salted,
+        };
+        Keys::gather(&forwarder.directory, &forwarder.stores, pool, &prompt)
+    }
 }

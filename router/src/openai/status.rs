@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{App, error::ApiError};
 use crate::{
-    backend::{Backend, BackendHealth, Source},
+    backend::{Backend, Source},
     cost::Role,
     fleet::{Health, Worker},
 };
@@ -147,10 +147,7 @@ impl BackendReport {
             url: backend.spec.url.clone(),
             role: backend.role().name(),
             state: health.name(),
-            why: match health {
-                BackendHealth::Lost(why) => Some(why),
-                BackendHealth::Starting | BackendHealth::Ready => None,
-            },
+            why: backend.why(),
             circuit: backend.circuit().name(),
             cache: backend.mode().name(),
             models: backend.cards().into_iter().map(|card| card.id).collect(),

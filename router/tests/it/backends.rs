@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kelvin_router::{BackendSpec, RouterConfig};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -214,6 +215,8 @@ async fn a_stream_that_breaks_ends_with_an_error_event() {
         assert_eq!(error["error"]["code"], code);
         let line = format!("kelvin_router_errors_total{{kind=\"{code}\"}}");
         assert!(router.metric(&line).await.is_some_and(|count| count > 0.0), "{code}");
+        // Three failures in a row would be too many.
+        assert_eq!(content(router.chat(&body("hi")).await).await, "one");
     }
     backend.then([Do::HalfStream(vec![event("one"), "data: {\"cut\": ".into()])]);
     let text = router.chat(&streamed("hi")).await.text().await.unwrap();
@@ -240,6 +243,57 @@ async fn a_backend_that_keeps_failing_is_left_alone_and_comes_back() {
     bad.always(Do::Answer(200, completion("bad")));
     until(|| async { (content(router.chat(&body("hi")).await).await == "bad").then_some(()) }).await;
     router.health_until(|health| health["status"] == "ok").await;
+}
+
+#[tokio::test]
+async fn half_answers_and_nonsense_open_the_circuit_as_well() {
+    let acts = [
+        (Do::Answer(200, "<html>".into()), false),
+        (Do::HalfStream(vec![event("half")]), true),
+        (Do::StreamAndHang(vec![event("half")]), true),
+        (Do::StreamAndHang(vec![]), true),
+    ];
+    for (act, is_stream) in acts {
+        let bad = TestBackend::start("bad").await;
+        let router = TestRouter::before(&[&bad], |config| {
+            config.first_token_timeout = Duration::from_millis(100);
+            config.token_timeout = Duration::from_millis(100);
+        })
+        .await;
+        bad.always(act);
+        let request = if is_stream { streamed("hi") } else { body("hi") };
+        until(|| async {
+            let _ = router.chat(&request).await.text().await;
+            (router.health().await["backends"][0]["circuit"] == "open").then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_wants_a_key_gets_it() {
+    let backend = TestBackend::start("one").await;
+    backend.wants("Bearer secret");
+    let without = TestRouter::bare(RouterConfig {
+        backends: vec![BackendSpec::new(backend.url())],
+        probe_interval: Duration::from_millis(50),
+        ..RouterConfig::default()
+    })
+    .await;
+    let why = |health: &Value| health["backends"][0]["why"].as_str().unwrap_or_default().to_owned();
+    let health = without.health_until(|health| why(health).contains("401")).await;
+    assert_eq!(health["backends"][0]["state"], "starting");
+    let router = TestRouter::before(&[], |config| {
+        let key = Some("secret".into());
+        config.backends = vec![BackendSpec { key, ..BackendSpec::new(backend.url()) }];
+    })
+    .await;
+    router.health_until(|health| health["backends"][0]["state"] == "ready").await;
+    assert_eq!(content(router.chat(&body("hi")).await).await, "one");
+    // A client's own goes before it.
+    let asked = router.http.post(format!("{}/v1/chat/completions", router.base));
+    let refused = asked.header("authorization", "Bearer other").json(&body("hi")).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
 }
 
 #[tokio::test]

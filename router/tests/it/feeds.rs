@@ -259,3 +259,50 @@ async fn without_events_routing_believes_what_it_did() {
     router.health_until(|health| health["backends"].to_string().contains("lost")).await;
     assert!(router.metric("kelvin_router_directory_blocks").await.is_some());
 }
+
+/// What of a conversation has no tokens here, or none that are sure to be the engine's.
+#[tokio::test]
+async fn tools_and_images_are_known_by_what_was_sent_where_in_spite_of_events() {
+    let (one, two) = (TestBackend::start("one").await.takes(20), TestBackend::start("two").await.takes(20));
+    let (first, second) = (Publisher::start().await, Publisher::start().await);
+    let router = router(vec![spec(&one, &first), spec(&two, &second)]).await;
+    cache_is(&router, &["exact", "exact"]).await;
+    let who = async |body: &serde_json::Value| {
+        let text = router.chat(body).await.text().await.unwrap();
+        if text.contains("two") { "two" } else { "one" }
+    };
+    let image = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}});
+    let tool = json!({"type": "function", "function": {"name": "f", "description": "d".repeat(500)}});
+    for number in 0..8 {
+        let prompt = format!("a prompt that comes again, number {number} ").repeat(30);
+        let with_image = json!([{"type": "text", "text": prompt}, image]);
+        let mut chats = [
+            json!({"model": "m", "messages": [{"role": "user", "content": prompt}], "tools": [tool]}),
+            json!({"model": "m", "messages": [{"role": "user", "content": with_image}]}),
+        ];
+        for body in &mut chats {
+            let first = who(body).await;
+            for turn in 0..4 {
+                let messages = body["messages"].as_array_mut().unwrap();
+                messages.push(json!({"role": "assistant", "content": format!("answer {turn}")}));
+                messages.push(json!({"role": "user", "content": "go on"}));
+                assert_eq!(who(body).await, first, "{number} {turn}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_long_prompt_that_is_cached_is_no_long_one() {
+    let one = TestBackend::start("one").await.takes(20);
+    let router = TestRouter::before(&[&one], |config| config.long_tokens = 1000).await;
+    let prompt = "a prompt of more than a thousand tokens ".repeat(200);
+    let waited = async |class: &str| {
+        let line = format!("kelvin_router_queue_wait_seconds_count{{class=\"{class}\"}}");
+        router.metric(&line).await.unwrap_or(0.0)
+    };
+    assert_eq!(who(&router, &prompt).await, "one");
+    assert_eq!((waited("long").await, waited("short").await), (1.0, 0.0));
+    assert_eq!(who(&router, &format!("{prompt} and more")).await, "one");
+    assert_eq!((waited("long").await, waited("short").await), (1.0, 1.0));
+}

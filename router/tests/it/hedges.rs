@@ -119,6 +119,12 @@ async fn a_session_stays_where_it_was_while_that_costs_little_more() {
     assert_eq!(router.metric("kelvin_router_backend_sessions").await, Some(12.0));
     // One that is gone is no reason to wait.
     let first = ask("user", "user a", "again").await;
+    let mut last = json!({"model": "m", "messages": [{"role": "user", "content": "bye"}], "user": "user b"});
+    last["session_end"] = true.into();
+    assert_eq!(router.chat(&last).await.status(), 200);
+    assert_eq!(router.metric("kelvin_router_backend_sessions").await, Some(11.0));
+    let sent = [one.requests(), two.requests()].concat();
+    assert!(sent.iter().all(|(_, body)| !body.contains("session_")), "the router's hints stay there");
     let (gone, stays) = if first == "one" { (one, "two") } else { (two, "one") };
     drop(gone);
     assert_eq!(ask("user", "user a", "again").await, stays);

@@ -108,7 +108,7 @@ async fn a_prefill_that_fails_costs_nothing_but_its_time() {
 }
 
 #[tokio::test]
-async fn several_answers_and_a_policy_of_local_keep_the_prompt_where_it_is_decoded() {
+async fn several_answers_or_prompts_embeddings_and_a_policy_of_local_keep_the_prompt_where_it_is_decoded() {
     let (prefill, decode) = (TestBackend::start("p").await, TestBackend::start("d").await);
     prefill.always(prefilled());
     let router = before(&prefill, &decode, |config| config.prefill = PrefillPolicy::Remote).await;
@@ -116,6 +116,11 @@ async fn several_answers_and_a_policy_of_local_keep_the_prompt_where_it_is_decod
     several["n"] = 2.into();
     assert_eq!(router.chat(&several).await.status(), 200);
     assert_eq!((sent(&prefill).len(), sent(&decode)), (0, vec![several]));
+    let text = json!({"model": "m", "prompt": ["word".repeat(3000), "word".repeat(3000)], "max_tokens": 20});
+    assert_eq!(router.post("/v1/completions", &text).await.status(), 200);
+    let embedded = json!({"model": "m", "input": "word".repeat(3000)});
+    assert_eq!(router.post("/v1/embeddings", &embedded).await.status(), 200);
+    assert_eq!((sent(&prefill).len(), &sent(&decode)[1..]), (0, &[text, embedded][..]));
     let local = before(&prefill, &decode, |config| config.prefill = PrefillPolicy::Local).await;
     assert_eq!(local.chat(&body(3000)).await.status(), 200);
     assert_eq!(sent(&prefill).len(), 0);

@@ -182,6 +182,55 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_work_cancelled() {
 }
 
 #[tokio::test]
+async fn a_client_of_http_2_that_grants_no_window_is_cut_off_as_well() {
+    let backend = TestBackend::start("one").await;
+    backend.always(Do::StreamAndHang(vec![event("first")]));
+    let router = TestRouter::before(&[&backend], |config| {
+        config.client_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let socket = TcpStream::connect(router.base.strip_prefix("http://").unwrap()).await.unwrap();
+    let (mut client, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(socket))
+        .await
+        .unwrap();
+    // It answers pings, so that the connection counts as alive.
+    let connection = tokio::spawn(connection);
+    let body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+    let request = Request::post(format!("{}/v1/chat/completions", router.base))
+        .header("content-type", "application/json")
+        .body(Full::from(body.to_string()))
+        .unwrap();
+    client.ready().await.unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    until(|| async { (backend.gone() == 1).then_some(()) }).await;
+    router
+        .health_until(|health| health["requests_in_flight"] == 0 && health["backends"][0]["in_flight"] == 0)
+        .await;
+    let stalled = "kelvin_router_errors_total{kind=\"client_stalled\"}";
+    assert_eq!(router.metric(stalled).await, Some(1.0));
+    assert_eq!(router.health().await["backends"][0]["circuit"], "closed");
+    drop(response);
+    connection.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_reads_may_wait_for_as_long_as_it_takes() {
+    let backend = TestBackend::start("one").await;
+    backend.always(Do::StreamAndHang(vec![event("first")]));
+    let router = TestRouter::before(&[&backend], |config| {
+        config.client_timeout = Duration::from_millis(50);
+        config.token_timeout = Duration::from_millis(500);
+    })
+    .await;
+    let body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+    let text = router.chat(&body).await.text().await.unwrap();
+    assert!(text.contains("first") && text.contains("backend_stalled"), "{text}");
+}
+
+#[tokio::test]
 async fn heads_that_are_none_and_heads_too_large_are_counted() {
     let backend = TestBackend::start("one").await;
     let router = TestRouter::before(&[&backend], |_| {}).await;

@@ -17,7 +17,7 @@ use crate::{
 /// Servers that are ready, full, lost, failing, or not measured; and the requests that they have in work.
 fn servers(rng: &mut SmallRng) -> (Pool, Vec<Call>) {
     let board = Board::new();
-    let card = Card { id: "m".into(), context_tokens_max: None, owned_by: "test".into() };
+    let card = Card { id: "m".into(), name: "m".into(), context_tokens_max: None, owned_by: "test".into() };
     let mut pool = Pool::new(card, board.clone());
     let mut calls = Vec::new();
     // Numbers and seats are not in the order of the places.
@@ -127,7 +127,7 @@ fn a_board_says_what_its_servers_say() {
 #[test]
 fn a_session_stays_where_it_was_by_identity() {
     let board = Board::new();
-    let card = Card { id: "m".into(), context_tokens_max: None, owned_by: "test".into() };
+    let card = Card { id: "m".into(), name: "m".into(), context_tokens_max: None, owned_by: "test".into() };
     let mut pool = Pool::new(card, board.clone());
     let new = |id| {
         let spec = BackendSpec::new(format!("http://127.0.0.1:{}", 1 + id));

@@ -44,6 +44,8 @@ struct Shared {
     healthy: AtomicUsize,
     delay_ms: AtomicUsize,
     gone: AtomicUsize,
+    /// What it wants to hear.
+    key: Mutex<Option<&'static str>>,
     model: String,
 }
 
@@ -125,6 +127,11 @@ impl TestBackend {
         self
     }
 
+    /// What it wants to hear from now on, before it says anything but how it does.
+    pub(crate) fn wants(&self, authorization: &'static str) {
+        *self.shared.key.lock() = Some(authorization);
+    }
+
     /// What `/health` answers.
     pub(crate) fn healthy(&self, status: usize) {
         self.shared.healthy.store(status, Ordering::SeqCst);
@@ -165,6 +172,11 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         if head.starts_with("GET /health") {
             let status = shared.healthy.load(Ordering::SeqCst);
             stream.write_all(whole(status as u16, "{}").as_bytes()).await?;
+            continue;
+        }
+        let key = *shared.key.lock();
+        if key.is_some_and(|key| !head.contains(&format!("authorization: {key}\r\n"))) {
+            stream.write_all(whole(401, "{}").as_bytes()).await?;
             continue;
         }
         if head.starts_with("GET ") {
