@@ -7,7 +7,8 @@
 //!
 //! # Limits
 //! A look at the hash for a block that is not sampled; an operation of each policy for one that is. The sample is
-//! as large as it takes for ghost tiers of [`GHOST_BLOCKS`], and at most one block of [`SAMPLE_MIN`].
+//! as large as it takes for ghost tiers of [`GHOST_BLOCKS`], and at most one block of [`SAMPLE_MIN`]; but with ghost tiers
+//! of less than [`GHOST_BLOCKS_MIN`], where chance decides whose heads are in the sample, a larger one is taken.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -18,6 +19,8 @@ use super::{Policy, PolicyKind, Weight, build};
 const GHOST_BLOCKS: usize = 1024;
 /// At most one block of so many is sampled.
 const SAMPLE_MIN: usize = 16;
+/// Fewer blocks than this say little: a small tier is followed with all of its blocks.
+const GHOST_BLOCKS_MIN: usize = 256;
 /// Rates fade each time that so many sampled blocks were used,
 const FADE_USES: u32 = 256;
 /// and keep this: half of a rate is from the last 5,800 uses.
@@ -84,7 +87,8 @@ where
 
     /// The tier has another size now. What is known stays.
     pub fn set_capacity(&mut self, blocks: usize) {
-        let sample = (blocks / GHOST_BLOCKS).max(SAMPLE_MIN);
+        let most = SAMPLE_MIN.min(blocks / GHOST_BLOCKS_MIN);
+        let sample = (blocks / GHOST_BLOCKS).max(most).max(1);
         self.bound = u32::MAX / u32::try_from(sample).unwrap_or(u32::MAX);
         self.ghost_blocks = (blocks / sample).max(1);
         for ghost in &mut self.ghosts {
