@@ -58,7 +58,8 @@ pub(crate) struct Args {
         value_name = "URL[,KEY=VALUE...]",
         value_delimiter = ';'
     )]
-    backends: Vec<BackendSpec>,
+    // Not parsed by the flag: its error would repeat the key.
+    backends: Vec<String>,
 
     /// JSON file of backends, {"backends": [{"url": "http://HOST:PORT", "role": "both"}]}, followed as it
     /// changes
@@ -114,7 +115,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         let admin = at.admin.map(|admin| admin.to_string());
         ready::say("router", [("listen", Some(at.http.to_string())), ("admin", admin)]);
     };
-    kelvin_router::serve(args.config(), ready, drain).await.context("run the router")
+    kelvin_router::serve(args.config()?, ready, drain).await.context("run the router")
 }
 
 /// A stream takes two connections: as many files may be open as the system allows, not the thousand that is usual.
@@ -126,15 +127,16 @@ fn raise_open_files() {
 }
 
 impl Args {
-    fn config(self) -> RouterConfig {
-        RouterConfig {
+    fn config(self) -> anyhow::Result<RouterConfig> {
+        let backends = self.backends.iter().map(|text| backend(text)).collect::<anyhow::Result<_>>()?;
+        Ok(RouterConfig {
             listen: self.listen,
             admin_listen: self.admin_listen,
             store_page: self.store_page,
             store: self.store,
             token: self.token,
             workers: self.workers,
-            backends: self.backends,
+            backends,
             backends_file: self.backends_file,
             backends_redis: self.backends_redis,
             hedge_after: self.hedge_after.map(Duration::from_millis),
@@ -155,8 +157,14 @@ impl Args {
                 Prefill::Local => PrefillPolicy::Local,
             },
             ..self.limits.config()
-        }
+        })
     }
+}
+
+/// Of an error all but its key is shown.
+fn backend(text: &str) -> anyhow::Result<BackendSpec> {
+    let url = text.split(',').next().unwrap_or_default();
+    text.parse().with_context(|| format!("--backend {url}"))
 }
 
 /// What prompts for backends are compared by.

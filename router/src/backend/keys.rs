@@ -74,7 +74,7 @@ impl Keys {
         }
         let stored = tokens
             .filter(|_| !prompt.is_salted)
-            .map(|tokens| stores.held(pool.stores(), &pool.card.id, tokens));
+            .map(|tokens| stores.held(pool.stores(), &pool.card.name, tokens));
         let tokens = tokens.map_or(text.len() as u64 / TOKEN_BYTES, |tokens| tokens.len() as u64);
         Self { tokens: tokens.max(1), text: hashes, all_by_text, own, stored: stored.unwrap_or_default() }
     }

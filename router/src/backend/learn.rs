@@ -97,7 +97,7 @@ struct Sums {
     rate: Ratio,
     /// Samples of it.
     rates: u64,
-    /// The least that it can be, before the first sample.
+    /// The least that it can be, by the last answers before the first sample.
     rate_min: f64,
     /// Seconds of whole answers, by tokens computed and generated.
     whole: Fit,
@@ -196,7 +196,7 @@ impl Learnt {
         published.set(&sums);
     }
 
-    /// A whole answer of so many tokens came `took` after its prompt was sent, as for [`Learnt::first_token`].
+    /// A whole answer came `took` after its prompt was sent, of which `tokens` were computed and `loaded` loaded.
     pub(crate) fn whole(
         &self,
         tokens: u64,
@@ -227,7 +227,7 @@ impl Learnt {
                 (None, None, Some(generating)) if generating < seconds => {
                     sums.add_rate(tokens, seconds - generating);
                 }
-                (None, None, _) => sums.rate_min = sums.rate_min.max(tokens as f64 / seconds),
+                (None, None, _) => sums.rate_min = (sums.rate_min * KEEP).max(tokens as f64 / seconds),
             }
         }
         published.set(&sums);

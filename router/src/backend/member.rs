@@ -302,21 +302,25 @@ impl Call {
     /// The engine says what of the prompt it had: what was learnt with what was expected is set right.
     pub(super) fn used(&mut self, usage: &Usage) {
         if let (Some(computed), Some(sample)) = (usage.computed_tokens(), self.sample.take()) {
-            self.backend.learnt.correct(sample, self.before + computed, &self.backend.seat.learnt);
+            let tokens = self.before.saturating_add(computed);
+            self.backend.learnt.correct(sample, tokens, &self.backend.seat.learnt);
         }
     }
 
     /// A whole answer came at once, with what the engine says that it used; without that nothing is learnt, since it
-    /// may have any number of tokens.
+    /// may have any number of tokens. Nobody sees when its prompt was computed, nor those of the others: so it counts
+    /// as one that waited for none of them, and beside many it says nothing.
     pub(super) fn whole(&mut self, usage: Option<&Usage>) {
         const FEW: u64 = 4;
+        const BESIDE_MAX: u32 = 8;
+        let is_crowded = self.backend.seat.streams.load(Ordering::Relaxed) > BESIDE_MAX;
         match usage {
             Some(usage) if usage.generated_tokens <= FEW => {
                 self.first_token();
                 self.used(usage);
             }
-            Some(usage) if self.tokens > 0 => {
-                let tokens = self.before + usage.computed_tokens().unwrap_or(self.tokens);
+            Some(usage) if self.tokens > 0 && !is_crowded => {
+                let tokens = usage.computed_tokens().unwrap_or(self.tokens);
                 let (generated, took) = (usage.generated_tokens, self.begun.elapsed());
                 self.backend.learnt.whole(tokens, self.loaded, generated, took, &self.backend.seat.learnt);
             }
@@ -349,6 +353,27 @@ mod tests {
         assert_eq!((backend.load().queued_tokens, backend.load().streams), (50, 2));
         drop((first, second));
         assert_eq!((backend.load().queued_tokens, backend.load().streams), (0, 0));
+    }
+
+    #[test]
+    fn whole_answers_at_once_do_not_count_for_each_other() {
+        let backend =
+            Arc::new(Backend::new(0, BackendSpec::new("http://127.0.0.1:1"), Seat::alone()).unwrap());
+        let usage = Usage { prompt_tokens: 1_000, generated_tokens: 10, cached_tokens: Some(0) };
+        let mut calls: Vec<_> = (0..8).map(|_| Call::begin(&backend, 1_000, 0)).collect();
+        for call in &mut calls {
+            call.begun -= Duration::from_millis(100);
+            call.whole(Some(&usage));
+        }
+        let rate = backend.terms().tokens_per_second.unwrap();
+        assert!(rate <= 10_000.0, "{rate}");
+        // Beside more of them it says nothing.
+        let _more = Call::begin(&backend, 1_000, 0);
+        calls.push(Call::begin(&backend, 1_000, 0));
+        let before = backend.terms();
+        calls.last_mut().unwrap().whole(Some(&usage));
+        assert_eq!(backend.terms(), before);
+        assert_eq!(backend.load().queued_tokens, 1_000);
     }
 
     #[test]

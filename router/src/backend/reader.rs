@@ -69,8 +69,8 @@ async fn watch(state: Arc<Mutex<State>>, patience: Duration) {
                 return;
             }
             let now = Instant::now();
-            look_at = state.full_since.unwrap_or(now) + patience;
-            if look_at > now {
+            look_at = state.full_since.unwrap_or(now) + patience.max(Duration::from_millis(1));
+            if state.full_since.is_none() || look_at > now {
                 continue;
             }
             state.given_up = true;

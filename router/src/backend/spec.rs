@@ -235,8 +235,14 @@ impl FromStr for BackendSpec {
         let mut parts = text.split(',');
         let mut spec = Self::new(parts.next().unwrap_or_default());
         for part in parts {
-            let unknown = || BackendSpecError::Setting(part.to_owned());
-            let (name, value) = part.split_once('=').ok_or_else(unknown)?;
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            // Whatever has no known name may be the rest of a key.
+            let has_key = spec.key.is_some();
+            let unknown = || {
+                let is_known = matches!(name, "role" | "events-bind" | "ranks" | "requests-max");
+                let shown = if has_key && !is_known { "what stands behind a comma" } else { part };
+                BackendSpecError::Setting(shown.to_owned())
+            };
             let count = || value.parse::<u32>().map_err(|_| unknown());
             match (name, value) {
                 ("role", "both") => spec.role = BackendRole::Both,
@@ -299,9 +305,17 @@ mod tests {
             ("http://127.0.0.1:8000,store=7440", "http://HOST:PORT"),
             ("http://127.0.0.1:8000,key=", "`key` is empty"),
             ("http://127.0.0.1:8000,colour=red", "colour=red"),
+            ("http://127.0.0.1:8000,key=half,secret", "behind a comma"),
+            ("http://127.0.0.1:8000,key=half,secret=b", "behind a comma"),
+            ("http://127.0.0.1:8000,key=secret,role=boss", "role=boss"),
         ] {
             let error = text.parse::<BackendSpec>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
+            let hidden = ["half", "secret"];
+            assert!(
+                !text.contains("key=") || hidden.iter().all(|part| !error.contains(part)),
+                "{text}: {error}"
+            );
         }
     }
 }

@@ -221,8 +221,8 @@ async fn a_client_that_reads_may_wait_for_as_long_as_it_takes() {
     let backend = TestBackend::start("one").await;
     backend.always(Do::StreamAndHang(vec![event("first")]));
     let router = TestRouter::before(&[&backend], |config| {
-        config.client_timeout = Duration::from_millis(50);
-        config.token_timeout = Duration::from_millis(500);
+        config.client_timeout = Duration::from_millis(300);
+        config.token_timeout = Duration::from_secs(2);
     })
     .await;
     let body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]});

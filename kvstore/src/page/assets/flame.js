@@ -146,7 +146,8 @@ export class Flame {
     [this.hot.textContent, this.cold.textContent] = this.heat === "recent" ? ["used 1 s ago", "1 day ago"] : [`${plural(this.most, "use", "uses")}`, "none"];
     const boxOf = (hash) => boxes.find((box) => box.dataset.hash === hash);
     const first = boxOf(focused) ?? boxOf(this.#selected?.first) ?? boxes[0];
-    first.tabIndex = 0;
+    // There is none if all branches are too small to be drawn.
+    if (first) first.tabIndex = 0;
     if (focused) boxOf(focused)?.focus();
     const { shown, branches, is_cut: isCut } = this.data;
     const part = isCut ? "the nearest " : shown < branches ? `the largest ${count(shown)} of ` : "";
