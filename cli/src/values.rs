@@ -77,6 +77,12 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
 }
 
+/// A duration that is not 0.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if time.is_zero() { Err(format!("{text:?} is no time at all; write e.g. 1m")) } else { Ok(time) }
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
     let unit = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
@@ -267,6 +273,8 @@ mod tests {
         {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
+        assert_eq!(time("10s"), duration("10s"));
+        assert!(time("0ms").unwrap_err().contains("1m"));
         for text in ["", "10", "s", "-1s", "10 years", "1e99h"] {
             assert!(duration(text).unwrap_err().contains("500ms"), "{text}");
         }

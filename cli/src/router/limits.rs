@@ -46,6 +46,22 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     directory_mib: u32,
 
+    /// Most MiB of a request's body, images included; a longer one is answered 413
+    #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    body_mib: u32,
+
+    /// Most time from handing a request to a worker or a backend to its first token
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = values::time)]
+    first_token_timeout: Duration,
+
+    /// Most time between two tokens
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = values::time)]
+    token_timeout: Duration,
+
+    /// Most time that a client may take to make room for the next part of a stream, after which it is cut off
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = values::time)]
+    client_timeout: Duration,
+
     /// Most tokens of a completion for which the request names no limit
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     tokens_max_default: u32,
@@ -58,10 +74,14 @@ impl Limits {
             ("--requests-max", self.requests_max.to_string()),
             ("--requests-per-slot", self.requests_per_slot.to_string()),
             ("--queue-max", self.queue_max.to_string()),
-            ("--queue-timeout", format!("{}us", self.queue_timeout.as_micros())),
+            ("--queue-timeout", micros(self.queue_timeout)),
             ("--long-tokens", self.long_tokens.to_string()),
             ("--connections-max", self.connections_max.to_string()),
             ("--directory-mib", self.directory_mib.to_string()),
+            ("--body-mib", self.body_mib.to_string()),
+            ("--first-token-timeout", micros(self.first_token_timeout)),
+            ("--token-timeout", micros(self.token_timeout)),
+            ("--client-timeout", micros(self.client_timeout)),
             ("--tokens-max-default", self.tokens_max_default.to_string()),
         ];
         flags.extend(self.long_max.map(|max| ("--long-max", max.to_string())));
@@ -78,10 +98,19 @@ impl Limits {
             long_max: self.long_max.map(|max| max as usize),
             connections_max: self.connections_max as usize,
             directory_bytes: (self.directory_mib as usize) << 20,
+            body_bytes_max: (self.body_mib as usize) << 20,
+            first_token_timeout: self.first_token_timeout,
+            token_timeout: self.token_timeout,
+            client_timeout: self.client_timeout,
             tokens_max_default: self.tokens_max_default,
             ..RouterConfig::default()
         }
     }
+}
+
+/// As a flag takes it.
+fn micros(time: Duration) -> String {
+    format!("{}us", time.as_micros())
 }
 
 #[cfg(test)]
@@ -103,7 +132,8 @@ mod tests {
     #[test]
     fn what_is_passed_on_is_what_was_given() {
         let own = "--requests-max 3 --requests-per-slot 0 --queue-max 4 --queue-timeout 1500ms --long-tokens 5 \
-                   --long-max 6 --connections-max 7 --directory-mib 9 --tokens-max-default 8";
+                   --long-max 6 --connections-max 7 --directory-mib 9 --tokens-max-default 8 \
+                   --body-mib 10 --first-token-timeout 11s --token-timeout 12ms --client-timeout 13s";
         let limits = parse(own.split_whitespace().map(OsString::from));
         assert_eq!(
             (limits.queue_max, limits.long_max, limits.queue_timeout),
@@ -112,7 +142,12 @@ mod tests {
         assert_eq!(limits.config().directory_bytes, 9 << 20);
         assert_eq!(parse(limits.flags()), limits);
         let defaults = parse([]);
-        assert_eq!(defaults.config().directory_bytes, RouterConfig::default().directory_bytes);
+        let (ours, theirs) = (defaults.config(), RouterConfig::default());
+        assert_eq!(ours.directory_bytes, theirs.directory_bytes);
+        assert_eq!(ours.body_bytes_max, theirs.body_bytes_max);
+        let times =
+            |config: &RouterConfig| [config.first_token_timeout, config.token_timeout, config.client_timeout];
+        assert_eq!(times(&ours), times(&theirs));
         assert_eq!(parse(defaults.flags()), defaults);
     }
 }

@@ -168,6 +168,36 @@ async fn a_prompt_goes_to_the_engine_that_says_it_has_it() {
 }
 
 #[tokio::test]
+async fn a_prefix_that_many_ask_for_at_once_spreads() {
+    let (one, two) = (TestBackend::start("one").await.takes(500), TestBackend::start("two").await.takes(500));
+    let (mut first, mut second) = (Publisher::start().await, Publisher::start().await);
+    let router = router(vec![spec(&one, &first), spec(&two, &second)]).await;
+    cache_is(&router, &["exact", "exact"]).await;
+    let prompt = "everybody asks behind this very beginning ".repeat(6);
+    let known = async |batches: f64| {
+        let line = "kelvin_router_feed_events_total{kind=\"batches\"}";
+        until(|| async { (router.metric(line).await? >= batches).then_some(()) }).await;
+    };
+    first.stored(&prompt).await;
+    known(1.0).await;
+    // All at once; how many each engine got.
+    let ask = async |count: usize| {
+        let before = [one.requests().len(), two.requests().len()];
+        let answers = futures::future::join_all((0..count).map(|_| who(&router, &prompt))).await;
+        assert!(answers.iter().all(|answer| ["one", "two"].contains(&answer.as_str())), "{answers:?}");
+        [one.requests().len() - before[0], two.requests().len() - before[1]]
+    };
+    // Up to some queue it is the one that has it; behind that queue computing it elsewhere is sooner.
+    let [holder, other] = ask(80).await;
+    assert!(other >= 2 && holder > 5 * other && holder + other == 80, "{holder} and {other}");
+    // Then there are two that have it.
+    second.stored(&prompt).await;
+    known(2.0).await;
+    let [holder, other] = ask(40).await;
+    assert!(holder >= 10 && other >= 10 && holder + other == 40, "{holder} and {other}");
+}
+
+#[tokio::test]
 async fn what_was_said_before_and_what_was_missed_is_asked_for() {
     let (one, two) = (TestBackend::start("one").await.takes(20), TestBackend::start("two").await.takes(20));
     let (mut first, second) = (Publisher::start().await, Publisher::start().await);
