@@ -88,13 +88,18 @@ pub(crate) struct Client {
     alone: bool,
 }
 
+/// A client of any endpoint.
+pub(crate) fn http() -> reqwest::Result<reqwest::Client> {
+    // Its TLS wants a provider, though nothing here is encrypted; an error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()
+}
+
 impl Client {
     /// Finds out what is served at `url`.
     pub(crate) async fn connect(url: &str) -> anyhow::Result<Client> {
         let url = url.trim_end_matches('/').to_owned();
-        // Its TLS wants a provider, though nothing here is encrypted; an error says that there is one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
+        let http = http()?;
         let models: Value =
             async { http.get(format!("{url}/v1/models")).send().await?.error_for_status()?.json().await }
                 .await

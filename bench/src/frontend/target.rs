@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
 
 use super::{backend::MODEL, wire::Inbox};
+use crate::client::http;
 
 /// A Python router imports for a while.
 const START_TIME_MAX: Duration = Duration::from_secs(90);
@@ -65,7 +66,7 @@ impl Target {
 
     /// Whether it knows the engines' caches by their events.
     async fn follows(&self) -> anyhow::Result<bool> {
-        let health = reqwest::get(format!("http://{}/health", self.address)).await?.text().await?;
+        let health = http()?.get(format!("http://{}/health", self.address)).send().await?.text().await?;
         Ok(!health.contains(r#""cache":"fallback""#))
     }
 
