@@ -202,7 +202,7 @@ fn announce(plan: &Plan, model: &str, json: bool) {
          OpenAI API    http://{listen}/v1\n  \
          dashboard     {router_admin}/ui/  (the cache itself: {admin}/ui/)\n  \
          metrics       {router_admin}/metrics  {admin}/metrics\n  \
-         KV API        {store}  (gRPC; try: kelvin stats --store {store})\n\n\
+         KV API        {store}  (gRPC; try: kelvin top --store {store} --router http://{listen})\n\n\
          Try:\n\n  \
          curl -s http://{listen}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n\n\
          Ctrl-C stops everything.\n"

@@ -204,6 +204,15 @@ fn counts(view: &View) -> Vec<Line<'static>> {
             ),
         ]),
     ];
+    let reads = view.tiers.iter().filter_map(|tier| Some((&tier.name, tier.mebibyte_read?)));
+    let reads: Vec<_> = reads.map(|(name, took)| format!("{name} {took:.1?}")).collect();
+    if !reads.is_empty() {
+        lines.push(Line::from(vec![label("a MiB in"), plain_span(reads.join("  "))]));
+    }
+    if !view.memory.is_empty() {
+        let memory = view.memory.iter().map(|(name, share)| (name.clone(), *share, Color::Reset));
+        lines.push(shared("DRAM", memory));
+    }
     if !view.ghosts.is_empty() {
         let ghosts = view.ghosts.iter().take(6).map(|(name, share)| {
             (name.clone(), *share, if *name == view.policy { Color::Green } else { Color::Reset })

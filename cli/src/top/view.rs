@@ -31,6 +31,8 @@ pub(super) struct View {
     /// What memory would hit under each policy, best first.
     pub(super) ghosts: Vec<(String, f64)>,
     pub(super) policy: String,
+    /// What the namespace that is asked most would hit with so much DRAM.
+    pub(super) memory: Vec<(String, f64)>,
     pub(super) namespaces: Vec<NamespaceRow>,
     pub(super) router: Option<(String, Result<Router, String>)>,
 }
@@ -45,6 +47,8 @@ pub(super) struct TierRow {
     /// Bytes a second between two looks.
     pub(super) rates: Option<(f64, f64)>,
     pub(super) queued: u64,
+    /// How long a read of a MiB takes; none of memory.
+    pub(super) mebibyte_read: Option<Duration>,
     pub(super) health: String,
 }
 
@@ -81,6 +85,21 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
 
 fn tokens(stats: &StatsResponse, blocks: impl Fn(&NamespaceStats) -> u64) -> u64 {
     stats.namespaces.iter().map(|space| blocks(space) * space.block_tokens).sum()
+}
+
+/// What the namespace that is asked most would hit with as much DRAM as there is, and with multiples of it.
+fn memory(stats: &StatsResponse) -> Vec<(String, f64)> {
+    let dram = stats.tiers.iter().find(|tier| tier.tier() == Tier::Dram);
+    let most = stats.namespaces.iter().max_by_key(|space| space.match_blocks * space.block_tokens);
+    let (Some(dram), Some(space)) = (dram, most) else { return Vec::new() };
+    let hit_ratio = |bytes: u64| {
+        let below = space.miss_ratio.iter().take_while(|point| point.capacity_bytes <= bytes).last();
+        below.or(space.miss_ratio.first()).map(|point| 1.0 - point.miss_ratio)
+    };
+    let named = |(times, name): (u64, &str)| {
+        Some((name.to_owned(), hit_ratio(dram.capacity_bytes.saturating_mul(times))?))
+    };
+    [(1, "as now"), (2, "twice"), (4, "4 times"), (8, "8 times")].into_iter().filter_map(named).collect()
 }
 
 fn asked(stats: &StatsResponse) -> u64 {
@@ -142,6 +161,8 @@ impl View {
                 capacity_bytes: tier.capacity_bytes,
                 rates: rate(read, old.map(|old| old.0)).zip(rate(written, old.map(|old| old.1))),
                 queued: tier.reads_queued + tier.writes_queued,
+                mebibyte_read: (tier.mebibyte_read_us > 0 && tier.tier() != Tier::Dram)
+                    .then(|| Duration::from_micros(tier.mebibyte_read_us)),
                 health: match tier.health() {
                     TierHealth::Unspecified => "-".into(),
                     health => health.as_str_name().trim_start_matches("TIER_HEALTH_").to_lowercase(),
@@ -196,6 +217,7 @@ impl View {
             },
             policy: dram.map(|dram| dram.policy.clone()).unwrap_or_default(),
             ghosts,
+            memory: memory(stats),
             namespaces,
             router: now.router.clone(),
         }

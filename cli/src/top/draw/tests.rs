@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use kelvin_proto::kv::v1::{
-    MissReason, MissStats, NamespaceStats, PinStats, PolicyStats, StatsResponse, Tier, TierHealth, TierHits,
-    TierStats,
+    MissRatioPoint, MissReason, MissStats, NamespaceStats, PinStats, PolicyStats, StatsResponse, Tier,
+    TierHealth, TierHits, TierStats,
 };
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -167,6 +167,17 @@ fn plain_text_has_all_of_it() {
         assert!(text.contains(words), "{words} is not in:\n{text}");
     }
     assert!(!text.contains('\u{1b}'));
+}
+
+#[test]
+fn what_reads_take_and_what_more_memory_would_hit() {
+    let mut now = sample(1, Instant::now());
+    now.stats.tiers[1].mebibyte_read_us = 1_640;
+    let point = |mebibytes: u64, miss_ratio| MissRatioPoint { capacity_bytes: mebibytes << 20, miss_ratio };
+    now.stats.namespaces[0].miss_ratio = vec![point(512, 0.6), point(2048, 0.45), point(4096, 0.25)];
+    let text = text(&View::of(&now, None, &VecDeque::new()), 100);
+    assert!(text.contains("a MiB in  nvme 1.6ms\n"), "{text}");
+    assert!(text.contains("DRAM      as now 40.0%  twice 55.0%  4 times 75.0%  8 times 75.0%\n"), "{text}");
 }
 
 #[test]
