@@ -79,6 +79,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.command.serves() {
+        kelvin_kvstore::heap::in_huge_pages();
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -134,6 +137,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 impl Command {
+    /// Whether this is a process of a cluster, which lasts.
+    fn serves(&self) -> bool {
+        self.exports().is_some()
+    }
+
     /// As whom this exports spans: the processes of a cluster do, what people ask of them does not.
     fn exports(&self) -> Option<telemetry::Service> {
         match self {

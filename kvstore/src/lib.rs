@@ -13,6 +13,8 @@ pub mod catalog;
 #[cfg(feature = "client")]
 pub mod client;
 mod hash;
+#[cfg(feature = "index")]
+pub mod heap;
 mod index;
 #[cfg(feature = "server")]
 pub mod insight;

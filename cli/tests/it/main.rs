@@ -2,6 +2,7 @@
 
 mod cluster;
 mod harness;
+mod heap;
 mod help;
 mod licences;
 mod metrics;
@@ -22,7 +23,8 @@ fn kelvin(args: &[&str]) -> Command {
     command.args(args);
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| {
-            ["KELVIN_", "OTEL_"].iter().any(|ours| name.starts_with(ours)) || name == "COLUMNS"
+            ["KELVIN_", "OTEL_", "GLIBC_TUNABLES"].iter().any(|ours| name.starts_with(ours))
+                || name == "COLUMNS"
         }) {
             command.env_remove(name);
         }

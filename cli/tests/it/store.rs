@@ -21,14 +21,25 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn start(flags: &[&str]) -> Running {
+        Running::start_with(flags, &[])
+    }
+
+    pub(super) fn start_with(flags: &[&str], env: &[(&str, &str)]) -> Running {
         let mut command = kelvin(&["store", "--listen", "127.0.0.1:0", "--dram", "16MiB"]);
         // Should this test be killed, the store goes too.
-        command.args(flags).env(kelvin_planner::SUPERVISOR_PID, std::process::id().to_string());
+        command
+            .args(flags)
+            .envs(env.iter().copied())
+            .env(kelvin_planner::SUPERVISOR_PID, std::process::id().to_string());
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap();
         Running { process, url: format!("http://{}", ready["listen"].as_str().unwrap()) }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// In order, as a signal does.
