@@ -140,14 +140,14 @@ impl Core {
 
     /// The same as the service does it for `Match`: with what is counted and watched.
     pub fn look_up(&self, session: &Session, hashes: &[SequenceHash]) -> usize {
-        let began = meters::begin();
         let (tenant, namespace) = (self.tenant(), &session.namespace);
+        let began = meters::measuring().then(|| tenant.now());
         let found = tenant.match_prefix(namespace, hashes).len();
         if let Some(first) = hashes.get(found) {
             tenant.count_misses(namespace, *first, (hashes.len() - found) as u64);
         }
         if let Some(began) = began {
-            tenant.meters().call(Verb::Match, Via::Socket).took(began.elapsed());
+            tenant.meters().call(Verb::Match, Via::Socket).took(tenant.now().saturating_sub(began));
         }
         found
     }

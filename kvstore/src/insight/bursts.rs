@@ -3,7 +3,7 @@
 //! # Overview
 //! A sample of fixed size bounds memory, but not work: where few blocks are asked for over and over, all of them are
 //! in it. So watchers say what they did, in nanoseconds of a processor as they estimate it, and rest once they did
-//! more than a four-hundredth of the time there was. What they see must hang together, for it is distances between uses
+//! more than an eight-hundredth of the time there was. What they see must hang together, for it is distances between uses
 //! that they measure; so they rest until there is time for a long burst, in which each such hot block is used many
 //! times. Who is not that hot never makes them rest.
 
@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Time that one part of work takes, in parts.
-const SHARE: i64 = 400;
+const SHARE: i64 = 800;
 /// Work for which time is saved up, at most,
 const SAVED_NS: i64 = 200_000_000;
 /// and for which it has to be before a rest ends: about 300,000 uses of blocks.
@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn much_work_is_done_in_bursts_and_bounded() {
-        // A fifth of all time is asked for; there are 200 ms at first, then 2.5 ms a second, 50 at once.
-        let (done, rests) = work(&Bursts::default(), 60, 200);
+        // A fifth of all time is asked for; there are 200 ms at first, then 1.25 ms a second, 50 at once.
+        let (done, rests) = work(&Bursts::default(), 120, 200);
         assert!((300_000_000..=360_000_000).contains(&done), "{done} ns of work");
         assert!((3..=4).contains(&rests), "{rests} rests");
     }
@@ -97,8 +97,8 @@ mod tests {
         bursts.did(1, SECOND * 1_000_000);
         bursts.did(SAVED_NS as u64, SECOND * 1_000_000);
         assert!(!bursts.allow(SECOND * 1_000_000));
-        assert!(!bursts.allow(SECOND * 1_000_019));
-        assert!(bursts.allow(SECOND * 1_000_021));
+        assert!(!bursts.allow(SECOND * 1_000_039));
+        assert!(bursts.allow(SECOND * 1_000_041));
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! The gRPC service: checks what arrives, calls the store, answers.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -23,7 +20,7 @@ use crate::{
     span::{self, Tally},
     store::{
         AcquiredBlock, Namespace, Store, Tenant,
-        meters::{self, Verb, Via},
+        meters::{Verb, Via, measuring},
     },
 };
 
@@ -50,14 +47,24 @@ struct Call {
     tenant: Arc<Tenant>,
     verb: Verb,
     via: Via,
-    began: Option<Instant>,
+    /// By the tenant's clock; `None` if nobody measures, or it has ended.
+    began: Option<Duration>,
+}
+
+impl Call {
+    /// Notes how long it took until now; both, unless nobody measures.
+    fn end(&mut self) -> Option<(Duration, Duration)> {
+        let began = self.began.take()?;
+        let now = self.tenant.now();
+        let took = now.saturating_sub(began);
+        self.tenant.meters().call(self.verb, self.via).took(took);
+        Some((now, took))
+    }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(began) = self.began {
-            self.tenant.meters().call(self.verb, self.via).took(began.elapsed());
-        }
+        self.end();
     }
 }
 
@@ -87,12 +94,12 @@ impl Service {
 
     /// The tenant and the message of a call, and what counts how long it takes.
     fn enter<T>(&self, verb: Verb, request: Request<T>) -> Result<(Arc<Tenant>, T, Call), Refusal> {
-        let began = meters::begin();
         let (tenant, via) = match request.extensions().get::<Arc<Tenant>>() {
             // Over a socket that its session's token opened.
             Some(tenant) => (tenant.clone(), Via::Socket),
             None => (self.tenant(request.metadata())?, Via::Grpc),
         };
+        let began = measuring().then(|| tenant.now());
         let call = Call { tenant: tenant.clone(), verb, via, began };
         Ok((tenant, request.into_inner(), call))
     }
@@ -111,7 +118,9 @@ impl Service {
         loop {
             // Registered before the look, so that a commit between look and wait is not missed.
             let mut changed = std::pin::pin!(namespace.changed.notified());
-            changed.as_mut().enable();
+            if !wait.is_zero() {
+                changed.as_mut().enable();
+            }
             // What has to come from a colder tier is held until it is leased.
             let _onboarded = match tenant.cold_prefix(&namespace, hashes) {
                 Some(blocks) => tenant.onboard(&namespace, &hashes[..blocks]).await,
@@ -189,8 +198,7 @@ impl KvService for Service {
         &self,
         request: Request<v1::MatchRequest>,
     ) -> Result<Response<v1::MatchResponse>, Status> {
-        let (tenant, message, _call) = self.enter(Verb::Match, request)?;
-        let begun = tenant.now();
+        let (tenant, message, mut call) = self.enter(Verb::Match, request)?;
         let namespace = tenant.namespace_of(message.session_id)?;
         let named = message.return_hashes;
         let hashes = convert::prefix(message.prefix, &namespace)?;
@@ -221,10 +229,7 @@ impl KvService for Service {
                 looked_at.map(convert::read_lease).collect()
             }
         };
-        let outcome =
-            Outcome { verb: "match", hashes: &hashes, hits: blocks, filling, missed: missed.clone() };
-        self.calls.note(&tenant, &namespace, begun, outcome);
-        Ok(Response::new(v1::MatchResponse {
+        let answer = v1::MatchResponse {
             blocks: blocks as u32,
             tokens: blocks as u64 * block_tokens,
             tiers: found.iter().map(|holders| convert::hottest(*holders).into()).collect(),
@@ -233,15 +238,20 @@ impl KvService for Service {
             loads: convert::loads(&tenant.load_estimates(&found, namespace.spec.block_bytes)),
             leases,
             hashes: if named { convert::wire(&hashes) } else { Vec::new() },
-            missed: missed.map(ranges::explained),
-        }))
+            missed: missed.clone().map(ranges::explained),
+        };
+        if let Some(times) = call.end() {
+            let outcome = Outcome { verb: "match", hashes: &hashes, hits: blocks, filling, missed };
+            self.calls.note(&tenant, &namespace, times, outcome);
+        }
+        Ok(Response::new(answer))
     }
 
     async fn acquire(
         &self,
         request: Request<v1::AcquireRequest>,
     ) -> Result<Response<v1::AcquireResponse>, Status> {
-        let (tenant, message, _call) = self.enter(Verb::Acquire, request)?;
+        let (tenant, message, mut call) = self.enter(Verb::Acquire, request)?;
         let packed = !message.packed_hashes.is_empty();
         let hashes = match packed {
             true => convert::packed_hashes(&message.packed_hashes, &message.hashes)?,
@@ -249,18 +259,19 @@ impl KvService for Service {
         };
         let wait = Duration::from_millis(message.wait_ms);
         let ttl = convert::ttl(message.lease_ttl_ms);
-        let begun = tenant.now();
         let blocks = self.acquire_waiting(&tenant, message.session_id, &hashes, wait, ttl).await?;
         let leased = blocks.iter().take_while(|block| block.status == v1::BlockStatus::Leased).count();
-        if let Ok(namespace) = tenant.namespace_of(message.session_id) {
-            let missed = hashes.get(leased).map(|first| tenant.what(&namespace, *first));
-            let outcome = Outcome { verb: "acquire", hashes: &hashes, hits: leased, filling: 0, missed };
-            self.calls.note(&tenant, &namespace, begun, outcome);
+        let namespace = tenant.namespace_of(message.session_id).ok();
+        let missed = match (&namespace, hashes.get(leased)) {
+            (Some(namespace), Some(first)) => Some(tenant.what(namespace, *first)),
+            _ => None,
+        };
+        if let Some(namespace) = &namespace {
             // What was in a colder tier was brought up: its own span tells from where.
             let all = || blocks.iter().filter(|block| block.status == v1::BlockStatus::Leased);
-            answered(&tenant, &namespace, hashes.len(), || Tally::of(all().map(|_| v1::Tier::Dram)));
+            answered(&tenant, namespace, hashes.len(), || Tally::of(all().map(|_| v1::Tier::Dram)));
         }
-        Ok(Response::new(match packed {
+        let answer = match packed {
             true => {
                 let packed = Some(convert::packed_leases(&blocks));
                 v1::AcquireResponse { packed, ..Default::default() }
@@ -269,7 +280,12 @@ impl KvService for Service {
                 let leases = blocks.into_iter().map(convert::read_lease).collect();
                 v1::AcquireResponse { leases, ..Default::default() }
             }
-        }))
+        };
+        if let (Some(times), Some(namespace)) = (call.end(), &namespace) {
+            let outcome = Outcome { verb: "acquire", hashes: &hashes, hits: leased, filling: 0, missed };
+            self.calls.note(&tenant, namespace, times, outcome);
+        }
+        Ok(Response::new(answer))
     }
 
     async fn reserve(

@@ -23,8 +23,8 @@ pub(super) fn of(store: &Store, tenant: &Tenant, curves: bool) -> v1::StatsRespo
             blocks,
             bytes: blocks * namespace.spec.block_bytes,
             block_tokens: namespace.spec.block_tokens.into(),
-            match_blocks: namespace.match_blocks.get(),
-            hit_blocks: namespace.hit_blocks.get(),
+            match_blocks: namespace.match_blocks(),
+            hit_blocks: namespace.hit_blocks(),
             sessions: *sessions,
             hits: hits(namespace),
             miss_ratio: if curves { miss_ratio(namespace) } else { Vec::new() },
@@ -89,7 +89,7 @@ fn miss_ratio(namespace: &Namespace) -> Vec<v1::MissRatioPoint> {
 /// Hits by tier, of tiers that had any.
 fn hits(namespace: &Namespace) -> Vec<v1::TierHits> {
     let tiers = [Tier::Hbm, Tier::Dram, Tier::Nvme, Tier::Object].into_iter();
-    let hits = tiers.map(|tier| (tier, namespace.tier_hits[tier as usize].get()));
+    let hits = tiers.map(|tier| (tier, namespace.tier_hits(tier as usize)));
     let some = hits.filter(|(_, blocks)| *blocks > 0);
     some.map(|(tier, blocks)| v1::TierHits { tier: convert::tier(tier).into(), blocks }).collect()
 }

@@ -1,7 +1,7 @@
 //! Histograms that many threads write at once.
 //!
 //! A bucket's bound is twice the one before, so that finding it takes a few instructions, and an observation
-//! three additions without a lock. Bounds are fixed by the type: what a histogram takes is known at compile time.
+//! two additions without a lock. Bounds are fixed by the type: what a histogram takes is known at compile time.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -11,9 +11,21 @@ use std::{
 /// Counts of values up to 2^`FIRST`, then of each doubling, `BOUNDS` bounds in all, and of what is beyond.
 #[derive(Debug)]
 pub(crate) struct Histogram<const FIRST: u32, const BOUNDS: usize> {
-    counts: [AtomicU64; BOUNDS],
-    beyond: AtomicU64,
+    buckets: [Bucket; BOUNDS],
+    beyond: Bucket,
+}
+
+/// How many values, and what they add up to: side by side, so that an observation touches one cache line.
+#[derive(Debug, Default)]
+struct Bucket {
+    count: AtomicU64,
     sum: AtomicU64,
+}
+
+impl Bucket {
+    fn read(&self) -> (u64, u64) {
+        (self.count.load(Ordering::Relaxed), self.sum.load(Ordering::Relaxed))
+    }
 }
 
 /// Of times in nanoseconds: 4 us to 17 s.
@@ -31,11 +43,7 @@ pub(crate) struct Distribution {
 
 impl<const FIRST: u32, const BOUNDS: usize> Default for Histogram<FIRST, BOUNDS> {
     fn default() -> Self {
-        Self {
-            counts: std::array::from_fn(|_| AtomicU64::new(0)),
-            beyond: AtomicU64::new(0),
-            sum: AtomicU64::new(0),
-        }
+        Self { buckets: std::array::from_fn(|_| Bucket::default()), beyond: Bucket::default() }
     }
 }
 
@@ -44,19 +52,23 @@ impl<const FIRST: u32, const BOUNDS: usize> Histogram<FIRST, BOUNDS> {
     pub(crate) fn observe(&self, value: u64) {
         // The exponent of the least power of two that is not below the value.
         let exponent = u64::BITS - value.saturating_sub(1).leading_zeros();
-        let bucket = exponent.saturating_sub(FIRST) as usize;
+        let bucket = self.buckets.get(exponent.saturating_sub(FIRST) as usize).unwrap_or(&self.beyond);
         // Statistics order nothing.
-        self.counts.get(bucket).unwrap_or(&self.beyond).fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add(value, Ordering::Relaxed);
+        bucket.count.fetch_add(1, Ordering::Relaxed);
+        bucket.sum.fetch_add(value, Ordering::Relaxed);
     }
 
     /// The counts now. Values that come meanwhile are counted or not, each by itself.
     pub(crate) fn read(&self) -> Distribution {
-        let counts = self.counts.iter().zip(FIRST..);
-        let mut buckets: Vec<_> =
-            counts.map(|(count, exponent)| (1 << exponent, count.load(Ordering::Relaxed))).collect();
-        buckets.push((u64::MAX, self.beyond.load(Ordering::Relaxed)));
-        Distribution { buckets, sum: self.sum.load(Ordering::Relaxed) }
+        let bounds = (FIRST..).map(|exponent| 1 << exponent).take(BOUNDS).chain([u64::MAX]);
+        let mut sum = 0_u64;
+        let buckets = self.buckets.iter().chain([&self.beyond]).map(|bucket| {
+            let (count, values) = bucket.read();
+            sum = sum.wrapping_add(values);
+            count
+        });
+        let buckets = bounds.zip(buckets).collect();
+        Distribution { buckets, sum }
     }
 }
 

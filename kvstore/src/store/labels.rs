@@ -44,11 +44,11 @@ impl Sums {
     fn of(namespace: &Namespace) -> Self {
         let tokens = u64::from(namespace.spec.block_tokens);
         Self {
-            match_blocks: namespace.match_blocks.get(),
-            hit_blocks: namespace.hit_blocks.get(),
-            requested_tokens: namespace.match_blocks.get() * tokens,
-            tier_blocks: std::array::from_fn(|tier| namespace.tier_hits[tier].get()),
-            hit_tokens: std::array::from_fn(|tier| namespace.tier_hits[tier].get() * tokens),
+            match_blocks: namespace.match_blocks(),
+            hit_blocks: namespace.hit_blocks(),
+            requested_tokens: namespace.match_blocks() * tokens,
+            tier_blocks: std::array::from_fn(|tier| namespace.tier_hits(tier)),
+            hit_tokens: std::array::from_fn(|tier| namespace.tier_hits(tier) * tokens),
             blocks: namespace.index.len() as u64,
             index_bytes: namespace.index.memory_bytes() as u64,
         }

@@ -38,6 +38,7 @@ mod registry;
 mod room;
 mod session;
 mod state;
+mod striped;
 mod table;
 mod tenant;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use kelvin_proto::NamespaceSpec;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{BlockKey, counters::Counter, events::EventLog, pins::Pins, tiers_of};
+use super::{BlockKey, counters::Counter, events::EventLog, pins::Pins, striped::Striped, tiers_of};
 use crate::{
     NamespaceKey, SequenceHash,
     catalog::NamespaceId,
@@ -30,7 +30,7 @@ pub(crate) struct Namespace {
     pub(crate) index: RadixIndex<TierSet>,
     pub(crate) events: EventLog,
     /// Wakes those who wait for a block being filled, at every commit and abort.
-    pub(crate) changed: Notify,
+    pub(crate) changed: CachePadded<Notify>,
     pub(crate) pins: Pins,
     /// Why blocks went; the tenant's namespaces share it.
     pub(crate) gone: Arc<Explainer>,
@@ -38,11 +38,16 @@ pub(crate) struct Namespace {
     pub(crate) curve: CachePadded<Mutex<MissRatio>>,
     /// When the curve may watch.
     pub(crate) bursts: Bursts,
-    // Written by every match, so apart from what every match reads.
-    pub(crate) match_blocks: CachePadded<Counter>,
-    pub(crate) hit_blocks: CachePadded<Counter>,
+    matches: Striped<Matches>,
+}
+
+/// What matches came to.
+#[derive(Debug, Default)]
+struct Matches {
+    asked: Counter,
+    hits: Counter,
     /// Those, by the hottest tier that had the block.
-    pub(crate) tier_hits: CachePadded<[Counter; 4]>,
+    tiers: [Counter; 4],
 }
 
 impl Namespace {
@@ -60,21 +65,20 @@ impl Namespace {
             key,
             index: RadixIndex::new(),
             events: EventLog::new(),
-            changed: Notify::new(),
+            changed: CachePadded::new(Notify::new()),
             pins: Pins::default(),
             gone,
             curve: CachePadded::new(Mutex::new(MissRatio::new(CURVE_SAMPLES_MAX))),
             bursts: Bursts::default(),
-            match_blocks: CachePadded::default(),
-            hit_blocks: CachePadded::default(),
-            tier_hits: CachePadded::default(),
+            matches: Striped::default(),
         }
     }
 
     /// Counts a match: what was asked for, and in which tiers the leading run of it was found.
     pub(crate) fn count_match(&self, asked: usize, found: &[TierSet]) {
-        self.match_blocks.add(asked as u64);
-        self.hit_blocks.add(found.len() as u64);
+        let matches = self.matches.mine();
+        matches.asked.add(asked as u64);
+        matches.hits.add(found.len() as u64);
         let mut hits = [0; 4];
         // Neighbours are mostly in the same tiers.
         for run in found.chunk_by(|one, next| one == next) {
@@ -82,9 +86,29 @@ impl Namespace {
                 hits[tier as usize] += run.len() as u64;
             }
         }
-        for (counter, hits) in self.tier_hits.iter().zip(hits).filter(|(_, hits)| *hits > 0) {
+        for (counter, hits) in matches.tiers.iter().zip(hits).filter(|(_, hits)| *hits > 0) {
             counter.add(hits);
         }
+    }
+
+    /// Blocks that matches asked for.
+    pub(crate) fn match_blocks(&self) -> u64 {
+        self.matches.sum(|matches| matches.asked.get())
+    }
+
+    /// Those that they found.
+    pub(crate) fn hit_blocks(&self) -> u64 {
+        self.matches.sum(|matches| matches.hits.get())
+    }
+
+    /// Those whose hottest tier was this one.
+    pub(crate) fn tier_hits(&self, tier: usize) -> u64 {
+        self.matches.sum(|matches| matches.tiers[tier].get())
+    }
+
+    /// Of what is kept to be shown.
+    pub(crate) fn metrics_memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.matches.memory_bytes() + self.curve.lock().memory_bytes()
     }
 
     /// Whether a copy may make room for others.
@@ -95,8 +119,9 @@ impl Namespace {
     /// Blocks of the longest stored prefix.
     pub(crate) fn longest_prefix(&self, hashes: &[SequenceHash], now: u64) -> usize {
         let blocks = self.index.longest_prefix(hashes, Some(now)).len();
-        self.match_blocks.add(hashes.len() as u64);
-        self.hit_blocks.add(blocks as u64);
+        let matches = self.matches.mine();
+        matches.asked.add(hashes.len() as u64);
+        matches.hits.add(blocks as u64);
         blocks
     }
 }

@@ -37,6 +37,7 @@ use super::{
     meters::Meters,
     session::{Ended, Resting, Session, Sessions, unknown_session},
     state::State,
+    striped::Striped,
     table::{Keyed, Table},
     tiers::Below,
     touches::{RUN_KEYS_MAX, Touches},
@@ -96,19 +97,19 @@ pub(crate) struct Tenant {
     pub(super) pool: DramPool,
     pub(super) limits: TenantLimits,
     pub(super) counters: CachePadded<Counters>,
-    pub(super) meters: CachePadded<Meters>,
+    pub(super) meters: Striped<Meters>,
     pub(super) clock: Arc<dyn Clock>,
     /// Changed under the structural lock, read without.
     pub(super) table: Arc<Table>,
     touches: Arc<Touches>,
     /// Sessions come and go under the structural lock as well.
     sessions: Sessions,
-    /// The last lease id that a session set aside.
-    pub(super) last_lease: AtomicU64,
+    /// The last lease id that a session set aside. Written by every lease, so apart from what every call reads.
+    pub(super) last_lease: CachePadded<AtomicU64>,
     /// Nanoseconds of the clock before which no lease and no session is over. Lowered under the lock of the
     /// session that will be due; raised by `expire`, which first sets it to the end of time and then looks at
     /// every session: one that was changed before that look is seen by it, one changed later lowers it again.
-    due: AtomicU64,
+    due: CachePadded<AtomicU64>,
     /// Why blocks went.
     gone: Arc<Explainer>,
     /// Of DRAM.
@@ -147,14 +148,14 @@ impl Tenant {
             pool,
             limits,
             counters: CachePadded::default(),
-            meters: CachePadded::default(),
+            meters: Striped::default(),
             clock,
             state: CachePadded::new(Mutex::new(state)),
             table,
             touches,
             sessions: Sessions::default(),
-            last_lease: AtomicU64::new(0),
-            due: AtomicU64::new(u64::MAX),
+            last_lease: CachePadded::default(),
+            due: CachePadded::new(AtomicU64::new(u64::MAX)),
             gone: Arc::default(),
             quotas,
             ghosts: Mutex::new(GhostBoard::new(&PolicyKind::FIXED, 1)),
@@ -178,8 +179,14 @@ impl Tenant {
         &self.counters
     }
 
+    /// For this thread to write.
     pub(crate) fn meters(&self) -> &Meters {
-        &self.meters
+        self.meters.mine()
+    }
+
+    /// To be added up.
+    pub(crate) fn all_meters(&self) -> impl Iterator<Item = &Meters> {
+        self.meters.all()
     }
 
     /// Tokens asked for and found, by namespace, as metrics show them.
@@ -215,15 +222,11 @@ impl Tenant {
     /// Memory of what is kept about the tenant to be shown: counts, histograms, reasons, and of each namespace
     /// its counts and its curve. Not that of the ghosts, which are a part of the policies.
     pub(crate) fn metrics_memory_bytes(&self) -> usize {
-        let curves: usize = self
-            .namespaces()
-            .iter()
-            .map(|namespace| size_of::<Namespace>() + namespace.curve.lock().memory_bytes())
-            .sum();
+        let curves: usize = self.namespaces().iter().map(|namespace| namespace.metrics_memory_bytes()).sum();
         let rows = self.rows();
         let labels: usize =
             rows.iter().map(|row| size_of_val(row) + row.model.len() + row.namespace.len()).sum();
-        size_of::<Counters>() + size_of::<Meters>() + self.gone.memory_bytes() + labels + curves
+        size_of::<Counters>() + self.meters.memory_bytes() + self.gone.memory_bytes() + labels + curves
     }
 
     /// The store's clock.

@@ -12,7 +12,7 @@ use super::{
     BlockKey, ImmutableBlock, Keep, LeaseId, MutableBlock, Namespace, SessionId, Tenant,
     block::CompleteBlock,
     lease::Right,
-    meters::{self, Carrier, Direction},
+    meters::{self, Carrier, Direction, measuring},
     room::DRAM,
     session::Session,
     state::State,
@@ -102,7 +102,6 @@ impl Tenant {
         self.expire_due();
         let session = self.session(session)?;
         let mut held = session.hold()?;
-        let began = if held.maps_memory { meters::begin() } else { None };
         let mut room = held.room();
         let now = self.clock.now();
         let (expires_at, epoch) = (self.expiry(now, ttl), self.epoch());
@@ -139,7 +138,10 @@ impl Tenant {
             self.lower_due(expires_at);
             if held.maps_memory {
                 self.counters.shm_leased_bytes.add(bytes);
-                self.meters.transfers(Carrier::Shm, Direction::Read).note(bytes, began);
+                if measuring() {
+                    let took = self.clock.now().saturating_sub(now);
+                    self.meters.mine().transfers(Carrier::Shm, Direction::Read).took(bytes, took);
+                }
             }
         }
         drop(held);
@@ -271,7 +273,7 @@ impl Tenant {
         let stored = statuses.iter().filter(|status| **status == BlockStatus::Stored).count() as u64;
         if stored > 0 {
             let bytes = stored * session.namespace.spec.block_bytes;
-            self.meters.transfers(Carrier::Shm, Direction::Write).note(bytes, began);
+            self.meters.mine().transfers(Carrier::Shm, Direction::Write).note(bytes, began);
         }
         Ok(statuses)
     }

@@ -37,7 +37,7 @@ const SINGLE: &[&Metric] = &[&CALL, &TRANSFER_BYTES, &TRANSFER_SECONDS];
 /// Of all tenants.
 fn sum(store: &Store, read: impl Fn(&Meters) -> Distribution) -> Distribution {
     let mut sum = Distribution::default();
-    store.tenants().for_each(|tenant| sum.add(&read(tenant.meters())));
+    store.tenants().flat_map(|tenant| tenant.all_meters()).for_each(|meters| sum.add(&read(meters)));
     sum
 }
 

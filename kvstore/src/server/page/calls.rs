@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     SequenceHash,
     page::Recent,
-    store::{Namespace, Store, Tenant, What, meters::measuring},
+    store::{Namespace, Store, Tenant, What},
 };
 
 const SHOWN: usize = 200;
@@ -52,20 +52,19 @@ pub(in crate::server) struct Calls {
 }
 
 impl Calls {
-    /// Adds a call that began at `begun`.
+    /// Adds a call that ended at the first of `times` and took the second.
     pub(in crate::server) fn note(
         &self,
         tenant: &Tenant,
         namespace: &Namespace,
-        begun: Duration,
+        (now, took): (Duration, Duration),
         outcome: Outcome<'_>,
     ) {
         let Outcome { verb, hashes, hits, filling, missed: why } = outcome;
-        if hashes.is_empty() || !measuring() {
+        let missed = (hashes.len() - hits.min(hashes.len())) as u64;
+        if hashes.is_empty() || !self.recent.wants(now, took.as_micros() as u64, missed) {
             return;
         }
-        let now = tenant.now();
-        let took = now.saturating_sub(begun);
         let seen = Seen {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             at: now,
@@ -80,7 +79,6 @@ impl Calls {
             last: hashes.last().copied(),
             first_missing: hashes.get(hits + filling).map(|hash| (*hash, why)),
         };
-        let missed = (hashes.len() - hits.min(hashes.len())) as u64;
         self.recent.push(now, took.as_micros() as u64, missed, seen);
     }
 
