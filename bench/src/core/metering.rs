@@ -168,7 +168,7 @@ async fn service(report: &mut Report, seed: u64, smoke: bool) -> anyhow::Result<
     for prompt in &stored {
         fill(&clients[0], prompt).await?;
     }
-    let (count, turns) = if smoke { (12, 4) } else { (400, 240) };
+    let (count, turns) = if smoke { (12, 8) } else { (100, 960) };
     // The time that ghosts and curves saved up while nothing happened is no part of a full load.
     let begin = Instant::now();
     while begin.elapsed() < 2 * BURST {
