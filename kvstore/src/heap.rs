@@ -3,8 +3,8 @@
 //! # Overview
 //! The index, a router's board and a policy's lists are read in places that nobody can foresee. In pages of 4 KiB most
 //! of these reads miss the TLB as well as the cache; on a virtual machine a page walk goes through two tables, and now
-//! and then waits for the hypervisor to bring the page back: `kelvin-bench index` prints a p99 of a decision of 19 us in
-//! huge pages where it was 50 to 170 without.
+//! and then waits for the hypervisor to bring the page back: in one and the same hour `kelvin-bench index` printed a p99
+//! of a decision of 19 us in huge pages and of 48 to 152 without.
 //!
 //! The kernel gives huge pages to whoever asks for them (`madvise`, the default of Debian and most others), and glibc's
 //! allocator asks if a process was started with a certain variable; there is no call for it. So a server starts itself
