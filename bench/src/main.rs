@@ -56,7 +56,10 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // As the servers have it.
-    kelvin_kvstore::heap::in_huge_pages();
+    if let Err(error) = kelvin_kvstore::heap::in_huge_pages() {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
     // For the supervisor of a cluster that is started here.
     let filter = tracing_subscriber::EnvFilter::try_from_env("KELVIN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));

@@ -79,8 +79,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.command.serves() {
-        kelvin_kvstore::heap::in_huge_pages();
+    if cli.command.serves()
+        && let Err(error) = kelvin_kvstore::heap::in_huge_pages()
+    {
+        eprintln!("error: {error}");
+        return ExitCode::from(FAILED);
     }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

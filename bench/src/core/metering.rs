@@ -1,14 +1,14 @@
 //! What it costs a store to measure itself: the same load with and without.
 //!
 //! Clients in this process ask a whole store, over its socket and shared memory, for prompts as fast as it answers:
-//! match, lease, give back; one prompt in four is not there. There are as many of them as it takes for no core to run
+//! match, lease, give back; one prompt in four is not there. There are sixteen, so that no core of a small machine runs
 //! dry: with two, a prompt costs three times as much, most of it to send threads to sleep and wake them, and how often
 //! that happens changes with the least delay. No payload is touched, so that nothing hides the cost.
 //!
-//! Turns with and without take each other's place. With, the page is scraped every five seconds, as the deployment
-//! files have it. Ghosts and curves save up time while they are off: here they watch twice as long as in a store where
-//! they are always on. Compared is processor time of the whole process, clients included; the wall clock is given as
-//! well.
+//! Turns with and without take each other's place. The page is scraped every five seconds, as the deployment files
+//! have it, always in a turn with. Ghosts and curves save up time while they are off. So both come twice as often, in
+//! turns with, as in a store where all is always on. Compared is processor time of the whole process, clients included;
+//! the wall clock is given as well.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -18,9 +18,9 @@ const RECENT_MAX: usize = 1024;
 const EXTREMES_MAX: usize = 32;
 const EXTREMES_FOR: Duration = Duration::from_secs(600);
 
-/// Of requests without end that are no extremes, one is kept each so often.
+/// Under steady load, a request that is no extreme is kept this often.
 const KEPT_EVERY_NS: u64 = 1_000_000_000 / 256;
-/// After a rest, so many are kept one behind the other.
+/// After a rest, so many are kept at once.
 const KEPT_AT_ONCE: u64 = RECENT_MAX as u64;
 
 struct Entry<T> {
@@ -87,7 +87,7 @@ pub struct Recent<T> {
     kept_until: AtomicU64,
 }
 
-/// Threads that race see one of two neighbouring states, of which either decides well.
+/// Threads that race may see one value new and the other old: then an item more or fewer is kept.
 #[derive(Default)]
 struct Least {
     score: AtomicU64,

@@ -52,7 +52,7 @@ struct Call {
 }
 
 impl Call {
-    /// Notes how long it took until now; both, unless nobody measures.
+    /// Counts it as ended: when that was, and how long it took. `None` if nobody measures.
     fn end(&mut self) -> Option<(Duration, Duration)> {
         let began = self.began.take()?;
         let now = self.tenant.now();
@@ -118,6 +118,7 @@ impl Service {
         loop {
             // Registered before the look, so that a commit between look and wait is not missed.
             let mut changed = std::pin::pin!(namespace.changed.notified());
+            // It takes a lock that all callers share, so who does not wait does not register.
             if !wait.is_zero() {
                 changed.as_mut().enable();
             }

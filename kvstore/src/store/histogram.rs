@@ -17,6 +17,7 @@ pub(crate) struct Histogram<const FIRST: u32, const BOUNDS: usize> {
 
 /// How many values, and what they add up to: side by side, so that an observation touches one cache line.
 #[derive(Debug, Default)]
+#[repr(align(16))]
 struct Bucket {
     count: AtomicU64,
     sum: AtomicU64,

@@ -1,7 +1,7 @@
 //! What a tenant's calls and transfers took: histograms by verb and by transport.
 //!
 //! # Limits
-//! Everything here is of fixed size, some 21 KiB a tenant and stripe. Nothing is labelled by what a client says.
+//! Everything here is of fixed size, some 20 KiB a tenant and stripe, of which there are 16 at most. Nothing is labelled by what a client says.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
