@@ -4,7 +4,7 @@
 //! so the extremes have lists of their own, which others do not push out.
 //!
 //! Of tens of thousands a second, the newest thousand are those of a moment that has passed before anybody looks, and to
-//! keep each of them would cost a percent of a store's work. So who has that many asks [`Recent::wants`] first.
+//! keep each of them would cost half a percent of a store's work. So who has that many asks [`Recent::wants`] first.
 
 use std::{
     collections::VecDeque,

@@ -1,7 +1,7 @@
 //! What many threads count, without taking the cache line from each other.
 //!
-//! A counter that two threads write moves between their cores with each addition, some 80 ns; a call has a dozen of
-//! them. So there are several of each, threads write different ones, and who reads adds them up.
+//! A counter that two threads write moves between their cores with each addition, and a call has a dozen of them. So
+//! there are several of each, threads write different ones, and who reads adds them up.
 
 use std::{
     cell::Cell,
