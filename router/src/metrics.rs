@@ -59,6 +59,7 @@ pub(crate) struct Metrics {
     feeds: Family<FeedLabels, Gauge>,
     feed_events: Family<ErrorLabels, Counter>,
     directory_blocks: Gauge,
+    directory_coming: Gauge,
     directory_bytes: Gauge,
     directory_refused: Gauge,
 }
@@ -228,6 +229,11 @@ impl Metrics {
             feeds: counted(r, "feeds", "Backends by what is known of their caches"),
             feed_events: counted(r, "feed_events", "KV events of backends by kind"),
             directory_blocks: counted(r, "directory_blocks", "Blocks known to be in backends' memories"),
+            directory_coming: counted(
+                r,
+                "directory_coming",
+                "Marks of the prompts that backends with events compute right now, by which others find them there",
+            ),
             directory_bytes: measured(
                 r,
                 "directory_memory",
@@ -339,9 +345,10 @@ impl Metrics {
     }
 
     /// Replaces what the directory says of itself.
-    pub(crate) fn directory(&self, blocks: usize, bytes: usize, refused: u64) {
+    pub(crate) fn directory(&self, blocks: usize, coming: usize, bytes: usize, refused: u64) {
         let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.directory_blocks.set(number(blocks));
+        self.directory_coming.set(number(coming));
         self.directory_bytes.set(number(bytes));
         self.directory_refused.set(i64::try_from(refused).unwrap_or(i64::MAX));
     }

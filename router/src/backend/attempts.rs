@@ -145,20 +145,17 @@ impl Forwarder {
             }
             Some((other, elsewhere)) => {
                 let elsewhere = elsewhere.expected;
-                keys.sent(&self.directory, &other, now);
+                let there = Call::begin(&other, elsewhere.compute_tokens, elsewhere.load_tokens)
+                    .computing(keys.sent(&self.directory, &other, now));
                 // What is computed there is loaded here, all but the last token.
-                Placed {
-                    call: Call::begin(&backend, 1, load + compute.saturating_sub(1)),
-                    prefill: Some((
-                        Call::begin(&other, elsewhere.compute_tokens, elsewhere.load_tokens),
-                        compute,
-                    )),
-                }
+                let call = Call::begin(&backend, 1, load + compute.saturating_sub(1));
+                Placed { call, prefill: Some((there, compute)) }
             }
         };
+        let underway = keys.sent(&self.directory, &backend, now);
+        let placed = Placed { call: placed.call.computing(underway), ..placed };
         drop(rng);
         self.metrics.backend_decision(backend.mode());
-        keys.sent(&self.directory, &backend, now);
         // Whoever has to go elsewhere is counted already.
         if errand.session.is_some() && excluded.is_empty() {
             let kept = preferred.map(|preferred| preferred.id == backend.id);

@@ -10,7 +10,7 @@ use kelvin_kvstore::SequenceHash;
 
 use super::{member::Backend, pool::Pool};
 use crate::{
-    directory::{Directory, Scope, TEXT_BLOCK_BYTES},
+    directory::{Directory, Scope, TEXT_BLOCK_BYTES, Underway},
     expected::Held,
     feeds::{Mode, Stores},
 };
@@ -39,6 +39,8 @@ pub(crate) struct Prompt<'a> {
 pub(crate) struct Keys {
     tokens: u64,
     text: Vec<SequenceHash>,
+    /// By the number of a block's tokens, as servers that tell of their caches have them.
+    by_tokens: Vec<(u32, Vec<SequenceHash>)>,
     /// Whether every server is known by the text.
     all_by_text: bool,
     /// Leading tokens in each server's own memory, at its place in the pool.
@@ -56,34 +58,45 @@ impl Keys {
         let by_text = kinds.by_text || all_by_text;
         let hashes = if by_text { directory.hash_text(prompt.text_scope, text) } else { Vec::new() };
         let mut own = vec![0; pool.backends().len()];
-        let mut add = |hashes: &[SequenceHash], block_tokens: u64, is_known: &dyn Fn(Mode, u32) -> bool| {
-            directory.prefixes(hashes, |id, blocks| {
-                let Some(at) = pool.place(id) else { return };
-                let (mode, size) = pool.line(at).known();
-                if is_known(mode, size) {
-                    own[at] = own[at].max(u64::from(blocks) * block_tokens);
-                }
-            });
-        };
-        add(&hashes, TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &|mode, _| all_by_text || mode == Mode::Fallback);
-        if let Some(tokens) = tokens {
-            for size in kinds.sizes.iter().copied() {
-                let hashes = directory.hash_tokens(scope, tokens, size as usize);
-                add(&hashes, size.into(), &|mode, known| mode != Mode::Fallback && known == size);
+        let mut add = |id: u32, tokens: u64, is_known: &dyn Fn(Mode, u32) -> bool| {
+            let Some(at) = pool.place(id) else { return };
+            let (mode, size) = pool.line(at).known();
+            if is_known(mode, size) {
+                own[at] = own[at].max(tokens);
             }
+        };
+        let by_what_was_sent = |mode, _| all_by_text || mode == Mode::Fallback;
+        directory.prefixes(&hashes, |id, blocks| {
+            add(id, u64::from(blocks) * TEXT_BLOCK_BYTES as u64 / TOKEN_BYTES, &by_what_was_sent);
+        });
+        let mut by_tokens = Vec::new();
+        for size in tokens.iter().flat_map(|_| kinds.sizes.iter().copied()) {
+            let hashes = directory.hash_tokens(scope, tokens.unwrap_or_default(), size as usize);
+            let by_events = |mode, known| mode != Mode::Fallback && known == size;
+            let tokens = |blocks| u64::from(blocks) * u64::from(size);
+            directory.prefixes(&hashes, |id, blocks| add(id, tokens(blocks), &by_events));
+            // Of one that has not told of any block yet the size is not known.
+            let or_will = |mode, known| by_events(mode, known) || (mode != Mode::Fallback && known == 0);
+            directory.coming(&hashes, |id, blocks| add(id, tokens(blocks), &or_will));
+            by_tokens.push((size, hashes));
         }
         let stored = tokens
             .filter(|_| !prompt.is_salted)
             .map(|tokens| stores.held(pool.stores(), &pool.card.name, tokens));
         let tokens = tokens.map_or(text.len() as u64 / TOKEN_BYTES, |tokens| tokens.len() as u64);
-        Self { tokens: tokens.max(1), text: hashes, all_by_text, own, stored: stored.unwrap_or_default() }
+        let stored = stored.unwrap_or_default();
+        Self { tokens: tokens.max(1), text: hashes, by_tokens, all_by_text, own, stored }
     }
 
-    /// The prompt goes to `backend`, which will have it.
-    pub(super) fn sent(&self, directory: &Directory, backend: &Backend, now: Duration) {
+    /// The prompt goes to `backend`, which will have it: what that is counted by until its own events tell.
+    pub(super) fn sent(&self, directory: &Directory, backend: &Backend, now: Duration) -> Option<Underway> {
         if self.all_by_text || !backend.is_followed() {
             directory.assume(backend.id, &self.text, now);
+            return None;
         }
+        let size = backend.block_tokens();
+        let (_, hashes) = self.by_tokens.iter().find(|(known, _)| *known == size || size == 0)?;
+        Some(directory.begins(backend.id, hashes))
     }
 
     /// Tokens that are to be computed wherever most of it is.

@@ -15,7 +15,10 @@ use super::{
     spec::{BackendRole, BackendSpec, BackendSpecError},
     usage::Usage,
 };
-use crate::{directory::Directory, feeds::Mode};
+use crate::{
+    directory::{Directory, Underway},
+    feeds::Mode,
+};
 
 /// How a server does, by its probes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +169,11 @@ impl Backend {
         self.seat.known().0
     }
 
+    /// Tokens of a block of its cache, as its events tell; 0 as long as they do not.
+    pub(super) fn block_tokens(&self) -> u32 {
+        self.seat.known().1
+    }
+
     /// Whether its cache is known by its events, and not by what was sent there.
     pub(crate) fn is_followed(&self) -> bool {
         self.mode() != Mode::Fallback
@@ -241,6 +249,8 @@ pub(crate) struct Call {
     sample: Option<Sample>,
     /// Tokens of the prompt that were expected not to be computed.
     hit_expected: u64,
+    /// That the prompt is being computed there.
+    underway: Option<Underway>,
 }
 
 impl Call {
@@ -252,7 +262,14 @@ impl Call {
         backend.seat.streams.fetch_add(1, Ordering::Relaxed);
         let before = backend.seat.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
         let begun = Instant::now();
-        Self { backend: backend.clone(), begun, tokens, before, loaded, sample: None, hit_expected: 0 }
+        let backend = backend.clone();
+        Self { backend, begun, tokens, before, loaded, sample: None, hit_expected: 0, underway: None }
+    }
+
+    /// The same, of a prompt that others may count on there.
+    pub(super) fn computing(mut self, underway: Option<Underway>) -> Self {
+        self.underway = underway;
+        self
     }
 
     /// The same, of a prompt of which `tokens` are expected to be in its caches.
@@ -296,6 +313,13 @@ impl Call {
     }
 
     fn computed(&mut self) {
+        self.leave_queue();
+        if let Some(underway) = self.underway.take() {
+            underway.computed();
+        }
+    }
+
+    fn leave_queue(&mut self) {
         self.backend.seat.queued_tokens.fetch_sub(std::mem::take(&mut self.tokens), Ordering::Relaxed);
     }
 
@@ -332,7 +356,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.computed();
+        self.leave_queue();
         self.backend.seat.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }

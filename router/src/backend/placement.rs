@@ -70,6 +70,7 @@ impl Placement {
         let shape = Shape { tokens: keys.tokens(), own: keys.own(), stored: keys.stored() };
         let (backend, choice) = place(&self.0, shape, Part::Answer, None, &[], rng).ok()?;
         let call = Call::begin(&backend, choice.expected.compute_tokens, choice.expected.load_tokens);
-        Some((backend.id, call))
+        let underway = keys.sent(directory, &backend, Duration::ZERO);
+        Some((backend.id, call.computing(underway)))
     }
 }

@@ -8,11 +8,14 @@
 //! - what a request that was sent there will leave there ([`Directory::assume`]), for workers without events:
 //!   it is believed for [`TTL`], and of those entries there are [`ASSUMED_MAX`] at most.
 //!
+//! Beside them is what workers with events compute right now ([`Directory::begins`]), of which no event tells yet.
+//!
 //! # Limits
 //! With the budget used up nothing new is taken in, and counted: routing then knows less, and nothing breaks. What
 //! engines' own hashes take beside it is a part of the budget ([`Room`]).
 
 mod assumed;
+mod coming;
 mod room;
 
 use std::{
@@ -29,6 +32,8 @@ use parking_lot::Mutex;
 use siphasher::sip128::SipHasher13;
 
 use assumed::Assumed;
+use coming::Coming;
+pub(crate) use coming::Underway;
 pub(crate) use room::Room;
 
 /// Workers are numbered below this.
@@ -49,6 +54,7 @@ pub(crate) struct Directory {
     index: RadixIndex<FleetSet>,
     hasher: SipHasher13,
     assumed: Mutex<Assumed>,
+    coming: Arc<Coming>,
     refused: AtomicU64,
     /// Bytes of the budget that are taken beside the index.
     beside: Arc<AtomicUsize>,
@@ -62,6 +68,7 @@ impl Directory {
             index: RadixIndex::with_budget(budget_bytes),
             hasher: SipHasher13::new_with_key(secret),
             assumed: Mutex::new(Assumed::new(ASSUMED_MAX)),
+            coming: Arc::default(),
             refused: AtomicU64::new(0),
             beside: Arc::default(),
         }
@@ -156,6 +163,16 @@ impl Directory {
         alive.unwrap_or_default().iter().for_each(|worker| found(worker, blocks));
     }
 
+    /// The same of those that compute them right now.
+    pub(crate) fn coming(&self, hashes: &[SequenceHash], found: impl FnMut(u32, u32)) {
+        self.coming.prefixes(hashes, found);
+    }
+
+    /// A prompt of these blocks was sent to a worker whose events will tell of them.
+    pub(crate) fn begins(&self, worker: u32, hashes: &[SequenceHash]) -> Underway {
+        self.coming.begin(worker, hashes)
+    }
+
     /// A worker has blocks of which each is the parent of the next. Returns whether they were taken in: the
     /// parent must be known, and there must be room.
     pub(crate) fn stored(&self, worker: u32, parent: Option<SequenceHash>, hashes: &[SequenceHash]) -> bool {
@@ -214,6 +231,7 @@ impl Directory {
 
     /// Drops what was assumed too long ago.
     pub(crate) fn expire(&self, now: Duration) {
+        self.coming.expire();
         loop {
             // In pieces: decisions wait for the lock.
             let old = self.assumed.lock().expired(now, 1024);
@@ -229,6 +247,11 @@ impl Directory {
     /// Blocks known.
     pub(crate) fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// Marks of prompts that workers compute right now.
+    pub(crate) fn marks_coming(&self) -> usize {
+        self.coming.len()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {

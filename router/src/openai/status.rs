@@ -260,7 +260,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> 
         app.metrics.backend.stores(&forwarder.stores.reports());
         app.metrics.backend.sessions(forwarder.sessions.len());
         let directory = &forwarder.directory;
-        app.metrics.directory(directory.len(), directory.memory_bytes(), directory.refused());
+        let (blocks, coming) = (directory.len(), directory.marks_coming());
+        app.metrics.directory(blocks, coming, directory.memory_bytes(), directory.refused());
     }
     let format = Exposition::accepted(headers.get(ACCEPT).and_then(|value| value.to_str().ok()));
     let content_type = HeaderValue::from_static(format.content_type());

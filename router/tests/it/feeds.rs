@@ -187,9 +187,15 @@ async fn a_prefix_that_many_ask_for_at_once_spreads() {
         assert!(answers.iter().all(|answer| ["one", "two"].contains(&answer.as_str())), "{answers:?}");
         [one.requests().len() - before[0], two.requests().len() - before[1]]
     };
-    // Up to some queue it is the one that has it; behind that queue computing it elsewhere is sooner.
+    // Up to some queue it is the one that has it; behind that queue computing it elsewhere is sooner, and whoever
+    // comes next finds it in work there, long before an event tells.
     let [holder, other] = ask(80).await;
-    assert!(other >= 2 && holder > 5 * other && holder + other == 80, "{holder} and {other}");
+    assert!(other >= 20 && holder >= 30 && holder + other == 80, "{holder} and {other}");
+    // Nothing was stored there after all, so what was believed of it goes.
+    until(|| async { (router.metric("kelvin_router_directory_coming").await == Some(0.0)).then_some(()) })
+        .await;
+    let [holder, other] = ask(2).await;
+    assert_eq!([holder, other], [2, 0]);
     // Then there are two that have it.
     second.stored(&prompt).await;
     known(2.0).await;
