@@ -35,7 +35,7 @@ use tower::Service;
 
 use crate::{
     admission::{Admission, AdmissionLimits},
-    backend::{self, Forwarder, Patience, Roster, Sessions, Source},
+    backend::{self, Forwarder, Moving, Patience, Roster, Sessions, Source},
     config::KeyKind,
     config::{Error, Listening, RouterConfig},
     directory::Directory,
@@ -327,6 +327,11 @@ fn backends(
         hedge_after: config.hedge_after,
         hedges: AtomicUsize::new(0),
         policy: config.prefill,
+        moving: Moving {
+            moves_max: config.migrations_max,
+            wait: config.migration_wait,
+            keeping: Arc::default(),
+        },
         ending: ending.clone(),
     }))
 }

@@ -54,16 +54,17 @@ impl Drop for Hedge<'_> {
 type Answer = Result<Response<Answered>, Trouble>;
 
 impl Forwarder {
-    pub(super) async fn attempts(&self, pool: &Pool, errand: &Errand<'_>) -> Answer {
-        let mut excluded = Vec::new();
+    /// The answer of one of the servers that are not `excluded`.
+    pub(super) async fn attempts(&self, pool: &Pool, errand: &Errand<'_>, mut excluded: Vec<u32>) -> Answer {
         let mut last: Option<Answer> = None;
-        while excluded.len() < ATTEMPTS {
+        let most = excluded.len() + ATTEMPTS;
+        while excluded.len() < most {
             let placed = match self.begin(pool, errand, &excluded) {
                 Ok(placed) => placed,
                 Err(Full::Busy) => return last.unwrap_or(Err(Trouble::Busy)),
                 Err(Full::Away) => return last.unwrap_or(Err(Trouble::NoBackend)),
             };
-            if !excluded.is_empty() {
+            if last.is_some() {
                 self.metrics.retries.inc();
             }
             excluded.push(placed.call.backend().id);

@@ -17,6 +17,7 @@ pub(crate) struct Counts {
     hedges: Family<ResultLabels, Counter>,
     prefills: Family<ResultLabels, Counter>,
     affinity: Family<ResultLabels, Counter>,
+    stayed: Family<WhyLabels, Counter>,
     sessions: Gauge,
     found: Family<SourceLabels, Gauge>,
     source_up: Family<SourceLabels, Gauge>,
@@ -40,6 +41,11 @@ struct EndLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabels {
+    why: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +78,11 @@ impl Counts {
                 "backend_affinity",
                 "Requests of a session, by whether they went where its last one had gone",
             ),
+            stayed: counted(
+                r,
+                "backend_streams_stayed",
+                "Streams that broke off and did not go on at another backend, by why",
+            ),
             sessions: counted(r, "backend_sessions", "Sessions of which that is known"),
             found: counted(r, "backends_found", "Backends that each source names"),
             source_up: counted(
@@ -100,6 +111,7 @@ impl Counts {
         self.hedge("asked");
         self.prefill("done");
         self.affinity("new");
+        self.stayed("nobody");
         self.looked("redis", Some(0));
         self.source_error("redis", "unreachable", 0);
         self.stores(&[]);
@@ -126,6 +138,12 @@ impl Counts {
     /// A session's request: `kept`, `left` or `new`.
     pub(super) fn affinity(&self, result: &'static str) {
         self.affinity.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// A stream that broke off stayed so: `nobody` (could take it), `too_often` (it had moved), or what nobody can go
+    /// on behind (see [`Bound`](super::onward)).
+    pub(super) fn stayed(&self, why: &'static str) {
+        self.stayed.get_or_create(&WhyLabels { why }).inc();
     }
 
     /// Replaces what is said of stores.

@@ -23,6 +23,11 @@ impl<'a> Fields<'a> {
         self.0.iter().any(|(known, _)| known == name)
     }
 
+    /// Whether there is one of that name that is not null.
+    pub(super) fn has_value(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, value)| known == name && value != "null")
+    }
+
     pub(super) fn remove(&mut self, name: &str) {
         self.0.retain(|(known, _)| known != name);
     }
@@ -83,6 +88,7 @@ mod tests {
         let text = r#"{"a": 1.50, "b\n": [1,  2], "c": 123456789012345678901234567890, "d": null, "c": 1}"#;
         let mut fields = Fields::parse(text.as_bytes()).unwrap();
         assert!(fields.has("d") && !fields.has("e"));
+        assert!(fields.has_value("a") && !fields.has_value("d") && !fields.has_value("e"));
         fields.remove("d");
         fields.set("e", "true");
         fields.set("a", r#"{"x": 2}"#);

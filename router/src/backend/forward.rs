@@ -21,7 +21,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     http::{
-        HeaderMap, HeaderName, Request, Response, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
         header::{
             ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, SERVER, TE, TRAILER,
             TRANSFER_ENCODING, UPGRADE, USER_AGENT,
@@ -41,6 +41,7 @@ use super::{
     client::{Client, why},
     keys::Keys,
     member::{Backend, Call},
+    onward::{Again, Failed, Moved, Mover, Moving},
     pool::Pool,
     reader::Read,
     roster::Roster,
@@ -101,6 +102,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) session: Option<u64>,
     /// Whether that ends with this answer.
     pub(crate) session_end: bool,
+    /// How another server is asked to go on with a stream that broke off; `None` of one that does so already.
+    pub(crate) again: Option<Again>,
 }
 
 /// An answer's body.
@@ -136,6 +139,8 @@ pub(crate) struct Forwarder {
     pub(crate) hedges: AtomicUsize,
     /// Where prompts are computed, of requests that go to decode backends.
     pub(crate) policy: PrefillPolicy,
+    /// How streams go on elsewhere.
+    pub(crate) moving: Moving,
     pub(crate) ending: CancellationToken,
 }
 
@@ -151,7 +156,7 @@ impl Forwarder {
         let forwarded = tokio::select! {
             biased;
             () = self.ending.cancelled() => Err(Trouble::ShuttingDown),
-            answer = self.attempts(pool, &errand) => answer,
+            answer = self.attempts(pool, &errand, Vec::new()) => answer,
         };
         // An attempt has counted its own.
         let answer = forwarded.inspect_err(|trouble| {
@@ -163,6 +168,25 @@ impl Forwarder {
             Answered::Whole(bytes) => Body::from(bytes),
             Answered::Stream(watched) => Body::new(Read::new(watched.keep(admitted), self.patience.client)),
         }))
+    }
+
+    /// The stream of another server than those that failed it, for one that broke off.
+    pub(crate) async fn go_on(
+        &self,
+        pool: &Pool,
+        errand: Errand<'_>,
+        failed: &[Failed],
+    ) -> Result<Moved, Trouble> {
+        let still = |backend: &&Arc<Backend>| failed.iter().any(|failed| failed.is_still(backend));
+        let excluded = pool.backends().iter().filter(still).map(|backend| backend.id).collect();
+        let answer = self.attempts(pool, &errand, excluded).await?;
+        let status = answer.status();
+        match answer.into_body() {
+            Answered::Stream(watched) => Ok(Moved { watched, tokens: errand.keys.tokens() }),
+            Answered::Whole(_) if status == StatusCode::TOO_MANY_REQUESTS => Err(Trouble::Busy),
+            // It understands the request in another way than the first one.
+            Answered::Whole(_) => Err(Trouble::Failed(status)),
+        }
     }
 
     /// One server's answer to `body`, its first part at least.
@@ -196,7 +220,10 @@ impl Forwarder {
             if !content_type.starts_with("text/event-stream") {
                 return Err(Trouble::Garbage(format!("a stream was asked for, `{content_type}` came")));
             }
-            self.stream(call, body, errand.model, served).await?
+            let watched = self.stream(call, body, errand.model, served).await?;
+            let again = errand.again.clone();
+            let mover = again.and_then(|again| Mover::new(&self.moving, errand.body.clone(), again));
+            Answered::Stream(Box::new(watched.movable(mover)))
         } else {
             self.whole(call, body, head.status, errand.model, served).await?
         };
@@ -217,7 +244,7 @@ impl Forwarder {
         mut body: Incoming,
         model: &str,
         served: impl FnOnce(bool) -> Served,
-    ) -> Result<Answered, Trouble> {
+    ) -> Result<Watched, Trouble> {
         let patience = self.patience.first_token;
         let first = loop {
             let left = patience.saturating_sub(call.elapsed());
@@ -234,8 +261,7 @@ impl Forwarder {
         call.first_token();
         self.metrics.backend_first_token(call.elapsed());
         let ending = self.ending.clone().cancelled_owned();
-        let watched = Watched::new(body, first, call, self.patience.token, ending, model, served(true));
-        Ok(Answered::Stream(Box::new(watched)))
+        Ok(Watched::new(body, first, call, self.patience.token, ending, model, served(true)))
     }
 
     async fn whole(
@@ -264,6 +290,16 @@ impl Forwarder {
         call.backend().succeeded();
         Ok(Answered::Whole(body))
     }
+}
+
+/// Copies of those headers of a request that go on to an engine.
+pub(crate) fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let copied = |name: &HeaderName| {
+        // A clone would keep all that was read with it.
+        let value = HeaderValue::from_bytes(headers.get(name)?.as_bytes()).ok()?;
+        Some((name.clone(), value))
+    };
+    FORWARDED.iter().filter_map(copied).collect()
 }
 
 /// `body` as a request of `errand`'s.

@@ -1,7 +1,10 @@
 //! One engine's server as the router knows it: whether it can be asked, what it serves, what it has in work.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -63,6 +66,8 @@ pub(crate) struct Backend {
     cards: RwLock<Vec<Card>>,
     breaker: Mutex<Breaker>,
     started: Instant,
+    /// How often it became ready.
+    starts: AtomicU64,
     learnt: Learnt,
     /// What decisions read.
     seat: Seat,
@@ -79,6 +84,7 @@ impl Backend {
             cards: RwLock::default(),
             breaker: Mutex::default(),
             started: Instant::now(),
+            starts: AtomicU64::new(0),
             learnt: Learnt::default(),
             seat,
         })
@@ -145,6 +151,9 @@ impl Backend {
         }
         *before = health;
         drop(before);
+        if turned && ready {
+            self.starts.fetch_add(1, Ordering::Relaxed);
+        }
         self.seat.ready.store(ready, Ordering::Release);
         let changed = cards.is_some_and(|cards| {
             let mut known = self.cards.write();
@@ -153,6 +162,11 @@ impl Backend {
             changed
         });
         turned || changed
+    }
+
+    /// How often it became ready: after it was lost it may be another process.
+    pub(super) fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
     }
 
     /// Whether a request may be sent there now.

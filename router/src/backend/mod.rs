@@ -9,7 +9,7 @@
 //!                  keys  board ◄─────────┘
 //! ```
 //! A request's body and the engine's answer go through as they are; the router reads of them what it decides
-//! and learns from.
+//! and learns from, and what it takes to have another engine go on where one was lost ([`onward`]).
 
 mod attempts;
 mod board;
@@ -22,6 +22,7 @@ mod forward;
 mod keys;
 mod learn;
 mod member;
+mod onward;
 mod pair;
 mod peek;
 mod place;
@@ -39,10 +40,11 @@ mod usage;
 pub(crate) use client::client;
 pub(crate) use counts::Counts;
 pub use discover::redis::{BackendsRedis, BackendsRedisError};
-pub(crate) use forward::{EMBEDDINGS, Errand, Forwarder, Patience};
+pub(crate) use forward::{EMBEDDINGS, Errand, Forwarder, Patience, forwarded};
 pub(crate) use keys::{Keys, Prompt};
 pub(crate) use learn::{Learnt, Published};
 pub(crate) use member::{Backend, Health as BackendHealth};
+pub(crate) use onward::{Again, Moving};
 pub(crate) use peek::Peek;
 pub(crate) use placement::Placement;
 pub(crate) use pool::Pool;

@@ -6,7 +6,8 @@ use super::member::Call;
 use crate::metrics::{Metrics, Outcome, Predicted, Target};
 
 /// Tokens of a request; 0 for what the engine does not tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "Wire")]
 pub(super) struct Usage {
     pub(super) prompt_tokens: u64,
     pub(super) generated_tokens: u64,
@@ -16,7 +17,7 @@ pub(super) struct Usage {
 
 #[derive(Deserialize)]
 struct Answer {
-    usage: Option<Wire>,
+    usage: Option<Usage>,
 }
 
 #[derive(Deserialize)]
@@ -76,7 +77,7 @@ impl Usage {
     /// Of a whole answer, which must be JSON.
     pub(super) fn of_answer(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let answer: Answer = serde_json::from_slice(body)?;
-        Ok(answer.usage.map(Self::from))
+        Ok(answer.usage)
     }
 
     /// Of a piece of a stream: that of the last whole event in it that has one. Engines send it if they are asked to

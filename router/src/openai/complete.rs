@@ -56,7 +56,7 @@ pub(super) async fn text(
     complete(&app, Kind::Text, id, request).await
 }
 
-async fn complete(app: &App, kind: Kind, id: RequestId, request: Request) -> Result<Response, ApiError> {
+async fn complete(app: &Arc<App>, kind: Kind, id: RequestId, request: Request) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let (head, body) = request.into_parts();
     body::expect_json(&head.headers)?;

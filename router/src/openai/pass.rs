@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     admission::Ticket,
-    backend::{EMBEDDINGS, Errand, Forwarder, Keys, Peek, Pool, Prompt, Trouble},
+    backend::{Again, EMBEDDINGS, Errand, Forwarder, Keys, Peek, Pool, Prompt, Trouble, forwarded},
     config::KeyKind,
     directory::Scope,
 };
@@ -63,7 +63,7 @@ pub(super) async fn embeddings(
 /// The answer of an engine, or the body back if no engine has the model, with its place among the bodies that are
 /// being read.
 pub(super) async fn pass(
-    app: &App,
+    app: &Arc<App>,
     route: Route,
     headers: &HeaderMap,
     bytes: Bytes,
@@ -100,6 +100,20 @@ pub(super) async fn pass(
         false => (table, Some(keys)),
     };
     let pool = table.pool(model).ok_or(Trouble::NoBackend)?;
+    let session = peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name));
+    let session_end = peek.is_session_end();
+    let again = || {
+        Onward {
+            app: app.clone(),
+            forwarder: forwarder.clone(),
+            route,
+            headers: forwarded(headers),
+            request_id: id.unique.clone(),
+            session,
+            session_end,
+        }
+        .again()
+    };
     let errand = Errand {
         path: route.path(),
         headers,
@@ -107,11 +121,54 @@ pub(super) async fn pass(
         request_id: &id.unique,
         model: &pool.card.id,
         stream: peek.is_stream(),
-        session: peek.session().map(|name| forwarder.sessions.number(&pool.card.id, name)),
-        session_end: peek.is_session_end(),
+        session,
+        session_end,
+        again: (peek.is_stream() && forwarder.moving.moves_max > 0).then(again),
         keys: keys.unwrap_or_else(|| prompt.keys(forwarder, pool, &peek)),
     };
     Ok(Ok(forwarder.forward(pool, errand, admitted).await?))
+}
+
+/// A stream's request, as far as it is needed to go on with it elsewhere. Its hints are no part of its body any more.
+struct Onward {
+    app: Arc<App>,
+    forwarder: Arc<Forwarder>,
+    route: Route,
+    headers: HeaderMap,
+    request_id: String,
+    session: Option<u64>,
+    session_end: bool,
+}
+
+impl Onward {
+    fn again(self) -> Again {
+        let onward = Arc::new(self);
+        Arc::new(move |body, failed| {
+            let onward = onward.clone();
+            Box::pin(async move {
+                let Self { app, forwarder, .. } = &*onward;
+                let peek = serde_json::from_slice::<Peek<'_>>(&body);
+                let peek = peek.map_err(|error| Trouble::Garbage(error.to_string()))?;
+                let table = forwarder.roster.table();
+                let pool = table.pool(peek.model.as_deref().unwrap_or_default());
+                let pool = pool.ok_or(Trouble::NoBackend)?;
+                let prompt = PromptOf::new(app, pool, &peek).await;
+                let errand = Errand {
+                    path: onward.route.path(),
+                    headers: &onward.headers,
+                    body: body.clone(),
+                    request_id: &onward.request_id,
+                    model: &pool.card.id,
+                    stream: true,
+                    session: onward.session,
+                    session_end: onward.session_end,
+                    again: None,
+                    keys: prompt.keys(forwarder, pool, &peek),
+                };
+                forwarder.go_on(pool, errand, &failed).await
+            })
+        })
+    }
 }
 
 /// A request's prompt, to be looked up.

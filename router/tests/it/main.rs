@@ -14,6 +14,7 @@ mod hedges;
 mod limits;
 mod migration;
 mod observe;
+mod onward;
 mod pairs;
 mod prefill;
 mod queue;

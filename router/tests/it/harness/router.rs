@@ -56,6 +56,7 @@ impl TestRouter {
         let mut config = RouterConfig {
             backends: backends.iter().map(|backend| BackendSpec::new(backend.url())).collect(),
             probe_interval: Duration::from_millis(50),
+            migration_wait: Duration::ZERO,
             ..RouterConfig::default()
         };
         change(&mut config);

@@ -1,0 +1,275 @@
+//! The request that has another server go on behind an answer's beginning.
+//!
+//! # Overview
+//! Text completions: the prompt with the text behind it. Chats: the messages and, as the last one, the assistant's with
+//! the text so far, which the engine is told to continue instead of to answer (`continue_final_message` of vLLM and
+//! SGLang; llama.cpp does so with any last message of an assistant). What may still be generated is less by what was,
+//! and the usage is asked for, to know what was computed again. All other fields stay byte for byte.
+
+use std::borrow::Cow;
+
+use axum::body::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+
+use super::story::{Bound, Story};
+use crate::backend::fields::Fields;
+
+/// Fields that constrain an answer from its beginning on, in engines' words.
+const CONSTRAINTS: [&str; 10] = [
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "grammar",
+    "json_schema",
+    "regex",
+    "ebnf",
+    "structural_tag",
+];
+
+#[derive(Deserialize)]
+struct Asked<'a> {
+    n: Option<u64>,
+    best_of: Option<u64>,
+    use_beam_search: Option<bool>,
+    echo: Option<bool>,
+    #[serde(borrow)]
+    suffix: Option<&'a RawValue>,
+    #[serde(borrow)]
+    truncate_prompt_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    response_format: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_choice: Option<&'a RawValue>,
+    continue_final_message: Option<bool>,
+    #[serde(borrow)]
+    messages: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    min_tokens: Option<u64>,
+    #[serde(borrow)]
+    stream_options: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize, Default)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Format<'a> {
+    #[serde(borrow)]
+    r#type: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    role: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    content: Option<Cow<'a, str>>,
+}
+
+/// A request, and whether its client wants to hear what it used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Onward {
+    pub(super) body: Bytes,
+    pub(super) tells_usage: bool,
+}
+
+/// The request of `body`'s client that goes on behind a story.
+pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
+    if let Some(bound) = story.bound() {
+        return Err(bound);
+    }
+    let (Some(mut fields), Ok(asked)) = (Fields::parse(body), serde_json::from_slice::<Asked<'_>>(body))
+    else {
+        return Err(Bound::Prompt);
+    };
+    if asked.n.unwrap_or(1) != 1 || asked.best_of.unwrap_or(1) != 1 || asked.use_beam_search == Some(true) {
+        return Err(Bound::Several);
+    }
+    let options = asked.stream_options;
+    let known: StreamOptions =
+        options.and_then(|options| serde_json::from_str(options.get()).ok()).unwrap_or_default();
+    let tells_usage = known.include_usage.unwrap_or(false);
+    let mut options = options.and_then(|options| Fields::parse(options.get().as_bytes())).unwrap_or_default();
+    options.set("include_usage", "true");
+    let options = text_of(&options);
+    fields.set("stream_options", options);
+    // Of an answer that did not begin there is nothing to go on behind.
+    if story.text().is_empty() {
+        return Ok(Onward { body: fields.to_bytes(), tells_usage });
+    }
+    if CONSTRAINTS.iter().any(|name| fields.has_value(name)) || !is_free(&asked) {
+        return Err(Bound::Constrained);
+    }
+    if asked.echo == Some(true) || asked.suffix.is_some() || asked.truncate_prompt_tokens.is_some() {
+        return Err(Bound::Prompt);
+    }
+    match (&asked.messages, asked.prompt) {
+        (Some(messages), _) => {
+            let is_continued = asked.continue_final_message == Some(true);
+            fields.set("messages", behind_messages(messages, story.text(), is_continued)?);
+            fields.set("continue_final_message", "true");
+            fields.set("add_generation_prompt", "false");
+        }
+        (None, Some(prompt)) => fields.set("prompt", behind_prompt(prompt, story.text())?),
+        (None, None) => return Err(Bound::Prompt),
+    }
+    let told = story.tokens();
+    for (name, most) in
+        [("max_tokens", asked.max_tokens), ("max_completion_tokens", asked.max_completion_tokens)]
+    {
+        if let Some(most) = most {
+            fields.set(name, most.saturating_sub(told).max(1).to_string());
+        }
+    }
+    if let Some(least) = asked.min_tokens {
+        fields.set("min_tokens", least.saturating_sub(told).to_string());
+    }
+    Ok(Onward { body: fields.to_bytes(), tells_usage })
+}
+
+/// Whether the text may be any.
+fn is_free(asked: &Asked<'_>) -> bool {
+    let format =
+        asked.response_format.and_then(|format| serde_json::from_str::<Format<'_>>(format.get()).ok());
+    let any_text = asked.response_format.is_none()
+        || format.is_some_and(|format| format.r#type.as_deref().is_none_or(|name| name == "text"));
+    any_text && asked.tool_choice.is_none_or(|choice| matches!(choice.get(), "\"auto\"" | "\"none\""))
+}
+
+fn text_of(fields: &Fields<'_>) -> String {
+    String::from_utf8_lossy(&fields.to_bytes()).into_owned()
+}
+
+fn behind_messages(messages: &[&RawValue], text: &str, is_continued: bool) -> Result<String, Bound> {
+    let mut all: Vec<Cow<'_, str>> = messages.iter().map(|message| message.get().into()).collect();
+    if is_continued {
+        let last = all.pop().ok_or(Bound::Prompt)?;
+        let message: Message<'_> = serde_json::from_str(&last).map_err(|_| Bound::Prompt)?;
+        let (Some("assistant"), Some(content)) = (message.role.as_deref(), &message.content) else {
+            return Err(Bound::Prompt);
+        };
+        let content = Value::from(format!("{content}{text}")).to_string();
+        let mut fields = Fields::parse(last.as_bytes()).ok_or(Bound::Prompt)?;
+        fields.set("content", content);
+        all.push(text_of(&fields).into());
+    } else {
+        all.push(serde_json::json!({"role": "assistant", "content": text}).to_string().into());
+    }
+    Ok(format!("[{}]", all.join(",")))
+}
+
+fn behind_prompt(prompt: &RawValue, text: &str) -> Result<String, Bound> {
+    let one: Option<[String; 1]> = serde_json::from_str(prompt.get()).ok();
+    let begin = one.map(|[one]| one).or_else(|| serde_json::from_str(prompt.get()).ok());
+    begin.map(|begin: String| Value::from(begin + text).to_string()).ok_or(Bound::Prompt)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn story(texts: &[&str]) -> Story {
+        let mut story = Story::default();
+        for text in texts {
+            let event = json!({"choices": [{"text": text}]});
+            story.push(Bytes::from(format!("data: {event}\n\n")));
+        }
+        story
+    }
+
+    fn asked(body: &Value, texts: &[&str]) -> Result<(Value, bool), Bound> {
+        let onward = onward(body.to_string().as_bytes(), &story(texts))?;
+        Ok((serde_json::from_slice(&onward.body).unwrap(), onward.tells_usage))
+    }
+
+    #[test]
+    fn a_text_goes_on_behind_its_prompt() {
+        let body = json!({"model": "m", "prompt": "p\u{e9} ", "stream": true, "max_tokens": 5, "min_tokens": 1, "seed": 1});
+        let mut sent = body.clone();
+        sent["prompt"] = json!("p\u{e9} a b");
+        sent["max_tokens"] = json!(3);
+        sent["min_tokens"] = json!(0);
+        sent["stream_options"] = json!({"include_usage": true});
+        assert_eq!(asked(&body, &["a", " b"]), Ok((sent, false)));
+        let body =
+            json!({"prompt": ["p"], "max_tokens": 1, "stream_options": {"include_usage": true, "x": 1}});
+        let sent =
+            json!({"prompt": "pa", "max_tokens": 1, "stream_options": {"x": 1, "include_usage": true}});
+        assert_eq!(asked(&body, &["a"]), Ok((sent, true)), "of no tokens there would be no end");
+    }
+
+    #[test]
+    fn a_chat_goes_on_behind_the_assistants_words() {
+        let user = json!({"role": "user", "content": [{"type": "text", "text": "hi"}]});
+        let body = json!({"messages": [user], "max_completion_tokens": 50, "tools": [1], "tool_choice": "auto",
+            "response_format": {"type": "text"}, "stream_options": null, "n": 1});
+        let mut sent = body.clone();
+        sent["messages"] = json!([user, {"role": "assistant", "content": "so \"far\""}]);
+        sent["continue_final_message"] = json!(true);
+        sent["add_generation_prompt"] = json!(false);
+        sent["max_completion_tokens"] = json!(49);
+        sent["stream_options"] = json!({"include_usage": true});
+        assert_eq!(asked(&body, &["so \"far\""]), Ok((sent, false)));
+        let last = json!({"role": "assistant", "content": "I say", "name": "x"});
+        let body = json!({"messages": [user, last], "continue_final_message": true});
+        let (sent, _) = asked(&body, &[" so"]).unwrap();
+        assert_eq!(
+            sent["messages"],
+            json!([user, {"role": "assistant", "name": "x", "content": "I say so"}])
+        );
+    }
+
+    #[test]
+    fn what_did_not_begin_is_asked_for_again() {
+        let body =
+            json!({"messages": [], "tool_choice": "required", "response_format": {"type": "json_object"}});
+        let mut sent = body.clone();
+        sent["stream_options"] = json!({"include_usage": true});
+        assert_eq!(asked(&body, &[]), Ok((sent, false)));
+    }
+
+    #[test]
+    fn what_its_beginning_decides_of_stays() {
+        let check = |field: Value, bound| {
+            let mut body = json!({"prompt": "p"});
+            body.as_object_mut().unwrap().extend(field.as_object().unwrap().clone());
+            assert_eq!(asked(&body, &["a"]), Err(bound), "{body}");
+        };
+        for field in [
+            json!({"response_format": {"type": "json_schema"}}),
+            json!({"response_format": {"type": "json_object"}}),
+            json!({"tool_choice": "required"}),
+            json!({"tool_choice": {"type": "function"}}),
+            json!({"guided_regex": "a+"}),
+            json!({"structured_outputs": {"json": {}}}),
+        ] {
+            check(field, Bound::Constrained);
+        }
+        for field in [json!({"n": 2}), json!({"best_of": 2}), json!({"use_beam_search": true})] {
+            check(field, Bound::Several);
+        }
+        for field in [
+            json!({"prompt": [1, 2]}),
+            json!({"prompt": ["a", "b"]}),
+            json!({"prompt": null}),
+            json!({"echo": true}),
+            json!({"suffix": "s"}),
+            json!({"truncate_prompt_tokens": 5}),
+            json!({"messages": [{"role": "user", "content": "x"}], "continue_final_message": true}),
+        ] {
+            check(field, Bound::Prompt);
+        }
+        let free = json!({"prompt": "p", "guided_json": null, "response_format": null, "tool_choice": null});
+        assert!(asked(&free, &["a"]).is_ok());
+    }
+}

@@ -1,0 +1,462 @@
+//! What a stream has told its client: enough to have another server go on behind it, and to make what that one says
+//! look like more of the same.
+//!
+//! # Overview
+//! Only whole events are told: an event that breaks off with its server was never there. As long as one server speaks,
+//! its events go through byte for byte. Another one's are told as the first one's: with the answer's id and time, without
+//! a second opening, and with the usage of the whole answer.
+
+use std::borrow::Cow;
+
+use axum::{body::Bytes, http::StatusCode};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Value, value::RawValue};
+
+use crate::backend::usage::Usage;
+
+/// Most bytes of an event that is not whole yet, and of a text to go on behind.
+const BYTES_MAX: usize = 1 << 20;
+
+/// Why nobody can go on behind what was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend) enum Bound {
+    /// More than one completion.
+    Several,
+    /// What is no part of the answer's text: calls of tools, reasoning.
+    NotText,
+    /// An event that makes no sense.
+    Unreadable,
+    /// More than is kept.
+    TooLong,
+    /// All streams together have more than is kept.
+    Memory,
+    /// The text must be something that its beginning decides of: a schema, a grammar, a forced call.
+    Constrained,
+    /// A prompt behind which no text can be written: tokens, several, an image's place.
+    Prompt,
+}
+
+impl Bound {
+    /// Its name in metrics.
+    pub(in crate::backend) fn name(self) -> &'static str {
+        match self {
+            Self::Several => "several",
+            Self::NotText => "not_text",
+            Self::Unreadable => "unreadable",
+            Self::TooLong => "too_long",
+            Self::Memory => "memory",
+            Self::Constrained => "constrained",
+            Self::Prompt => "prompt",
+        }
+    }
+}
+
+/// What is told of a piece.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in crate::backend) struct Told {
+    pub(in crate::backend) events: Bytes,
+    /// The server says that it failed; and the events that say so.
+    pub(in crate::backend) failure: Option<(StatusCode, Bytes)>,
+    /// What it says that it used.
+    pub(in crate::backend) usage: Option<Usage>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(in crate::backend) struct Story {
+    /// An event that is not whole yet.
+    rest: Vec<u8>,
+    text: String,
+    /// Events with text: as many tokens, about.
+    tokens: u64,
+    is_finished: bool,
+    has_usage: bool,
+    /// Of the answer: its id and its time, in JSON.
+    head: Option<(String, String)>,
+    bound: Option<Bound>,
+    /// Another server speaks, behind so many tokens; and whether its usage is told.
+    behind: Option<(u64, bool)>,
+}
+
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    created: Option<&'a RawValue>,
+    #[serde(borrow)]
+    choices: Option<Vec<Choice<'a>>>,
+    usage: Option<Usage>,
+    error: Option<Failure>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    index: Option<u64>,
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow)]
+    text: Option<Text<'a>>,
+    finish_reason: Option<IgnoredAny>,
+}
+
+/// Borrowed where it can be.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<Text<'a>>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+}
+
+impl Delta<'_> {
+    /// Whether it says something that is not the answer's text.
+    fn is_not_text(&self) -> bool {
+        let all = [self.tool_calls, self.function_call, self.reasoning_content, self.reasoning, self.refusal];
+        all.iter().flatten().any(|said| !matches!(said.get(), "[]" | "\"\""))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Failure {
+    Coded { code: u16 },
+    Other(IgnoredAny),
+}
+
+impl Failure {
+    /// What it is as an answer's status. One that is the request's fault is as good as an answer.
+    fn status(&self) -> StatusCode {
+        let code = match self {
+            Self::Coded { code } => StatusCode::from_u16(*code).ok(),
+            Self::Other(_) => None,
+        };
+        code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+impl Story {
+    /// What of a piece of the stream, and of what was left of those before, can be told.
+    pub(in crate::backend) fn push(&mut self, piece: Bytes) -> Told {
+        let whole = if self.rest.is_empty() {
+            let end = whole_events(&piece);
+            self.rest.extend_from_slice(&piece[end..]);
+            piece.slice(..end)
+        } else {
+            self.rest.extend_from_slice(&piece);
+            let end = whole_events(&self.rest);
+            Bytes::from(self.rest.drain(..end).collect::<Vec<_>>())
+        };
+        if self.rest.len() > BYTES_MAX {
+            self.bind(Bound::TooLong);
+        }
+        if self.bound.is_some() && self.behind.is_none() {
+            let rest = std::mem::take(&mut self.rest);
+            let events: Bytes = if rest.is_empty() { whole } else { [&whole, &*rest].concat().into() };
+            return Told { usage: Usage::of_events(&events), events, failure: None };
+        }
+        self.tell(whole)
+    }
+
+    fn tell(&mut self, whole: Bytes) -> Told {
+        let mut retold = Vec::new();
+        let mut at = 0;
+        let (mut failure, mut usage) = (None, None);
+        for line in whole.split_inclusive(|byte| *byte == b'\n') {
+            let begin = at;
+            at += line.len();
+            let Some(data) = line.trim_ascii().strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
+                continue;
+            };
+            if let Some(status) = self.note(data, &mut usage) {
+                failure = Some((status, whole.slice(begin..)));
+                at = begin;
+                break;
+            }
+            if self.behind.is_some()
+                && let Some(data) = self.retell(data)
+            {
+                retold.extend_from_slice(b"data: ");
+                retold.extend_from_slice(&data);
+                retold.extend_from_slice(b"\n\n");
+            }
+        }
+        let events = if self.behind.is_some() { retold.into() } else { whole.slice(..at) };
+        Told { events, failure, usage }
+    }
+
+    /// Takes an event in; the status if it says that its server failed.
+    fn note(&mut self, data: &[u8], usage: &mut Option<Usage>) -> Option<StatusCode> {
+        if data == b"[DONE]" {
+            return None;
+        }
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else {
+            self.bind(Bound::Unreadable);
+            return None;
+        };
+        if let Some(failure) = &chunk.error {
+            let status = failure.status();
+            return (!status.is_client_error()).then_some(status);
+        }
+        if self.head.is_none()
+            && let Some(id) = chunk.id
+        {
+            let created = chunk.created.map_or("0", RawValue::get);
+            self.head = Some((id.get().to_owned(), created.to_owned()));
+        }
+        self.has_usage |= chunk.usage.is_some();
+        *usage = chunk.usage.or(usage.take());
+        let choices = chunk.choices.unwrap_or_default();
+        if choices.len() > 1 || choices.iter().any(|choice| choice.index.unwrap_or(0) > 0) {
+            self.bind(Bound::Several);
+        }
+        for choice in choices {
+            self.is_finished |= choice.finish_reason.is_some();
+            if choice.delta.as_ref().is_some_and(Delta::is_not_text) {
+                self.bind(Bound::NotText);
+            }
+            let said = choice.delta.and_then(|delta| delta.content).or(choice.text);
+            let Some(Text(said)) = said.filter(|text| !text.0.is_empty()) else { continue };
+            self.tokens += 1;
+            if self.text.len() + said.len() > BYTES_MAX {
+                self.bind(Bound::TooLong);
+            }
+            if self.bound.is_none() {
+                self.text.push_str(&said);
+            }
+        }
+        None
+    }
+
+    /// Another server's event as the first one's; nothing if it says nothing new.
+    fn retell(&self, data: &[u8]) -> Option<Vec<u8>> {
+        let (behind, tells_usage) = self.behind?;
+        let Ok(mut event) = serde_json::from_slice::<Value>(data) else { return Some(data.to_vec()) };
+        if let Some((id, created)) = &self.head {
+            for (name, json) in [("id", id), ("created", created)] {
+                if let (Some(field), Ok(value)) = (event.get_mut(name), serde_json::from_str(json)) {
+                    *field = value;
+                }
+            }
+        }
+        for (name, more) in [("prompt_tokens", false), ("completion_tokens", true)] {
+            let count = event.get_mut("usage").and_then(|usage| usage.get_mut(name));
+            if let Some((count, tokens)) =
+                count.and_then(|count| count.as_u64().map(|tokens| (count, tokens)))
+            {
+                let all = if more { tokens.saturating_add(behind) } else { tokens.saturating_sub(behind) };
+                *count = all.into();
+            }
+        }
+        let choices = event.get_mut("choices").and_then(Value::as_array_mut);
+        let says_something = choices.is_none_or(|choices| {
+            let mut says_something = choices.is_empty() && tells_usage;
+            for choice in choices {
+                if let Some(delta) = choice.get_mut("delta").and_then(Value::as_object_mut) {
+                    delta.remove("role");
+                    says_something |= delta.values().any(says);
+                }
+                says_something |= choice.get("text").is_some_and(says);
+                says_something |= choice.get("finish_reason").is_some_and(says);
+            }
+            says_something
+        });
+        says_something.then(|| event.to_string().into_bytes())
+    }
+
+    /// The last event of a stream that is over, if that has an end but no empty line behind it.
+    pub(in crate::backend) fn last(&mut self) -> Option<Bytes> {
+        let is_done = self.rest.trim_ascii().ends_with(b"data: [DONE]");
+        is_done.then(|| {
+            let behind: &[u8] = if self.rest.ends_with(b"\n") { b"\n" } else { b"\n\n" };
+            self.rest.extend_from_slice(behind);
+            std::mem::take(&mut self.rest).into()
+        })
+    }
+
+    /// From here on another server speaks, who was asked to go on behind what was told; `tells_usage` says whether the
+    /// client wants to hear what it used.
+    pub(in crate::backend) fn goes_on(&mut self, tells_usage: bool) {
+        self.rest.clear();
+        self.behind = Some((self.tokens, tells_usage));
+    }
+
+    /// Nobody can go on behind this: from here on all goes through as it comes.
+    pub(in crate::backend) fn bind(&mut self, bound: Bound) {
+        if self.bound.is_none() {
+            (self.bound, self.text) = (Some(bound), String::new());
+        }
+    }
+
+    pub(in crate::backend) fn bound(&self) -> Option<Bound> {
+        self.bound
+    }
+
+    /// Whether the answer has come to its end: only its usage and `[DONE]` can be missing.
+    pub(in crate::backend) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// Whether its usage was told.
+    pub(in crate::backend) fn has_usage(&self) -> bool {
+        self.has_usage
+    }
+
+    /// The answer's text so far.
+    pub(in crate::backend) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Tokens of it, about: events that had any.
+    pub(in crate::backend) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// What it keeps.
+    pub(in crate::backend) fn bytes(&self) -> usize {
+        self.text.capacity() + self.rest.capacity()
+    }
+}
+
+/// Whether a part of an event says anything.
+fn says(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        _ => true,
+    }
+}
+
+/// Where the last whole event ends.
+fn whole_events(bytes: &[u8]) -> usize {
+    let end =
+        |line: &[u8]| bytes.windows(line.len()).rposition(|window| window == line).map(|at| at + line.len());
+    end(b"\n\n").max(end(b"\r\n\r\n")).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn chat(content: &str) -> String {
+        let delta = json!({"role": "assistant", "content": content});
+        let chunk = json!({"id": "a", "created": 7, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": null}]});
+        format!("data: {chunk}\n\n")
+    }
+
+    fn told(story: &mut Story, piece: &str) -> String {
+        let told = story.push(Bytes::copy_from_slice(piece.as_bytes()));
+        assert!(told.failure.is_none());
+        String::from_utf8(told.events.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn whole_events_go_through_as_they_are_and_are_remembered() {
+        let all =
+            format!(": ping\n\n{}data: {{\"choices\":[{{\"text\":\"\\u00e9\"}}]}}\r\n\r\n", chat("a b"));
+        for cut in 0..=all.len() {
+            let Some((first, second)) = all.split_at_checked(cut) else { continue };
+            let mut story = Story::default();
+            let first = told(&mut story, first);
+            assert!(first.is_empty() || first.ends_with("\n\n") || first.ends_with("\r\n\r\n"), "{first:?}");
+            assert_eq!(first + &told(&mut story, second), all);
+            assert_eq!((story.text(), story.tokens(), story.bound()), ("a b\u{e9}", 2, None));
+        }
+    }
+
+    #[test]
+    fn what_nobody_can_go_on_behind_goes_through() {
+        let not_text = |delta: &str| format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
+        for (events, bound) in [
+            (not_text(r#"{"tool_calls":[{"index":0}]}"#), Bound::NotText),
+            (not_text(r#"{"reasoning_content":"hm"}"#), Bound::NotText),
+            (not_text(r#"{"reasoning":"hm"}"#), Bound::NotText),
+            ("data: {\"choices\":[{\"index\":1}]}\n\n".into(), Bound::Several),
+            ("data: {\"choices\":[{},{}]}\n\n".into(), Bound::Several),
+            ("data: no\n\n".into(), Bound::Unreadable),
+            (chat(&"x".repeat(BYTES_MAX + 1)), Bound::TooLong),
+        ] {
+            let mut story = Story::default();
+            assert_eq!(told(&mut story, &events), events);
+            assert_eq!(story.bound(), Some(bound), "{events:.60}");
+            assert_eq!(told(&mut story, "data: {\"half"), "data: {\"half", "no event is held back any more");
+        }
+        let mut story = Story::default();
+        for quiet in [r#"{"tool_calls":[],"reasoning":null,"refusal":null,"content":""}"#, "{}"] {
+            told(&mut story, &not_text(quiet));
+        }
+        assert_eq!((story.bound(), story.tokens()), (None, 0));
+        let long = "x".repeat(BYTES_MAX + 1);
+        assert_eq!(told(&mut story, &long), long, "an event without an end");
+        assert_eq!(story.bound(), Some(Bound::TooLong));
+    }
+
+    #[test]
+    fn a_server_that_says_that_it_failed_is_not_told() {
+        for (error, status) in [
+            (r#"{"message":"dead","code":500}"#, 500),
+            (r#"{"message":"dead","code":"x"}"#, 500),
+            (r#"{"message":"dead","code":503}"#, 503),
+            (r#""dead""#, 500),
+        ] {
+            let mut story = Story::default();
+            let failed = format!("data: {{\"error\":{error}}}\n\ndata: [DONE]\n\n");
+            let told = story.push(Bytes::from(chat("a") + &failed));
+            assert_eq!(told.events, chat("a"));
+            assert_eq!(told.failure, Some((StatusCode::from_u16(status).unwrap(), Bytes::from(failed))));
+        }
+        let refused = "data: {\"error\":{\"message\":\"no\",\"code\":400}}\n\n";
+        assert_eq!(told(&mut Story::default(), refused), refused, "the request's own fault");
+    }
+
+    #[test]
+    fn an_end_without_an_empty_line_is_one() {
+        for end in ["data: [DONE]", "data: [DONE]\n", "data: [DONE]\r\n"] {
+            let mut story = Story::default();
+            assert_eq!(told(&mut story, &(chat("a") + end)), chat("a"));
+            let last = story.last().unwrap();
+            assert!(last.starts_with(end.as_bytes()));
+            assert_eq!(story.push(last.clone()).events, last);
+        }
+        let mut story = Story::default();
+        told(&mut story, "data: {\"half");
+        assert_eq!(story.last(), None);
+    }
+
+    #[test]
+    fn another_server_goes_on_as_the_first() {
+        let mut story = Story::default();
+        told(&mut story, &chat(""));
+        told(&mut story, &(chat("a") + &chat(" b") + "data: {\"half"));
+        story.goes_on(true);
+        let opening = "data: {\"id\":\"z\",\"created\":9,\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+        assert_eq!(told(&mut story, opening), "");
+        let more = "data: {\"id\":\"z\",\"created\":9,\"choices\":[{\"delta\":{\"content\":\" c\"},\"finish_reason\":null}],\"usage\":null}\n\n";
+        let said = "data: {\"id\":\"a\",\"created\":7,\"choices\":[{\"delta\":{\"content\":\" c\"},\"finish_reason\":null}],\"usage\":null}\n\n";
+        assert_eq!(told(&mut story, more), said);
+        let end = "data: {\"id\":\"z\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+        assert_eq!(told(&mut story, end), end.replace("\"z\"", "\"a\""));
+        assert!(!story.has_usage());
+        let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"total_tokens\":15,\"completion_tokens\":3}}\n\ndata: [DONE]\n\n";
+        let whole = usage.replace("12", "10").replace(":3}", ":5}");
+        assert_eq!(told(&mut story, usage), whole);
+        assert!(story.is_finished() && story.has_usage());
+        assert_eq!((story.text(), story.tokens()), ("a b c", 3));
+        story.goes_on(false);
+        assert_eq!(told(&mut story, usage), "data: [DONE]\n\n", "nobody asked for it");
+    }
+}
