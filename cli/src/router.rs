@@ -89,13 +89,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     limits: Limits,
 
-    /// How often an answer goes on at another decode worker when its own is lost in the middle of it; 0 ends it
-    /// with an error
+    /// How often an answer goes on at another decode worker, or a stream at another backend, when its own is lost in
+    /// the middle of it; 0 ends it with an error
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     migrations_max: u8,
 
-    /// Most time that such an answer waits for a decode worker, which may be its own, started again; and a request
-    /// that comes with all decode workers lost
+    /// Most time that such an answer waits for one, which may be its own, started again; and a request that comes with
+    /// all decode workers lost
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     migration_wait: Duration,
 

@@ -87,7 +87,8 @@ pub struct RouterConfig {
     pub first_token_timeout: Duration,
     /// Most time between two tokens.
     pub token_timeout: Duration,
-    /// How often a completion goes on at another worker when its decode worker is lost; 0 ends it with an error.
+    /// How often a completion goes on at another worker, or a stream of another engine at another backend, when the one
+    /// that it was at is lost; 0 ends it with an error.
     pub migrations_max: usize,
     /// Most time that such a completion, or a request whose turn it is, waits for a decode worker to be there: a lost
     /// one may be started again.

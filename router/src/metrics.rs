@@ -183,7 +183,11 @@ impl Metrics {
                 Unit::Seconds,
                 Family::new_with_constructor(Buckets),
             ),
-            migrations: counted(r, "migrations", "Completions that went on at another decode worker"),
+            migrations: counted(
+                r,
+                "migrations",
+                "Completions that went on at another decode worker, and streams at another backend",
+            ),
             migration_tokens: counted(
                 r,
                 "migration_tokens",
@@ -197,7 +201,7 @@ impl Metrics {
             migration_pause: measured(
                 r,
                 "migration_pause",
-                "From a decode worker's failure to the next one's first token",
+                "From the failure of a decode worker or a backend to the next one's first token",
                 Unit::Seconds,
                 Buckets.new_metric(),
             ),

@@ -1,7 +1,8 @@
 //! The request that has another server go on behind an answer's beginning.
 //!
 //! # Overview
-//! Text completions: the prompt with the text behind it. Chats: the messages and, as the last one, the assistant's with
+//! Text completions: the prompt with the text behind it; of a prompt in tokens, with the tokens, where the client has the
+//! engine tell their ids (`return_token_ids`). Chats: the messages and, as the last one, the assistant's with
 //! the text so far, which the engine is told to continue instead of to answer (`continue_final_message` of vLLM and
 //! SGLang; llama.cpp does so with any last message of an assistant). What may still be generated is less by what was,
 //! and the usage is asked for, to know what was computed again. All other fields stay byte for byte.
@@ -118,7 +119,7 @@ pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
             fields.set("continue_final_message", "true");
             fields.set("add_generation_prompt", "false");
         }
-        (None, Some(prompt)) => fields.set("prompt", behind_prompt(prompt, story.text())?),
+        (None, Some(prompt)) => fields.set("prompt", behind_prompt(prompt, story)?),
         (None, None) => return Err(Bound::Prompt),
     }
     let told = story.tokens();
@@ -166,10 +167,24 @@ fn behind_messages(messages: &[&RawValue], text: &str, is_continued: bool) -> Re
     Ok(format!("[{}]", all.join(",")))
 }
 
-fn behind_prompt(prompt: &RawValue, text: &str) -> Result<String, Bound> {
-    let one: Option<[String; 1]> = serde_json::from_str(prompt.get()).ok();
-    let begin = one.map(|[one]| one).or_else(|| serde_json::from_str(prompt.get()).ok());
-    begin.map(|begin: String| Value::from(begin + text).to_string()).ok_or(Bound::Prompt)
+/// A prompt, or a list of one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+    OneText([String; 1]),
+    OneTokens([Vec<u32>; 1]),
+}
+
+fn behind_prompt(prompt: &RawValue, story: &Story) -> Result<String, Bound> {
+    match serde_json::from_str(prompt.get()).map_err(|_| Bound::Prompt)? {
+        Prompt::Text(text) | Prompt::OneText([text]) => Ok(Value::from(text + story.text()).to_string()),
+        Prompt::Tokens(tokens) | Prompt::OneTokens([tokens]) => {
+            let told = story.token_ids().ok_or(Bound::Prompt)?;
+            Ok(Value::from([&tokens, told].concat()).to_string())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -177,6 +192,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn tokens_go_on_where_their_ids_are_told() {
+        let told = |events: &[Value]| {
+            let mut story = Story::default();
+            for choice in events {
+                let event = json!({"choices": [choice]});
+                story.push(Bytes::from(format!("data: {event}\n\n")));
+            }
+            let body = json!({"prompt": [1, 2], "max_tokens": 10}).to_string();
+            let onward = onward(body.as_bytes(), &story)?;
+            let sent: Value = serde_json::from_slice(&onward.body).unwrap();
+            Ok((sent["prompt"].clone(), sent["max_tokens"].clone()))
+        };
+        let all = [json!({"text": "a", "token_ids": [3]}), json!({"text": "", "token_ids": [4, 5]})];
+        assert_eq!(told(&all), Ok((json!([1, 2, 3, 4, 5]), json!(7))));
+        let some = [json!({"text": "a"}), json!({"text": "b", "token_ids": [4]})];
+        assert_eq!(told(&some), Err(Bound::Prompt));
+    }
 
     fn story(texts: &[&str]) -> Story {
         let mut story = Story::default();

@@ -67,8 +67,10 @@ pub(in crate::backend) struct Story {
     /// An event that is not whole yet.
     rest: Vec<u8>,
     text: String,
-    /// Events with text: as many tokens, about.
+    /// Events with text: as many tokens, about. Exactly where the engine tells their ids.
     tokens: u64,
+    /// The ids, as long as all of them were told.
+    ids: Vec<u32>,
     is_finished: bool,
     has_usage: bool,
     /// Of the answer: its id and its time, in JSON.
@@ -98,6 +100,7 @@ struct Choice<'a> {
     #[serde(borrow)]
     text: Option<Text<'a>>,
     finish_reason: Option<IgnoredAny>,
+    token_ids: Option<Vec<u32>>,
 }
 
 /// Borrowed where it can be.
@@ -227,13 +230,18 @@ impl Story {
                 self.bind(Bound::NotText);
             }
             let said = choice.delta.and_then(|delta| delta.content).or(choice.text);
-            let Some(Text(said)) = said.filter(|text| !text.0.is_empty()) else { continue };
-            self.tokens += 1;
-            if self.text.len() + said.len() > BYTES_MAX {
+            let said = said.map_or(Cow::Borrowed(""), |Text(said)| said);
+            let ids = choice.token_ids.unwrap_or_default();
+            if self.text.len() + said.len() > BYTES_MAX || self.ids.len() + ids.len() > BYTES_MAX / 4 {
                 self.bind(Bound::TooLong);
             }
+            let has_all = self.ids.len() as u64 == self.tokens;
+            self.tokens += (ids.len() as u64).max(u64::from(!said.is_empty()));
             if self.bound.is_none() {
                 self.text.push_str(&said);
+                if has_all {
+                    self.ids.extend(ids);
+                }
             }
         }
         None
@@ -258,6 +266,13 @@ impl Story {
                 let all = if more { tokens.saturating_add(behind) } else { tokens.saturating_sub(behind) };
                 *count = all.into();
             }
+        }
+        if let Some(usage) = event.get_mut("usage")
+            && let Some(prompt) = usage.get("prompt_tokens").and_then(Value::as_u64)
+            && let Some(cached) = usage.pointer_mut("/prompt_tokens_details/cached_tokens")
+        {
+            // What it had of the text before is of no prompt.
+            *cached = cached.as_u64().map_or(Value::Null, |cached| cached.min(prompt).into());
         }
         let choices = event.get_mut("choices").and_then(Value::as_array_mut);
         let says_something = choices.is_none_or(|choices| {
@@ -295,7 +310,7 @@ impl Story {
     /// Nobody can go on behind this: from here on all goes through as it comes.
     pub(in crate::backend) fn bind(&mut self, bound: Bound) {
         if self.bound.is_none() {
-            (self.bound, self.text) = (Some(bound), String::new());
+            (self.bound, self.text, self.ids) = (Some(bound), String::new(), Vec::new());
         }
     }
 
@@ -318,14 +333,19 @@ impl Story {
         &self.text
     }
 
-    /// Tokens of it, about: events that had any.
+    /// Tokens of it, about: events that had any, or their ids.
     pub(in crate::backend) fn tokens(&self) -> u64 {
         self.tokens
     }
 
+    /// The ids of its tokens, where the engine told all of them.
+    pub(in crate::backend) fn token_ids(&self) -> Option<&[u32]> {
+        (self.ids.len() as u64 == self.tokens).then_some(&self.ids)
+    }
+
     /// What it keeps.
     pub(in crate::backend) fn bytes(&self) -> usize {
-        self.text.capacity() + self.rest.capacity()
+        self.text.capacity() + self.rest.capacity() + self.ids.capacity() * size_of::<u32>()
     }
 }
 
@@ -454,6 +474,12 @@ mod tests {
         let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"total_tokens\":15,\"completion_tokens\":3}}\n\ndata: [DONE]\n\n";
         let whole = usage.replace("12", "10").replace(":3}", ":5}");
         assert_eq!(told(&mut story, usage), whole);
+        let cached = |prompt, cached| {
+            format!(
+                "data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{prompt},\"prompt_tokens_details\":{{\"cached_tokens\":{cached}}}}}}}\n\n"
+            )
+        };
+        assert_eq!(told(&mut story, &cached(12, 11)), cached(10, 10));
         assert!(story.is_finished() && story.has_usage());
         assert_eq!((story.text(), story.tokens()), ("a b c", 3));
         story.goes_on(false);

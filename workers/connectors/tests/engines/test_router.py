@@ -62,6 +62,42 @@ class Router:
     def complete(self, prompt: list[int]) -> Answer:
         return complete_at(self.port, prompt)
 
+    def chat(self, question: str, after: Callable[[int], None]) -> tuple[str, dict[str, Any]]:
+        """A greedy streamed answer and its usage; `after` is called behind each piece, with their number."""
+        body = {
+            "model": "smol",
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": 100,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        pieces: list[str] = []
+        usage: dict[str, Any] = {}
+        lines: list[bytes] = []
+        with urllib.request.urlopen(request, timeout=SECONDS * 2) as response:
+            for line in response:
+                if not line.strip():
+                    continue
+                lines.append(line)
+                assert line.startswith(b"data: ") and b'"error"' not in line, line
+                if line.startswith(b"data: [DONE]"):
+                    break
+                event = json.loads(line[6:])
+                usage = event.get("usage") or usage
+                for choice in event["choices"]:
+                    if text := choice["delta"].get("content"):
+                        pieces.append(text)
+                        after(len(pieces))
+        assert lines[-1].startswith(b"data: [DONE]")
+        assert len({json.loads(line[6:])["id"] for line in lines[:-1]}) == 1, "one answer"
+        return "".join(pieces), usage
+
 
 def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + SECONDS
@@ -188,8 +224,53 @@ def test_when_the_one_that_has_it_is_killed_the_other_loads_from_the_store(
     assert router.complete(turn).tokens == first.tokens
 
 
+def migrations(router: Router) -> list[float]:
+    """Moves, tokens of what moved, and those of them that were computed again."""
+    names = ("s", "_tokens", "_recomputed_tokens")
+    return [router.metric(f"kelvin_router_migration{name}_total") for name in names]
+
+
 def other_found(other: Server, turn: list[int]) -> bool:
     other.forget()
     found = other.complete(turn).cached_tokens > 0
     other.forget()
     return found
+
+
+def test_a_stream_whose_server_is_killed_goes_on_at_the_other(
+    cluster: tuple[Router, list[Server]],
+) -> None:
+    router, servers = cluster
+    store = router.health()["stores"][0]["url"]
+    for server in servers:
+        if server.process is None or server.process.poll() is not None:
+            server.stop()
+            server.start(store)
+    backends = ["ready exact"] * 2
+    until(
+        lambda: [f"{b['state']} {b['cache']}" for b in router.health()["backends"]] == backends,
+        "both are back",
+    )
+    facts = " ".join(f"Item {number} of the list costs {number * 7} coins." for number in range(40))
+    question = facts + " Tell me a long story about a merchant who sells these."
+    undisturbed, whole = router.chat(question, lambda _: None)
+    assert len(undisturbed) > 200
+    before = migrations(router)
+
+    def kill(pieces: int) -> None:
+        if pieces == 40:
+            owner = next(at for at, b in enumerate(router.health()["backends"]) if b["in_flight"])
+            process = servers[owner].process
+            assert process is not None
+            os.killpg(process.pid, signal.SIGKILL)
+
+    text, usage = router.chat(question, kill)
+    print(f"undisturbed: {undisturbed!r}, moved: {text!r}, {whole}, {usage}")
+    assert text == undisturbed
+    assert usage["completion_tokens"] == whole["completion_tokens"]
+    assert usage["prompt_tokens"] == whole["prompt_tokens"]
+    moves, tokens, recomputed = (now - then for now, then in zip(migrations(router), before, strict=True))
+    print(f"{moves} move, {recomputed} of {tokens} tokens computed again")
+    assert moves == 1
+    assert tokens > whole["prompt_tokens"]
+    assert recomputed < tokens / 4, "the rest came out of the store"
