@@ -8,8 +8,10 @@
 //! | the index | who answers |
 //! |---|---|
 //! | `exact` | the index; the store is asked beside it, and nobody waits for that |
-//! | `degraded`, its budget is used up, or not there yet | the store, within a bounded time |
+//! | `degraded`, its budget was used up, or not there yet | the store, within a bounded time |
 //! | the store is away | nobody, at once: nothing counts as cached |
+//!
+//! With room again, a degraded index is made anew from a snapshot.
 //!
 //! The decode worker finds out by itself what is there: too low an answer costs a worse decision, never a wrong token.
 //!
@@ -31,7 +33,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kelvin_kvstore::{Client, ClientOptions, Namespace, SequenceHash, client::Error};
@@ -58,6 +60,9 @@ pub(crate) use found::{End, Found, Missing};
 /// Between two tries to reach the store, and between two looks whether it is there.
 const RETRY: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(2);
+/// Until a snapshot is asked for again that may be whole by now: at first, and at most.
+const ANEW: Duration = Duration::from_secs(2);
+const ANEW_MAX: Duration = Duration::from_secs(600);
 /// Most time to end the session at the end: the store ends it by itself else.
 const CLOSE: Duration = Duration::from_secs(1);
 /// Hints to the store under way at once.
@@ -330,6 +335,7 @@ impl Prefixes {
     async fn keep(&self, client: &Client, namespace: &Namespace) {
         let mut events: Option<AbortOnDropHandle<String>> = None;
         let mut pause = Duration::ZERO;
+        let (mut anew, mut begun) = (ANEW, Instant::now());
         loop {
             let probed = match timeout(PROBE, client.stats_without_curves()).await {
                 Ok(Ok(stats)) => Ok(stats),
@@ -340,7 +346,17 @@ impl Prefixes {
                 Ok(stats) => {
                     *self.rates.write() = Rates::of(&stats);
                     self.note(None);
+                    if self.index.holdings.mode() == Mode::Exact {
+                        anew = ANEW;
+                    }
+                    if self.index.can_be_whole() && begun.elapsed() >= anew {
+                        // A snapshot of a large store is not asked for all the time.
+                        anew = (anew * 2).min(ANEW_MAX);
+                        stop_following(&mut events).await;
+                        self.index.begin_anew();
+                    }
                     if events.is_none() {
+                        begun = Instant::now();
                         events = Some(self.follow(namespace.clone(), stats.incarnation, pause));
                         pause = RETRY;
                     }
@@ -348,11 +364,7 @@ impl Prefixes {
                 }
                 Err(why) => {
                     self.note(Some(&why));
-                    if let Some(events) = events.take() {
-                        events.abort();
-                        // It applies nothing any more once it has ended.
-                        let _ = events.await;
-                    }
+                    stop_following(&mut events).await;
                     self.index.holdings.away();
                     RETRY
                 }
@@ -407,6 +419,14 @@ impl Prefixes {
             }
             sleep(RETRY).await;
         }
+    }
+}
+
+/// Nothing is applied to the index any more.
+async fn stop_following(events: &mut Option<AbortOnDropHandle<String>>) {
+    if let Some(events) = events.take() {
+        events.abort();
+        let _ = events.await;
     }
 }
 

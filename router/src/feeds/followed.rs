@@ -19,11 +19,12 @@ use kelvin_kvstore::client::Error;
 use kelvin_proto::kv::v1;
 use tonic::Streaming;
 
-use super::holdings::Holdings;
+use super::{Mode, holdings::Holdings};
 use crate::metrics::Metrics;
 
 /// See the module.
 pub(crate) struct Followed {
+    budget_bytes: usize,
     pub(crate) holdings: Holdings,
     /// How far it was followed, and of which start of the store.
     cursor: AtomicU64,
@@ -34,10 +35,21 @@ impl Followed {
     /// Of at most so many bytes; twice that while a snapshot is read.
     pub(crate) fn new(budget_bytes: usize) -> Self {
         Self {
+            budget_bytes,
             holdings: Holdings::new(budget_bytes),
             cursor: AtomicU64::new(0),
             incarnation: AtomicU64::new(0),
         }
+    }
+
+    /// Whether something found no place, and there is room by now: a new snapshot would be whole.
+    pub(crate) fn can_be_whole(&self) -> bool {
+        self.holdings.mode() == Mode::Degraded && self.holdings.memory_bytes() < self.budget_bytes / 2
+    }
+
+    /// The next stream begins with a snapshot. What is known stays until that is whole.
+    pub(crate) fn begin_anew(&self) {
+        self.cursor.store(0, Ordering::Relaxed);
     }
 
     /// Applies what the store says; returns why it says no more. `incarnation` is the store's present one, and `watch`

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kelvin_kvstore::Namespace;
+use kelvin_kvstore::{Namespace, RadixIndex, Reserved, SequenceHash, TierSet, server::ServerConfig};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -109,7 +109,7 @@ async fn fill(namespace: &Namespace, prompt: &str, blocks: usize) {
     let hashes = namespace.hash_blocks(&tokens, &[]);
     let reserved = namespace.reserve(None, &hashes[..blocks]).await.unwrap();
     let leases = reserved.into_iter().filter_map(|one| match one {
-        kelvin_kvstore::Reserved::Write(lease) => Some(lease),
+        Reserved::Write(lease) => Some(lease),
         _ => None,
     });
     namespace.commit(leases.collect()).await.unwrap();
@@ -172,6 +172,42 @@ async fn beyond_its_budget_the_index_leaves_the_answer_to_the_store() {
     assert_eq!(cached(&router).await, 384);
     assert_eq!((lookups(&router, "store").await, lookups(&router, "index").await), (1.0, 0.0));
     assert_eq!(router.metric("kelvin_router_stores{mode=\"degraded\"}").await, Some(1.0));
+}
+
+/// Bytes of an index of so many blocks of one sequence.
+fn index_bytes(hashes: &[SequenceHash]) -> usize {
+    let index = RadixIndex::<TierSet>::new();
+    index.insert_run(None, hashes, 2, 0).unwrap();
+    index.memory_bytes()
+}
+
+#[tokio::test]
+async fn with_room_again_the_index_is_exact_again() {
+    const MANY: usize = 8_000;
+    let (decode, store) = (decode(), TestStore::configured(ServerConfig::new(32 << 20)).await);
+    let namespace = store.fill(&prompt(), 24).await;
+    let hashes = namespace.hash_blocks(&[7; 16 * MANY], &[]);
+    let (few, many) = (index_bytes(&hashes[..24]), index_bytes(&hashes));
+    assert!(3 * few < many, "{few} bytes, {many} bytes");
+    for (at, part) in hashes.chunks(1_000).enumerate() {
+        let parent = (at * 1_000).checked_sub(1).map(|at| hashes[at]);
+        let reserved = namespace.reserve(parent, part).await.unwrap();
+        let leases = reserved.into_iter().map(|one| match one {
+            Reserved::Write(lease) => lease,
+            other => panic!("not ours to fill: {other:?}"),
+        });
+        namespace.commit(leases.collect()).await.unwrap();
+    }
+    let router = TestRouter::configured(&[&decode], |config| {
+        config.store = Some(store.endpoint());
+        config.directory_bytes = 3 * few;
+    })
+    .await;
+    router.health_until(|health| health["stores"][0]["known"] == "degraded").await;
+    namespace.evict(&hashes[..1]).await.unwrap();
+    router.knows(24).await;
+    assert_eq!(cached(&router).await, 384);
+    assert_eq!(lookups(&router, "index").await, 1.0);
 }
 
 #[tokio::test]

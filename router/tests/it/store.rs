@@ -24,7 +24,7 @@ impl TestStore {
         Self::configured(ServerConfig { listen, ..ServerConfig::new(1 << 20) }).await
     }
 
-    async fn configured(config: ServerConfig) -> Self {
+    pub(crate) async fn configured(config: ServerConfig) -> Self {
         let stop = CancellationToken::new();
         let (send, listening) = oneshot::channel();
         let config = ServerConfig { drain: Duration::ZERO, ..config };
