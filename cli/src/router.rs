@@ -34,7 +34,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URL")]
     store_page: Option<String>,
 
-    /// The store, asked which prefixes are cached; without it nothing counts as cached [default: none]
+    /// The workers' store, followed by its block events to know which prefixes are cached; without it nothing counts as
+    /// cached [default: none]
     #[arg(long, env = "KELVIN_STORE", value_name = "URL", value_parser = values::endpoint)]
     store: Option<String>,
 

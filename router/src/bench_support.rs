@@ -1,13 +1,16 @@
 //! A router's decisions without a router: for the benches. No part of the library's promises.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use kelvin_kvstore::SequenceHash;
+use kelvin_kvstore::{Namespace, SequenceHash, client::Error};
 use rand::{Rng, rngs::SmallRng};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     backend::{BackendSpec, Learnt, Placement, Published},
     directory::{Directory, Scope},
+    feeds::{Followed, Rates},
+    metrics::Metrics,
 };
 
 /// Requests in work while more are decided.
@@ -105,5 +108,45 @@ impl Learning {
     pub fn terms(&self) -> (Option<f64>, Option<f64>) {
         let terms = self.published.terms();
         (terms.tokens_per_second, terms.step_us)
+    }
+}
+
+/// A store's namespace, followed as a router follows its workers' store.
+pub struct Following {
+    namespace: Namespace,
+    index: Arc<Followed>,
+    _events: AbortOnDropHandle<()>,
+}
+
+impl Following {
+    /// Follows it, in an index of at most so many bytes. In a runtime.
+    pub fn start(namespace: Namespace, budget_bytes: usize) -> Self {
+        let index = Arc::new(Followed::new(budget_bytes));
+        let (run, watched) = (index.clone(), namespace.clone());
+        let events = tokio::spawn(async move {
+            let watch = |cursor, incarnation| watched.watch(cursor, incarnation);
+            run.run(0, &Metrics::new(), watch).await;
+        });
+        Self { namespace, index, _events: AbortOnDropHandle::new(events) }
+    }
+
+    /// Blocks known.
+    pub fn blocks(&self) -> usize {
+        self.index.holdings.blocks()
+    }
+
+    /// How many of a prompt's blocks are stored, by the index; `None` where that is not known exactly.
+    pub fn indexed(&self, tokens: &[u32]) -> Option<usize> {
+        let hashes = self.namespace.hash_blocks(tokens, &[]);
+        self.index.holdings.matched(&hashes, &Rates::default()).map(|(blocks, _)| blocks)
+    }
+
+    /// The same by the store's own word.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn matched(&self, tokens: &[u32]) -> Result<usize, Error> {
+        let hashes = self.namespace.hash_blocks(tokens, &[]);
+        Ok(self.namespace.match_prefix(&hashes).await?.blocks as usize)
     }
 }

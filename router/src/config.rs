@@ -30,7 +30,8 @@ pub struct RouterConfig {
     pub admin_listen: Option<SocketAddr>,
     /// Address of the store's own page, for people: a link.
     pub store_page: Option<String>,
-    /// Store to ask for prefixes, e.g. `http://127.0.0.1:7440`; without one nothing is known to be cached.
+    /// The workers' store, e.g. `http://127.0.0.1:7440`, followed by its block events; without one nothing is known to
+    /// be cached.
     pub store: Option<String>,
     /// Bearer token for the store, if it wants one.
     pub token: Option<String>,
@@ -46,7 +47,8 @@ pub struct RouterConfig {
     pub hedge_after: Option<Duration>,
     /// What prompts for backends are compared by.
     pub keys: KeyKind,
-    /// Most bytes for knowing what is in backends' memories, engines' own hashes included, and as many for each store that they load from.
+    /// Most bytes for knowing what is in backends' memories, engines' own hashes included, and as many for each store:
+    /// the workers' and those that backends load from. Twice that while a store's snapshot is read.
     pub directory_bytes: usize,
     /// Time between two looks at a backend.
     pub probe_interval: Duration,
@@ -77,7 +79,8 @@ pub struct RouterConfig {
     pub client_timeout: Duration,
     /// Time between two looks at a worker.
     pub poll_interval: Duration,
-    /// Most time a request waits for the store's answer; without one nothing counts as cached.
+    /// Most time a request waits for the store's answer, where the index of the store does not have it; without one
+    /// nothing counts as cached.
     pub store_timeout: Duration,
     /// Most time a prefill worker may take to reserve its blocks; after it the decode worker evaluates.
     pub reserve_timeout: Duration,

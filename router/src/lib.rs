@@ -2,8 +2,8 @@
 //!
 //! # Overview
 //! A router is the front of a cluster. It speaks OpenAI's API to clients ([`serve`]), turns text into
-//! tokens and back, asks the store which prefix of a prompt is there, decides by expected time to first
-//! token which decode worker serves it and whether a prefill worker helps, and streams the tokens.
+//! tokens and back, knows from the store's block events which prefix of a prompt is there, decides by expected time to
+//! first token which decode worker serves it and whether a prefill worker helps, and streams the tokens.
 //! Between the modules a request goes one way down and its tokens one way up:
 //!
 //! ```text

@@ -2,6 +2,7 @@
 
 mod counted;
 mod hits;
+mod lookups;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use prometheus_client::{
 
 pub(crate) use counted::{counted, measured};
 pub(crate) use hits::{Hits, Outcome, Predicted, Target};
+pub(crate) use lookups::Lookups;
 
 use crate::{admission::Class, backend::Counts, cost::Place, feeds::Mode, page::Requests};
 
@@ -32,6 +34,8 @@ pub(crate) struct Metrics {
     pub(crate) cached_tokens: Counter,
     pub(crate) generated_tokens: Counter,
     pub(crate) store_degraded: Counter,
+    /// Of what the store has.
+    pub(crate) lookups: Lookups,
     pub(crate) retries: Counter,
     queue_depth: Family<ClassLabels, Gauge>,
     queue_wait: Family<ClassLabels, Histogram, Buckets>,
@@ -169,7 +173,12 @@ impl Metrics {
             ),
             generated_tokens: counted(r, "generated_tokens", "Tokens generated"),
             decisions: counted(r, "decisions", "Where prompts were evaluated"),
-            store_degraded: counted(r, "store_degraded", "Requests that went on without the store's answer"),
+            store_degraded: counted(
+                r,
+                "store_degraded",
+                "Lookups that found nothing since the store was away or silent: of store_lookups, those of nobody",
+            ),
+            lookups: Lookups::new(r),
             retries: counted(r, "retries", "Requests handed to a second decode worker"),
             queue_depth: counted(
                 r,
@@ -231,7 +240,11 @@ impl Metrics {
             ),
             backends: counted(r, "backends", "Backends by state"),
             feeds: counted(r, "feeds", "Backends by what is known of their caches"),
-            feed_events: counted(r, "feed_events", "KV events of backends by kind"),
+            feed_events: counted(
+                r,
+                "feed_events",
+                "KV events of backends, and block events of followed stores, by kind",
+            ),
             directory_blocks: counted(r, "directory_blocks", "Blocks known to be in backends' memories"),
             directory_coming: counted(
                 r,
@@ -410,8 +423,12 @@ mod tests {
 
     #[test]
     fn the_catalogue_has_every_metric_that_is_registered() {
-        let sources =
-            [include_str!("metrics.rs"), include_str!("metrics/hits.rs"), include_str!("backend/counts.rs")];
+        let sources = [
+            include_str!("metrics.rs"),
+            include_str!("metrics/hits.rs"),
+            include_str!("metrics/lookups.rs"),
+            include_str!("backend/counts.rs"),
+        ];
         // Put together, so that this line is none of them.
         let calls = [["coun", "ted("], ["meas", "ured("]].map(|call| call.concat());
         let count = |call: &String| sources.iter().map(|source| source.matches(call).count()).sum::<usize>();

@@ -89,9 +89,10 @@ pub async fn serve(
     let gone = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
     let prefixes = Arc::new(Prefixes::new(
-        config.store.is_some(),
+        config.store.clone(),
         config.token.clone(),
         config.store_timeout,
+        config.directory_bytes,
         metrics.clone(),
     ));
     let forwarder = backends(&config, &metrics, &background, &ending, &stop);
@@ -116,10 +117,10 @@ pub async fn serve(
         let (fleet, stop) = (fleet.clone(), stop.clone());
         async move { fleet.watch(config.poll_interval, stop).await }
     });
-    if let Some(endpoint) = config.store.clone() {
+    background.spawn({
         let (fleet, stop) = (fleet.clone(), stop.clone());
-        background.spawn(async move { prefixes.connect(endpoint, fleet, stop).await });
-    }
+        async move { prefixes.connect(fleet, stop).await }
+    });
 
     let limits = Limits {
         body_bytes_max: config.body_bytes_max,

@@ -4,9 +4,10 @@
 //! queue behind it that is still to be drained. Bytes are those of the whole index, its map included, as the
 //! allocator hands them out. Cold lookups ask for random prompts among all of them; hot ones for the same
 //! few. The clock's own time is part of each lookup, and printed. Behind the index come the decisions of a router that has
-//! such an index of a thousand backends.
+//! such an index of a thousand backends, and what it takes to know what a store has of a prompt.
 
 mod decisions;
+mod following;
 mod forest;
 
 use std::collections::HashMap;
@@ -90,6 +91,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let known = if args.smoke { 100_000 } else { 1_000_000 };
     decisions::measure(args.seed, known, &mut report);
+    following::measure(args.seed, if args.smoke { 200 } else { 20_000 }, &mut report)?;
     report.finish(args.json.as_deref())
 }
 

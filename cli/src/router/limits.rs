@@ -41,8 +41,9 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     connections_max: u32,
 
-    /// Most MiB for knowing what is in backends' memories, and as many for each store that they load from; with those
-    /// used up, routing knows no more
+    /// Most MiB for knowing what is in backends' memories, and as many for each store, the workers' and those that backends
+    /// load from, twice that while it is read for the first time; with those used up, the workers' store is asked for each
+    /// request, and routing to backends knows no more
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     directory_mib: u32,
 

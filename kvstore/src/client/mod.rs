@@ -145,7 +145,7 @@ impl Client {
         cursor: u64,
         incarnation: u64,
     ) -> Result<Streaming<v1::WatchResponse>, Error> {
-        self.watch_as(namespace_id, cursor, incarnation, false).await
+        self.watch_as(0, namespace_id, cursor, incarnation, false).await
     }
 
     /// The same, with snapshots that say what their hashes are made of.
@@ -155,17 +155,18 @@ impl Client {
         cursor: u64,
         incarnation: u64,
     ) -> Result<Streaming<v1::WatchResponse>, Error> {
-        self.watch_as(namespace_id, cursor, incarnation, true).await
+        self.watch_as(0, namespace_id, cursor, incarnation, true).await
     }
 
     async fn watch_as(
         &self,
+        session_id: u64,
         namespace_id: u64,
         cursor: u64,
         incarnation: u64,
         describe: bool,
     ) -> Result<Streaming<v1::WatchResponse>, Error> {
-        let message = v1::WatchRequest { session_id: 0, namespace_id, cursor, incarnation, describe };
+        let message = v1::WatchRequest { session_id, namespace_id, cursor, incarnation, describe };
         let mut request = tonic::Request::new(message);
         self.authorize(&mut request);
         Ok(self.service().watch(request).await?.into_inner())

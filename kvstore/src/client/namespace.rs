@@ -4,9 +4,9 @@ use std::{borrow::Cow, fmt, ops::Range, sync::Arc, time::Duration};
 
 use kelvin_proto::{
     NamespaceSpec,
-    kv::v1::{BlockExplanation, BlockStatus, Tier, TierLoad},
+    kv::v1::{BlockExplanation, BlockStatus, Tier, TierLoad, WatchResponse},
 };
-
+use tonic::Streaming;
 use tracing::{Instrument, Span};
 
 use super::{
@@ -136,6 +136,14 @@ impl Namespace {
         let found = self.noting(&session, call.await);
         self.finish(&span, &found, |found| Tally::of(found.tiers.iter().copied()));
         found
+    }
+
+    /// Its events, from a snapshot on that says what hashes are made of, or from a cursor of the same start of the
+    /// store. The stream may outlive the session.
+    pub async fn watch(&self, cursor: u64, incarnation: u64) -> Result<Streaming<WatchResponse>, Error> {
+        let session = self.keeper.session();
+        let watched = self.keeper.shared.client.watch_as(session.id, 0, cursor, incarnation, true).await;
+        self.noting(&session, watched)
     }
 
     /// Leases the leading run of `hashes` that is stored. Should the first be in the making, waits for it

@@ -118,7 +118,7 @@ fn tiers(tenant: &Tenant, usage: &Usage) -> Vec<v1::TierStats> {
 
 fn cold_tier(tiers: &Tiers, report: &TierReport) -> v1::TierStats {
     let TierReport { lane, counts, .. } = report;
-    let read = tiers.expect_load(report.tier, 1 << 20).unwrap_or_default();
+    let [latency, read] = [0, 1 << 20].map(|bytes| tiers.expect_load(report.tier, bytes).unwrap_or_default());
     let object = (report.tier == Tier::Object).then(|| tiers.objects().map(Objects::requests)).flatten();
     v1::TierStats {
         tier: convert::tier(report.tier).into(),
@@ -144,6 +144,7 @@ fn cold_tier(tiers: &Tiers, report: &TierReport) -> v1::TierStats {
         onboarded_blocks: counts.onboarded,
         admission_refused: counts.not_admitted,
         mebibyte_read_us: read.as_micros() as u64,
+        read_latency_us: latency.as_micros() as u64,
         policy: tiers.policy(report.tier).unwrap_or_default().to_owned(),
         policies: Vec::new(),
         object: object.map(|requests| v1::ObjectStats {

@@ -59,6 +59,14 @@ async fn a_snapshot_then_live_events_then_on_from_a_cursor() {
     let other = follow(&mut stream, &mut known, 4).await;
     assert!(other.snapshot_begin, "a cursor of another start begins anew");
     assert!(client.watch(12345, 0, 0).await.is_err());
+
+    // By the session, without knowing the namespace's number.
+    let mut stream = namespace.watch(0, 0).await.unwrap();
+    let own = follow(&mut stream, &mut known, 4).await;
+    assert!(own.snapshot_begin && own.described.is_some());
+    let mut stream = namespace.watch(live.cursor, live.incarnation).await.unwrap();
+    let resumed = stream.message().await.unwrap().unwrap();
+    assert!(!resumed.snapshot_begin && resumed.cursor > live.cursor);
     store.stop().await;
 }
 

@@ -98,7 +98,7 @@ impl Counts {
             stores: counted(
                 r,
                 "stores",
-                "Stores that backends load from, by what is known of what they have",
+                "Followed stores, the workers' and those that backends load from, by what is known of what they have",
             ),
             store_blocks: counted(r, "store_blocks", "Blocks known to be in those stores"),
             store_bytes: measured(r, "store_memory", "Of that knowledge", Unit::Bytes, Gauge::default()),

@@ -11,14 +11,14 @@ use crate::expected::Held;
 
 /// What blocks of a namespace are made of.
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     pub(super) key: NamespaceKey,
     pub(super) block_tokens: u32,
     pub(super) block_bytes: u64,
 }
 
 /// A prompt's hashes, made once for all stores whose blocks are made of the same.
-pub(super) struct Hashed<'a> {
+pub(crate) struct Hashed<'a> {
     tokens: &'a [u32],
     known: Vec<(Shape, Vec<SequenceHash>)>,
 }
@@ -39,30 +39,68 @@ impl<'a> Hashed<'a> {
     }
 }
 
-/// Microseconds to bring a mebibyte from each tier into an engine's memory, by `Tier as usize`: of what is in memory
-/// and has to be copied, and of the others as they are measured.
+/// What it takes to bring blocks from each tier into an engine's memory, by `Tier as usize`: of what is in memory and
+/// has to be copied, and of the others as they are measured.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rates(pub(super) [f64; 5]);
+pub(crate) struct Rates {
+    /// Microseconds a mebibyte.
+    mebibyte_us: [f64; 5],
+    /// Microseconds until the first block comes.
+    latency_us: [f64; 5],
+    /// Nothing comes from there at the moment.
+    is_out_of_reach: [bool; 5],
+}
 
 impl Default for Rates {
-    /// 8, 2 and 0.2 GB/s, until the store has measured what it reads from.
+    /// 8, 2 and 0.2 GB/s, and 50 ms for an object store, until the store has measured what it reads from.
     fn default() -> Self {
-        let mut rates = [0.0; 5];
+        let mut rates = Self { mebibyte_us: [0.0; 5], latency_us: [0.0; 5], is_out_of_reach: [false; 5] };
         for (tier, us) in
             [(Tier::Hbm, 130.0), (Tier::Dram, 130.0), (Tier::Nvme, 520.0), (Tier::Object, 5_200.0)]
         {
-            rates[tier as usize] = us;
+            rates.mebibyte_us[tier as usize] = us;
         }
-        Self(rates)
+        rates.latency_us[Tier::Object as usize] = 50_000.0;
+        rates
     }
 }
 
-/// Until the first block comes from an object store.
-const OBJECT_LATENCY_US: f64 = 50_000.0;
+impl Rates {
+    /// As the store has measured them.
+    pub(crate) fn of(stats: &v1::StatsResponse) -> Self {
+        let mut rates = Self::default();
+        for tier in &stats.tiers {
+            let at = tier.tier() as usize;
+            if at >= rates.mebibyte_us.len() || matches!(tier.tier(), Tier::Hbm | Tier::Dram) {
+                continue;
+            }
+            rates.is_out_of_reach[at] = tier.health() == v1::TierHealth::Failed;
+            if tier.mebibyte_read_us > 0 {
+                rates.latency_us[at] = tier.read_latency_us.min(tier.mebibyte_read_us) as f64;
+                rates.mebibyte_us[at] = tier.mebibyte_read_us as f64 - rates.latency_us[at];
+            }
+        }
+        rates
+    }
+
+    fn reaches(&self, tier: u32) -> bool {
+        !self.is_out_of_reach.get(tier as usize).copied().unwrap_or(false)
+    }
+
+    /// Microseconds to bring so many bytes from a tier.
+    fn load_us(&self, tier: Tier, bytes: f64) -> f64 {
+        let at = tier as usize;
+        if bytes > 0.0 {
+            self.latency_us[at] + bytes / f64::from(1 << 20) * self.mebibyte_us[at]
+        } else {
+            0.0
+        }
+    }
+}
 
 /// What applying a message came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Applied {
+pub(crate) struct Applied {
     pub(super) stored: u64,
     pub(super) removed: u64,
     /// Blocks that found no place: their parent is not known, or there is no room.
@@ -71,7 +109,7 @@ pub(super) struct Applied {
 }
 
 /// See the module.
-pub(super) struct Holdings {
+pub(crate) struct Holdings {
     budget_bytes: usize,
     inner: RwLock<Inner>,
 }
@@ -94,9 +132,28 @@ impl Holdings {
         Self { budget_bytes, inner: RwLock::new(inner) }
     }
 
-    /// Applies a message of the stream; what it describes is what its hashes are made with.
+    /// Applies a message of the stream, from one task at a time; what it describes is what its hashes are made with.
     pub(super) fn apply(&self, message: &v1::WatchResponse) -> Applied {
         let mut applied = Applied::default();
+        if message.described.is_some() || message.snapshot_begin {
+            self.begin(message);
+            applied.snapshots += u64::from(message.snapshot_begin);
+        }
+        // The index takes changes beside lookups.
+        let inner = self.inner.read();
+        let index = inner.next.as_ref().map_or(&inner.index, |(index, _)| index);
+        applied.lost = message.events.iter().filter(|event| !one(index, event, &mut applied)).count() as u64;
+        drop(inner);
+        if applied.lost > 0 || message.snapshot_end {
+            let before = self.end(applied.lost == 0, message.snapshot_end);
+            // Nobody waits for its memory to be given back.
+            drop(before);
+        }
+        applied
+    }
+
+    /// What a message says before its events.
+    fn begin(&self, message: &v1::WatchResponse) {
         let inner = &mut *self.inner.write();
         if let Some(described) = &message.described
             && let Ok(key) = <[u8; 32]>::try_from(described.namespace_key.as_ref())
@@ -109,26 +166,21 @@ impl Holdings {
         }
         if message.snapshot_begin {
             inner.next = Some((RadixIndex::with_budget(self.budget_bytes), true));
-            applied.snapshots += 1;
         }
-        for event in &message.events {
-            let index = inner.next.as_ref().map_or(&inner.index, |(index, _)| index);
-            if !one(index, event, &mut applied) {
-                applied.lost += 1;
-                match &mut inner.next {
-                    Some((_, whole)) => *whole = false,
-                    None => inner.mode = Mode::Degraded,
-                }
-            }
+    }
+
+    /// What it says behind them, of which all found their places or not; gives back what is known no more.
+    fn end(&self, all_found: bool, is_whole: bool) -> Option<RadixIndex<TierSet>> {
+        let inner = &mut *self.inner.write();
+        match &mut inner.next {
+            Some((_, whole)) => *whole &= all_found,
+            None if !all_found => inner.mode = Mode::Degraded,
+            None => {}
         }
-        if message.snapshot_end
-            && let Some((index, whole)) = inner.next.take()
-        {
-            inner.index = index;
-            inner.mode = if whole { Mode::Exact } else { Mode::Degraded };
-            inner.is_away = false;
-        }
-        applied
+        let (index, whole) = inner.next.take_if(|_| is_whole)?;
+        inner.mode = if whole { Mode::Exact } else { Mode::Degraded };
+        inner.is_away = false;
+        Some(std::mem::replace(&mut inner.index, index))
     }
 
     /// The stream goes on where a former one ended, or says that it does not.
@@ -142,23 +194,48 @@ impl Holdings {
     }
 
     /// The store is away: what is known of it stays, and nothing is expected of it.
-    pub(super) fn away(&self) {
+    pub(crate) fn away(&self) {
         let mut inner = self.inner.write();
         inner.is_away = true;
         inner.next = None;
     }
 
-    pub(super) fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> Mode {
         self.inner.read().mode()
     }
 
-    pub(super) fn blocks(&self) -> usize {
+    pub(crate) fn blocks(&self) -> usize {
         self.inner.read().index.len()
     }
 
-    pub(super) fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         let inner = self.inner.read();
         inner.index.memory_bytes() + inner.next.as_ref().map_or(0, |(index, _)| index.memory_bytes())
+    }
+
+    /// How many of a prompt's blocks it has, from the first on, and the microseconds until all of those are in the
+    /// store's memory: what the store's own `Match` says. `None` where that is not known exactly.
+    pub(crate) fn matched(&self, hashes: &[SequenceHash], rates: &Rates) -> Option<(usize, f64)> {
+        let inner = self.inner.read();
+        let shape = inner.shape.as_ref().filter(|_| inner.mode() == Mode::Exact)?;
+        let found = inner.index.longest_prefix(hashes, None);
+        let reached = |tiers: &&TierSet| tiers.iter().any(|tier| rates.reaches(tier));
+        let (mut blocks, mut by_tier) = (0, [0u64; 5]);
+        for tiers in found.iter().take_while(reached) {
+            blocks += 1;
+            // Lower numbers are hotter.
+            let tier = tiers.iter().next().unwrap_or(0);
+            if let Some(count) = by_tier.get_mut(tier as usize) {
+                *count += 1;
+            }
+        }
+        // What is in memory is there.
+        let below = [Tier::Nvme, Tier::Object].into_iter();
+        let load_us = below.map(|tier| {
+            let bytes = by_tier[tier as usize] as f64 * shape.block_bytes as f64;
+            rates.load_us(tier, bytes)
+        });
+        Some((blocks, load_us.sum()))
     }
 
     /// What it has of a prompt, from its beginning on, by the hottest tier of each part.
@@ -185,8 +262,8 @@ impl Holdings {
             last = Some(tier);
             held.push(Held {
                 tokens: shape.block_tokens.into(),
-                us_per_token: rates.0.get(tier as usize).copied().unwrap_or(0.0) * token_mib,
-                latency_us: if tier == Tier::Object as u32 { OBJECT_LATENCY_US } else { 0.0 },
+                us_per_token: rates.mebibyte_us.get(tier as usize).copied().unwrap_or(0.0) * token_mib,
+                latency_us: rates.latency_us.get(tier as usize).copied().unwrap_or(0.0),
             });
         }
         held
@@ -287,6 +364,48 @@ mod tests {
             (Mode::Exact, 4),
             "it goes on"
         );
+    }
+
+    #[test]
+    fn a_match_is_told_as_the_store_would() {
+        let holdings = Holdings::new(1 << 20);
+        let tokens: Vec<u32> = (0..18).collect();
+        let all = NamespaceKey::from_bytes(KEY).hash_blocks(&tokens, 4, b"salt");
+        let stored = |at, tier| event(Kind::Stored, &all, at, tier);
+        let tier = |tier: Tier, mebibyte_read_us, read_latency_us| v1::TierStats {
+            tier: tier.into(),
+            mebibyte_read_us,
+            read_latency_us,
+            ..Default::default()
+        };
+        let tiers =
+            vec![tier(Tier::Dram, 7, 7), tier(Tier::Nvme, 900, 100), tier(Tier::Object, 9_000, 5_000)];
+        let mut stats = v1::StatsResponse { tiers, ..Default::default() };
+        let events = vec![
+            stored(0, Tier::Dram),
+            stored(0, Tier::Nvme),
+            stored(1, Tier::Nvme),
+            stored(2, Tier::Nvme),
+            stored(3, Tier::Object),
+        ];
+        holdings.apply(&message(events.clone(), true, false));
+        assert_eq!(holdings.matched(&all, &Rates::of(&stats)), None, "half a snapshot");
+        holdings.apply(&message(vec![], false, true));
+        let matched =
+            |hashes: &[SequenceHash], stats: &v1::StatsResponse| holdings.matched(hashes, &Rates::of(stats));
+        let nvme_us = 100.0 + 2.0 * 800.0;
+        assert_eq!(matched(&all, &stats), Some((4, nvme_us + 5_000.0 + 4_000.0)));
+        assert_eq!(matched(&all[..3], &stats), Some((3, nvme_us)));
+        assert_eq!(matched(&all[..1], &stats), Some((1, 0.0)), "what is in memory is there");
+        assert_eq!(matched(&hashes(&tokens), &stats), Some((0, 0.0)), "without the salt");
+        stats.tiers[1].health = v1::TierHealth::Failed.into();
+        assert_eq!(matched(&all, &stats), Some((1, 0.0)), "the rest is out of reach");
+        holdings.apply(&message(
+            vec![stored(0, Tier::Unspecified), event(Kind::Unspecified, &all, 0, Tier::Dram)],
+            false,
+            false,
+        ));
+        assert_eq!((holdings.mode(), matched(&all, &stats)), (Mode::Degraded, None));
     }
 
     #[test]

@@ -18,11 +18,14 @@
 
 mod decode;
 mod follow;
+mod followed;
 mod holdings;
 mod stores;
 mod view;
 
 pub(crate) use follow::{Feed, follow};
+pub(crate) use followed::Followed;
+pub(crate) use holdings::Rates;
 pub(crate) use stores::{StoreReport, Stores};
 
 /// How much is known of an engine's cache.

@@ -16,15 +16,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use kelvin_kvstore::{Client, ClientOptions};
-use kelvin_proto::kv::v1::{self, Tier};
 use parking_lot::RwLock;
 use tokio::{
     task::JoinSet,
@@ -34,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Mode,
+    followed::Followed,
     holdings::{Hashed, Holdings, Rates},
 };
 use crate::{backend::Roster, expected::Held, metrics::Metrics};
@@ -63,13 +60,6 @@ struct Store {
     rates: RwLock<Rates>,
     /// Why it is away.
     why: RwLock<Option<String>>,
-}
-
-/// One namespace, and how far it was followed.
-struct Followed {
-    holdings: Holdings,
-    cursor: AtomicU64,
-    incarnation: AtomicU64,
 }
 
 /// What is said of a store.
@@ -205,7 +195,7 @@ impl Store {
             if self.why.write().take().is_some() {
                 tracing::info!(store = self.url, "a store that backends load from is there");
             }
-            *self.rates.write() = rates(&stats);
+            *self.rates.write() = Rates::of(&stats);
             let models = self.models.read().clone();
             let named = stats.namespaces.iter().filter(|namespace| models.contains(&namespace.model));
             let keys: BTreeSet<_> = named
@@ -218,18 +208,17 @@ impl Store {
             }
             for key in keys {
                 let mut namespaces = self.namespaces.write();
-                let followed = namespaces.entry(key.clone()).or_insert_with(|| {
-                    Arc::new(Followed {
-                        holdings: Holdings::new(stores.budget_bytes / NAMESPACES_MAX),
-                        cursor: AtomicU64::new(0),
-                        incarnation: AtomicU64::new(0),
-                    })
-                });
+                let followed = namespaces
+                    .entry(key.clone())
+                    .or_insert_with(|| Arc::new(Followed::new(stores.budget_bytes / NAMESPACES_MAX)));
                 let (id, incarnation) = (key.1, stats.incarnation);
                 if running.insert(key) {
                     let (client, followed, metrics) =
                         (client.clone(), followed.clone(), stores.metrics.clone());
-                    streams.spawn(async move { followed.run(client, id, incarnation, &metrics).await });
+                    streams.spawn(async move {
+                        let watch = |cursor, known| client.watch_described(id, cursor, known);
+                        followed.run(incarnation, &metrics, watch).await
+                    });
                 }
             }
             tokio::select! {
@@ -253,51 +242,4 @@ impl Store {
             memory_bytes: all().map(Holdings::memory_bytes).sum(),
         }
     }
-}
-
-impl Followed {
-    /// Applies what the store says; returns why it says no more.
-    async fn run(&self, client: Client, id: u64, incarnation: u64, metrics: &Metrics) -> String {
-        let (cursor, known) = (self.cursor.load(Ordering::Relaxed), self.incarnation.load(Ordering::Relaxed));
-        let mut stream = match client.watch_described(id, cursor, known).await {
-            Ok(stream) => stream,
-            Err(error) => return error.to_string(),
-        };
-        if cursor > 0 && known == incarnation {
-            self.holdings.resumed();
-        }
-        loop {
-            let message = match stream.message().await {
-                Ok(Some(message)) => message,
-                Ok(None) => return "its events ended".into(),
-                Err(status) => return status.message().to_owned(),
-            };
-            let applied = self.holdings.apply(&message);
-            for (kind, count) in [
-                ("store_stored", applied.stored),
-                ("store_removed", applied.removed),
-                ("store_lost", applied.lost + message.lost),
-                ("store_snapshots", applied.snapshots),
-            ] {
-                metrics.feed(kind, count);
-            }
-            // A snapshot of which a part is missing is no place to go on from.
-            let cursor = if self.holdings.is_in_snapshot() { 0 } else { message.cursor };
-            self.cursor.store(cursor, Ordering::Relaxed);
-            self.incarnation.store(message.incarnation, Ordering::Relaxed);
-        }
-    }
-}
-
-/// What reads take, as the store has measured them.
-fn rates(stats: &v1::StatsResponse) -> Rates {
-    let mut rates = Rates::default();
-    for tier in &stats.tiers {
-        let place = tier.tier() as usize;
-        let is_measured = tier.mebibyte_read_us > 0 && !matches!(tier.tier(), Tier::Hbm | Tier::Dram);
-        if let Some(rate) = rates.0.get_mut(place).filter(|_| is_measured) {
-            *rate = tier.mebibyte_read_us as f64;
-        }
-    }
-    rates
 }

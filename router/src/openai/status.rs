@@ -18,6 +18,7 @@ use super::{App, error::ApiError};
 use crate::{
     backend::{Backend, Source},
     cost::Role,
+    feeds,
     fleet::{Health, Worker},
 };
 
@@ -82,7 +83,7 @@ pub(super) struct HealthReport {
     workers: Vec<WorkerReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backends: Vec<BackendReport>,
-    /// Those that backends load from.
+    /// Those that are followed: the workers' own, and those that backends load from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     stores: Vec<StoreReport>,
     /// Where backends are looked for beside the command line.
@@ -93,6 +94,8 @@ pub(super) struct HealthReport {
 #[derive(Serialize)]
 struct StoreReport {
     url: String,
+    /// `workers` or `backends`.
+    used_by: &'static str,
     /// What is known of what it has.
     known: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,14 +213,14 @@ pub(super) fn report(app: &App) -> (bool, HealthReport) {
     let fleet = &app.scheduler.fleet;
     let store = app.scheduler.prefixes.state();
     let table = app.forwarder.as_ref().map(|forwarder| forwarder.roster.table()).unwrap_or_default();
-    let stores = app.forwarder.as_ref().map(|forwarder| forwarder.stores.reports()).unwrap_or_default();
+    let stores = stores(app);
     let sources = app.forwarder.as_ref().map(|forwarder| forwarder.roster.sources()).unwrap_or_default();
     let serving =
         (fleet.has_ready(Role::Decode) || table.has_ready()) && !app.scheduler.ending.is_cancelled();
     let all_well = store != "away"
         && fleet.workers().iter().all(|worker| worker.view().health == Health::Ready)
         && table.all.iter().all(|backend| backend.is_open())
-        && stores.iter().all(|store| store.why.is_none())
+        && stores.iter().all(|(_, store)| store.why.is_none())
         && sources.iter().all(|(_, found)| found.is_ok());
     let status = match (serving, all_well) {
         (false, _) => "unavailable",
@@ -236,8 +239,9 @@ pub(super) fn report(app: &App) -> (bool, HealthReport) {
         backends: table.all.iter().map(|backend| BackendReport::new(backend)).collect(),
         stores: stores
             .into_iter()
-            .map(|store| StoreReport {
+            .map(|(used_by, store)| StoreReport {
                 url: store.url,
+                used_by,
                 known: store.mode.name(),
                 why: store.why,
                 namespaces: store.namespaces,
@@ -249,15 +253,26 @@ pub(super) fn report(app: &App) -> (bool, HealthReport) {
     (serving, report)
 }
 
+/// The stores that are followed, each with who uses it.
+fn stores(app: &App) -> Vec<(&'static str, feeds::StoreReport)> {
+    let others = app.forwarder.iter().flat_map(|forwarder| forwarder.stores.reports());
+    let own = app.scheduler.prefixes.report().map(|report| ("workers", report));
+    own.into_iter().chain(others.map(|report| ("backends", report))).collect()
+}
+
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     app.metrics.workers(app.scheduler.fleet.counts());
     app.metrics.sessions(app.scheduler.sessions.lock().len());
+    app.metrics.lookups.filling(app.scheduler.prefixes.filling_blocks());
+    let stores: Vec<_> = stores(&app).into_iter().map(|(_, report)| report).collect();
+    if !stores.is_empty() {
+        app.metrics.backend.stores(&stores);
+    }
     if let Some(forwarder) = &app.forwarder {
         let table = forwarder.roster.table();
         app.metrics.backends(table.counts());
         app.metrics.feeds(table.modes());
-        app.metrics.backend.stores(&forwarder.stores.reports());
         app.metrics.backend.sessions(forwarder.sessions.len());
         let directory = &forwarder.directory;
         let (blocks, coming) = (directory.len(), directory.marks_coming());

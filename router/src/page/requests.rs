@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     metrics::Metrics,
-    prefix::{End, Missing},
+    prefix::{End, Found, Missing},
 };
 
 const OPEN_MAX: usize = 8192;
@@ -50,11 +50,11 @@ pub(crate) struct Placed {
     pub(crate) mode: Option<&'static str>,
     pub(crate) prefill: Option<String>,
     pub(crate) prompt_tokens: u64,
-    /// The store's word before it went anywhere.
+    /// What was known to be stored before it went anywhere.
     pub(crate) matched_tokens: u64,
     pub(crate) namespace: Option<u64>,
-    /// Why it had no more; `None` where it was not asked, since another engine serves.
-    pub(crate) end: Option<End>,
+    /// What the store has and why it has no more; `None` where that was not looked for, since another engine serves.
+    pub(crate) found: Option<Found>,
 }
 
 /// The requests.
@@ -227,10 +227,14 @@ impl Drop for Served {
 
 impl Seen {
     pub(crate) fn missing(&self) -> Option<Missing> {
-        match self.placed.end {
+        match self.end() {
             Some(End::Missing(missing)) => Some(missing),
             _ => None,
         }
+    }
+
+    fn end(&self) -> Option<End> {
+        self.placed.found.as_ref().map(Found::end)
     }
 
     /// Time since it came.
@@ -240,7 +244,7 @@ impl Seen {
 
     /// Why no missing block is named, as a word; `None` if one is, or nobody was found to serve it.
     fn why(&self) -> Option<&'static str> {
-        match (self.placed.end, &self.placed.worker) {
+        match (self.end(), &self.placed.worker) {
             (Some(End::Missing(_)), _) | (None, None) => None,
             (Some(End::NoStore), _) => Some("no_store"),
             (Some(End::Away), _) => Some("store_away"),
@@ -320,10 +324,10 @@ mod tests {
 
     #[test]
     fn why_nothing_is_missing_is_told() {
-        let why = |end, worker: Option<&str>| {
+        let why = |end: Option<End>, worker: Option<&str>| {
             let requests = begun();
             let worker = worker.map(str::to_owned);
-            requests.placed("0a1b", Placed { worker, end, ..placed() }, true);
+            requests.placed("0a1b", Placed { worker, found: end.map(Found::nothing), ..placed() }, true);
             requests.find("mine").map(|seen| seen.json()["why"].clone()).unwrap_or_default()
         };
         for (end, word) in [

@@ -23,6 +23,7 @@ use super::{Failure, Job, Scheduler, migration::Moves, prefill::Prefill};
 use crate::{
     fleet::{Flight, Worker},
     metrics::{Outcome, Predicted, Target},
+    prefix::Found,
 };
 
 /// Why the worker ended a completion.
@@ -69,7 +70,7 @@ pub(crate) struct Generation {
     first: Option<GenerateResponse>,
     end: Option<Finish>,
     prompt_tokens: u64,
-    matched_tokens: u64,
+    found: Found,
     generated_tokens: u64,
     usage: Option<Usage>,
     moves: Moves,
@@ -82,7 +83,7 @@ impl Generation {
         job: Job,
         opened: Opened,
         prefill: Option<Prefill>,
-        matched_tokens: u64,
+        found: Found,
     ) -> Self {
         Self {
             scheduler,
@@ -94,7 +95,7 @@ impl Generation {
             _prefill: prefill,
             first: Some(opened.first),
             end: None,
-            matched_tokens,
+            found,
             generated_tokens: 0,
             usage: None,
             moves: Moves::default(),
@@ -217,7 +218,7 @@ impl Generation {
     pub(crate) fn cached_tokens(&self) -> u64 {
         let usage = self.usage.as_ref().filter(|_| self.moves.is_none());
         let imported = usage.map_or(u64::MAX, |usage| usage.imported_tokens);
-        self.matched_tokens.min(imported)
+        self.found.stored_tokens().min(imported)
     }
 }
 
@@ -226,35 +227,32 @@ impl Drop for Generation {
         let metrics = &self.scheduler.metrics;
         self.moves.ended(metrics, self.usage);
         metrics.prompt_tokens.inc_by(self.prompt_tokens);
-        metrics.cached_tokens.inc_by(self.cached_tokens());
+        // Once: the store's own word may come in the midst of this.
+        let cached_tokens = self.cached_tokens();
+        metrics.cached_tokens.inc_by(cached_tokens);
         metrics.generated_tokens.inc_by(self.generated_tokens);
         if trace::is_on() {
             let span = Span::current();
             span.record("prompt_tokens", self.prompt_tokens);
-            span.record("cached_tokens", self.cached_tokens());
+            span.record("cached_tokens", cached_tokens);
             span.record("generated_tokens", self.generated_tokens);
         }
         // What a prefill worker made for this request, or a worker that was lost, was imported too, and is no hit.
         let predicted = self.usage.as_ref().map(|usage| Predicted {
-            predicted_tokens: self.matched_tokens,
+            predicted_tokens: self.found.matched_tokens,
             observed_tokens: match self._prefill.is_none() && self.moves.is_none() {
                 true => usage.imported_tokens,
-                false => self.cached_tokens(),
+                false => cached_tokens,
             },
         });
         metrics.hits.note(Outcome {
             target: Target::Worker,
             model: &self.job.model,
             prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached_tokens(),
+            cached_tokens,
             predicted,
             tokens_per_second: self.worker.prefill_tokens_per_second(),
         });
-        metrics.seen.used(
-            &self.job.request_id,
-            self.prompt_tokens,
-            self.cached_tokens(),
-            self.generated_tokens,
-        );
+        metrics.seen.used(&self.job.request_id, self.prompt_tokens, cached_tokens, self.generated_tokens);
     }
 }

@@ -81,8 +81,8 @@ impl Scheduler {
         let block_tokens = self.fleet.model().ok_or(Failure::NoWorker)?.block_tokens;
         let tokens = job.tokens.len() as u64;
         while failure.another_may_serve() && moves.count < self.migrations_max {
-            let found = self.prefixes.find(&job.tokens, &job.extra).await;
-            let (found, matched_tokens) = (Found { filling_tokens: 0, ..found }, found.matched_tokens);
+            let found = self.prefixes.find(&job.tokens, &job.extra).await.without_filling();
+            let matched_tokens = found.matched_tokens;
             let facts = RequestFacts {
                 prompt_tokens: tokens,
                 matched_tokens,

@@ -2,14 +2,14 @@
 //!
 //! # Overview
 //! ```text
-//! tokens ─► store: match ─► decide ─┬─ local ──────────────────────────────┐
-//!                                   └─ remote: Prefill, first answer ──────┴─► Generate ─► tokens
+//! tokens ─► index of the store ─► decide ─┬─ local ──────────────────────────────┐
+//!                └─► store: Match         └─ remote: Prefill, first answer ──────┴─► Generate ─► tokens
 //! ```
 //! The call to the decode worker counts there from the decision on, through the wait for the prefill, so
 //! that requests at once do not all see the same idle worker.
 //!
-//! Everything but the decode worker can fail without failing the request. A store that does not answer
-//! in time counts as an empty one; a prefill worker that fails, before or after its first answer, leaves
+//! Everything but the decode worker can fail without failing the request. A store that is away or does not answer
+//! in time counts as an empty one ([`Prefixes`]); a prefill worker that fails, before or after its first answer, leaves
 //! the prompt to the decode worker, which evaluates what it cannot import. If the decode worker fails
 //! before its first message, another one gets the request, once; if it fails later, another one goes on where it
 //! was ([`migration`]). With all decode workers lost, a request waits [`Scheduler::migration_wait`] for one to come back.
@@ -127,9 +127,9 @@ impl Scheduler {
         started.inspect_err(|failure| self.metrics.error(failure.kind()))
     }
 
-    async fn place(self: &Arc<Self>, job: Job) -> Result<Generation, Failure> {
+    async fn place(self: &Arc<Self>, mut job: Job) -> Result<Generation, Failure> {
         let block_tokens = self.fleet.model().ok_or(Failure::NoWorker)?.block_tokens;
-        let found = match job.found {
+        let found = match job.found.take() {
             Some(found) => found,
             None => self.prefixes.find(&job.tokens, &job.extra).await,
         };
@@ -179,7 +179,7 @@ impl Scheduler {
                         session = job.session_id,
                         "first token"
                     );
-                    return Ok(Generation::new(self.clone(), job, opened, prefill, found.matched_tokens));
+                    return Ok(Generation::new(self.clone(), job, opened, prefill, found));
                 }
                 Err(failure) => {
                     tracing::warn!(request = job.request_id, attempt, %failure, "a decode worker failed before its first token");
@@ -221,7 +221,7 @@ impl Scheduler {
             prompt_tokens: job.tokens.len() as u64,
             matched_tokens: found.matched_tokens,
             namespace: self.prefixes.namespace_id(),
-            end: Some(found.end),
+            found: Some(found.clone()),
         }
     }
 
@@ -253,8 +253,9 @@ impl Scheduler {
     async fn prefill(&self, decision: &mut Decision, job: &Job, facts: &RequestFacts) -> Option<Prefill> {
         let Place::Remote(id) = decision.prefill else { return None };
         let uncached = facts.prompt_tokens.saturating_sub(facts.matched_tokens);
-        match Prefill::open(self.fleet.worker(id), job, uncached, self.timeouts.reserve, &self.metrics).await
-        {
+        let worker = self.fleet.worker(id);
+        let made = || self.prefixes.making(&job.tokens, &job.extra, facts.matched_tokens);
+        match Prefill::open(worker, job, uncached, made, self.timeouts.reserve, &self.metrics).await {
             Ok(prefill) => Some(prefill),
             Err(failure) => {
                 self.metrics.error("prefill_failed");
@@ -322,6 +323,6 @@ impl Scheduler {
 fn wait_blocks(request: &RequestFacts, found: &Found, remote: bool) -> u64 {
     // At least one prompt token is left for decode, so the last whole block may not count.
     let blocks = request.prompt_tokens.saturating_sub(1) / request.block_tokens;
-    let known = found.matched_tokens.saturating_add(found.filling_tokens) / request.block_tokens;
+    let known = found.awaited_tokens() / request.block_tokens;
     if remote { blocks } else { known.min(blocks) }
 }

@@ -10,6 +10,7 @@ use super::{Failure, Job};
 use crate::{
     fleet::{Flight, Worker},
     metrics::Metrics,
+    prefix::Made,
 };
 
 /// An open prefill; dropping it cancels what is left of it.
@@ -19,11 +20,13 @@ pub(super) struct Prefill {
 
 impl Prefill {
     /// Opens the stream and waits until the blocks are reserved; then reads it in the background. What
-    /// fails later only costs the decode worker the evaluation of the missing blocks.
+    /// fails later only costs the decode worker the evaluation of the missing blocks. From then on until its end, `made`
+    /// says what is in the making.
     pub(super) async fn open(
         worker: &Arc<Worker>,
         job: &Job,
         uncached_tokens: u64,
+        made: impl FnOnce() -> Option<Made>,
         reserve_timeout: Duration,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Failure> {
@@ -54,6 +57,7 @@ impl Prefill {
             }
             Err(_) => return Err(Failure::Stalled { worker: worker.name(), after: reserve_timeout }),
         };
+        let made = made();
         let (worker, metrics, request_id) = (worker.clone(), metrics.clone(), job.request_id.clone());
         let drain = tokio::spawn(async move {
             loop {
@@ -72,7 +76,7 @@ impl Prefill {
                     }
                 }
             }
-            drop(flight);
+            drop((made, flight));
         });
         Ok(Self { _drain: AbortOnDropHandle::new(drain) })
     }

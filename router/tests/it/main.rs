@@ -11,6 +11,7 @@ mod fleet;
 mod followed;
 mod harness;
 mod hedges;
+mod index;
 mod limits;
 mod migration;
 mod observe;

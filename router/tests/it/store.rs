@@ -24,7 +24,7 @@ impl TestStore {
         Self::configured(ServerConfig { listen, ..ServerConfig::new(1 << 20) }).await
     }
 
-    async fn configured(config: ServerConfig) -> Self {
+    pub(crate) async fn configured(config: ServerConfig) -> Self {
         let stop = CancellationToken::new();
         let (send, listening) = oneshot::channel();
         let config = ServerConfig { drain: Duration::ZERO, ..config };
@@ -36,17 +36,32 @@ impl TestStore {
         Self { listen: listening.await.expect("it listens"), stop, served }
     }
 
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
     pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.listen)
     }
 
     /// Stores the first `blocks` blocks of a prompt of the toy model.
-    async fn fill(&self, prompt: &str, blocks: usize) -> Namespace {
+    pub(crate) async fn fill(&self, prompt: &str, blocks: usize) -> Namespace {
         self.fill_for("toy", prompt, blocks).await
     }
 
     /// The same of another model with the same vocabulary.
     pub(crate) async fn fill_for(&self, model: &str, prompt: &str, blocks: usize) -> Namespace {
+        self.fill_salted(model, prompt, &[], blocks).await
+    }
+
+    /// The same with something beside the tokens.
+    pub(crate) async fn fill_salted(
+        &self,
+        model: &str,
+        prompt: &str,
+        extra: &[u8],
+        blocks: usize,
+    ) -> Namespace {
         let options = ClientOptions { shared_memory: false, ..ClientOptions::new(self.endpoint(), "test") };
         let spec = NamespaceSpec {
             model: model.into(),
@@ -57,7 +72,7 @@ impl TestStore {
         };
         let namespace = Client::connect(options).await.unwrap().open(spec).await.unwrap();
         let tokens: Vec<u32> = prompt.bytes().map(u32::from).collect();
-        let hashes = namespace.hash_blocks(&tokens, &[]);
+        let hashes = namespace.hash_blocks(&tokens, extra);
         let reserved = namespace.reserve(None, &hashes[..blocks]).await.unwrap();
         let leases = reserved.into_iter().map(|one| match one {
             Reserved::Write(lease) => lease,
@@ -76,15 +91,15 @@ impl TestStore {
 
 pub(crate) const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-fn prompt() -> String {
+pub(crate) fn prompt() -> String {
     ('a'..='z').cycle().take(400).collect()
 }
 
-fn body() -> Value {
+pub(crate) fn body() -> Value {
     json!({"model": "toy", "prompt": prompt()})
 }
 
-async fn cached(router: &TestRouter) -> u64 {
+pub(crate) async fn cached(router: &TestRouter) -> u64 {
     let response = router.post("/v1/completions", &body()).await;
     assert_eq!(response.status(), 200);
     let answer: Value = response.json().await.unwrap();
@@ -106,6 +121,7 @@ async fn stored_blocks_count_as_cached_and_keep_the_prefill_local() {
     assert_eq!(cached(&router).await, 0, "the worker imported them, but they were not there before");
     assert_eq!(prefill.prefills().len(), 1);
     let _namespace = store.fill(&prompt(), 24).await;
+    router.knows(24).await;
     assert_eq!(cached(&router).await, 384);
     assert_eq!(prefill.prefills().len(), 1, "16 tokens are left, which is less than a hand-off");
     assert_eq!(decode.generates().pop().unwrap().wait_blocks, 24);
@@ -149,9 +165,9 @@ async fn a_store_that_is_away_costs_the_hits_alone() {
     let router = TestRouter::configured(&[&decode], |config| config.store = Some(store.endpoint())).await;
     connected(&router).await;
     let listen = store.stop().await;
-    assert_eq!(cached(&router).await, 0);
     let health = router.health_until(|health| health["store"] == "away").await;
     assert_eq!(health["status"], "degraded");
+    assert_eq!(cached(&router).await, 0);
     assert!(router.metric("kelvin_router_store_degraded_total").await.unwrap() >= 1.0);
 
     let store = TestStore::start(listen).await;

@@ -134,10 +134,10 @@ export class Workers {
       const up = store ? `, up ${age(store.uptime_ms)}, ${plural(store.sessions, "session", "sessions")}` : "";
       nodes.push(el("p", { class: "note" }, "Store: ", badge(text, kind), up));
     }
-    for (const { url, known, why, blocks, namespaces } of router.stores ?? []) {
+    for (const { url, used_by, known, why, blocks, namespaces } of router.stores ?? []) {
       const state = why ? badge("away", "bad") : badge(known, known === "exact" ? "good" : "warn");
       const has = why ? `: ${why}` : `, ${plural(blocks, "block", "blocks")} of ${plural(namespaces, "namespace", "namespaces")} known`;
-      nodes.push(el("p", { class: "note" }, "Store of backends ", el("code", {}, url), ": ", state, has));
+      nodes.push(el("p", { class: "note" }, `Store of ${used_by} `, el("code", {}, url), ": ", state, has));
     }
     const rows = [
       ...router.workers.map((worker) => ({ ...worker, what: worker.role ?? "worker", where: worker.endpoint })),

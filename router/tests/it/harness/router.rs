@@ -124,6 +124,16 @@ impl TestRouter {
         last
     }
 
+    /// Waits until its index of the store has so many blocks, and all that there are.
+    pub(crate) async fn knows(&self, blocks: u64) {
+        let exact = |health: &Value| {
+            let store = &health["stores"][0];
+            health["store"] == "connected" && store["known"] == "exact" && store["blocks"] == blocks
+        };
+        self.health_until(exact).await;
+        assert_eq!(self.metric("kelvin_router_store_blocks").await, Some(blocks as f64));
+    }
+
     pub(crate) async fn admin(&self, path: &str) -> reqwest::Response {
         self.http.get(format!("{}{path}", self.admin)).send().await.expect("an answer")
     }
