@@ -15,9 +15,10 @@ use tonic::Status;
 
 use super::convert;
 use crate::{
-    index::HolderSet,
+    index::{Entry, HolderSet, TierSet},
     store::{Event, EventKind, Namespace, tiers_of},
 };
+use kelvin_tiering::Tier;
 
 const PAGE_EVENTS: usize = 1024;
 /// Messages made ahead of the reader.
@@ -85,23 +86,14 @@ async fn snapshot(
     out: &Sender,
 ) -> Option<u64> {
     let cursor = namespace.events.end();
-    let mut blocks = namespace.index.snapshot();
-    blocks.retain(|block| !block.holders.is_empty());
-    let pages = blocks.len().div_ceil(PAGE_EVENTS).max(1);
+    let events = events_of(&namespace.index.snapshot());
+    let pages = events.len().div_ceil(PAGE_EVENTS).max(1);
     for number in 0..pages {
-        let page = blocks.chunks(PAGE_EVENTS).nth(number).unwrap_or_default();
-        let stored = page.iter().flat_map(|block| {
-            tiers_of(block.holders).map(|tier| Event {
-                kind: EventKind::Stored,
-                hash: block.hash,
-                parent: block.parent,
-                tier,
-            })
-        });
+        let page = events.chunks(PAGE_EVENTS).nth(number).unwrap_or_default();
         let message = v1::WatchResponse {
             cursor,
             incarnation,
-            events: stored.map(convert::event).collect(),
+            events: page.iter().copied().map(convert::event).collect(),
             lost: if number == 0 { lost } else { 0 },
             snapshot_begin: number == 0,
             snapshot_end: number + 1 == pages,
@@ -114,4 +106,61 @@ async fn snapshot(
         out.send(Ok(message)).await.ok()?;
     }
     Some(cursor)
+}
+
+/// What tells of these blocks, parents first. One that no tier has, and that is there because those behind it are, is
+/// told as stored and, in the end, as removed: who follows must know it to find a place for the others.
+fn events_of(blocks: &[Entry<TierSet>]) -> Vec<Event> {
+    let event =
+        |kind, block: &Entry<TierSet>, tier| Event { kind, hash: block.hash, parent: block.parent, tier };
+    let is_gone = |block: &&Entry<TierSet>| block.holders.is_empty();
+    let mut events = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        if block.holders.is_empty() {
+            events.push(event(EventKind::Stored, block, Tier::Dram));
+        }
+        events.extend(tiers_of(block.holders).map(|tier| event(EventKind::Stored, block, tier)));
+    }
+    let gone = blocks.iter().filter(is_gone);
+    events.extend(gone.map(|block| event(EventKind::Removed, block, Tier::Dram)));
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RadixIndex, SequenceHash};
+
+    #[test]
+    fn a_snapshot_makes_the_same_tree_elsewhere() {
+        let hash = |number: u8| SequenceHash::from_bytes([number; 16]);
+        let insert = |index: &RadixIndex<TierSet>, parent, number, tier: Tier| {
+            index.insert(parent, hash(number), tier as u32, 0).unwrap();
+        };
+        let index = RadixIndex::with_budget(1 << 20);
+        insert(&index, None, 1, Tier::Dram);
+        insert(&index, Some(hash(1)), 2, Tier::Dram);
+        insert(&index, Some(hash(2)), 3, Tier::Nvme);
+        insert(&index, Some(hash(2)), 4, Tier::Dram);
+        index.remove(hash(2), Tier::Dram as u32);
+        let other = RadixIndex::<TierSet>::with_budget(1 << 20);
+        for event in events_of(&index.snapshot()) {
+            match event.kind {
+                EventKind::Stored => {
+                    other
+                        .insert(event.parent, event.hash, event.tier as u32, 0)
+                        .expect("its parent was told");
+                }
+                EventKind::Removed => drop(other.remove(event.hash, event.tier as u32)),
+            }
+        }
+        let all = |index: &RadixIndex<TierSet>| {
+            let mut all: Vec<_> =
+                index.snapshot().iter().map(|block| (block.hash, block.parent, block.holders)).collect();
+            all.sort_by_key(|(hash, ..)| hash.to_bytes());
+            all
+        };
+        assert_eq!(all(&other), all(&index));
+        assert!(index.holders(hash(2)).is_empty(), "it is such a one");
+    }
 }

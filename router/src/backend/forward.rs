@@ -41,7 +41,7 @@ use super::{
     client::{Client, why},
     keys::Keys,
     member::{Backend, Call},
-    onward::{Again, Failed, Moved, Mover, Moving},
+    onward::{self, Again, Failed, Moved, Mover, Moving},
     pool::Pool,
     reader::Read,
     roster::Roster,
@@ -170,6 +170,13 @@ impl Forwarder {
         }))
     }
 
+    /// Whether anybody can be asked to go on with a stream that these failed.
+    pub(crate) fn may_go_on(pool: &Pool, failed: &[Failed]) -> bool {
+        let excluded = onward::excluded(pool, failed);
+        let may = |backend: &Arc<Backend>| backend.role().answers() && !excluded.contains(&backend.id);
+        pool.backends().iter().any(|backend| may(backend) && backend.is_open())
+    }
+
     /// The stream of another server than those that failed it, for one that broke off.
     pub(crate) async fn go_on(
         &self,
@@ -177,9 +184,7 @@ impl Forwarder {
         errand: Errand<'_>,
         failed: &[Failed],
     ) -> Result<Moved, Trouble> {
-        let still = |backend: &&Arc<Backend>| failed.iter().any(|failed| failed.is_still(backend));
-        let excluded = pool.backends().iter().filter(still).map(|backend| backend.id).collect();
-        let answer = self.attempts(pool, &errand, excluded).await?;
+        let answer = self.attempts(pool, &errand, onward::excluded(pool, failed)).await?;
         let status = answer.status();
         match answer.into_body() {
             Answered::Stream(watched) => Ok(Moved { watched, tokens: errand.keys.tokens() }),

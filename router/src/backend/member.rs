@@ -66,8 +66,9 @@ pub(crate) struct Backend {
     cards: RwLock<Vec<Card>>,
     breaker: Mutex<Breaker>,
     started: Instant,
-    /// How often it became ready.
+    /// How often it became ready, and how often it was found so.
     starts: AtomicU64,
+    probes: AtomicU64,
     learnt: Learnt,
     /// What decisions read.
     seat: Seat,
@@ -85,6 +86,7 @@ impl Backend {
             breaker: Mutex::default(),
             started: Instant::now(),
             starts: AtomicU64::new(0),
+            probes: AtomicU64::new(0),
             learnt: Learnt::default(),
             seat,
         })
@@ -149,11 +151,15 @@ impl Backend {
                 ),
             }
         }
+        if turned && ready && matches!(*before, Health::Lost(_)) {
+            // What failed was another start of it, as far as anybody can tell.
+            *self.breaker.lock() = Breaker::default();
+            self.seat.suspect.store(false, Ordering::Release);
+        }
         *before = health;
         drop(before);
-        if turned && ready {
-            self.starts.fetch_add(1, Ordering::Relaxed);
-        }
+        self.starts.fetch_add(u64::from(turned && ready), Ordering::Relaxed);
+        self.probes.fetch_add(u64::from(ready), Ordering::Relaxed);
         self.seat.ready.store(ready, Ordering::Release);
         let changed = cards.is_some_and(|cards| {
             let mut known = self.cards.write();
@@ -167,6 +173,11 @@ impl Backend {
     /// How often it became ready: after it was lost it may be another process.
     pub(super) fn starts(&self) -> u64 {
         self.starts.load(Ordering::Relaxed)
+    }
+
+    /// How often it was found ready.
+    pub(super) fn probes(&self) -> u64 {
+        self.probes.load(Ordering::Relaxed)
     }
 
     /// Whether a request may be sent there now.
@@ -253,6 +264,8 @@ impl Backend {
 #[derive(Debug)]
 pub(crate) struct Call {
     backend: Arc<Backend>,
+    /// Of the backend when it began.
+    starts: u64,
     begun: Instant,
     /// Tokens to compute of this prompt; 0 once they are.
     tokens: u64,
@@ -276,8 +289,8 @@ impl Call {
         backend.seat.streams.fetch_add(1, Ordering::Relaxed);
         let before = backend.seat.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
         let begun = Instant::now();
-        let backend = backend.clone();
-        Self { backend, begun, tokens, before, loaded, sample: None, hit_expected: 0, underway: None }
+        let (backend, starts) = (backend.clone(), backend.starts());
+        Self { backend, starts, begun, tokens, before, loaded, sample: None, hit_expected: 0, underway: None }
     }
 
     /// The same, of a prompt that others may count on there.
@@ -298,6 +311,11 @@ impl Call {
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
         &self.backend
+    }
+
+    /// How often the backend had become ready when it began.
+    pub(super) fn starts(&self) -> u64 {
+        self.starts
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

@@ -44,7 +44,7 @@ pub(crate) use forward::{EMBEDDINGS, Errand, Forwarder, Patience, forwarded};
 pub(crate) use keys::{Keys, Prompt};
 pub(crate) use learn::{Learnt, Published};
 pub(crate) use member::{Backend, Health as BackendHealth};
-pub(crate) use onward::{Again, Moving};
+pub(crate) use onward::{Again, Asked, Moved, Moving};
 pub(crate) use peek::Peek;
 pub(crate) use placement::Placement;
 pub(crate) use pool::Pool;

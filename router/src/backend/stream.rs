@@ -20,7 +20,7 @@ use super::{
     client::why,
     forward::Trouble,
     member::Call,
-    onward::{Move, Moved, Mover, Redone},
+    onward::{Move, Moved, Mover, Redone, Way},
     usage::Usage,
 };
 use crate::{
@@ -196,19 +196,23 @@ impl Watched {
     /// The stream is over before its time: it goes on elsewhere, for which nothing is told, or ends with what happened.
     fn lost(&mut self, trouble: Trouble) -> Bytes {
         self.body = None;
+        if self.tail.is_done() {
+            // Only the body's own end is missing.
+            self.end();
+            return Bytes::new();
+        }
         self.metrics.error(trouble.kind());
         let backend = self.call.backend();
         tracing::warn!(backend = backend.spec.url, %trouble, "a stream broke off");
         if trouble.is_fault() {
             backend.failed(&trouble.to_string());
             if let Some(mover) = &mut self.mover {
-                let (story, is_cut) = (&mover.story, matches!(trouble, Trouble::Cut(_)));
-                if story.is_finished() && is_cut && (story.has_usage() || !mover.tells_usage()) {
-                    self.end();
-                    return Bytes::from_static(b"data: [DONE]\n\n");
-                }
-                match mover.go(backend, &trouble) {
-                    Ok(moving) => {
+                match mover.go(&self.call, &trouble) {
+                    Ok(Way::End) => {
+                        self.end();
+                        return Bytes::from_static(b"data: [DONE]\n\n");
+                    }
+                    Ok(Way::Move(moving)) => {
                         self.moving = Some(moving);
                         return Bytes::new();
                     }
@@ -223,7 +227,7 @@ impl Watched {
     fn broken(&mut self, trouble: Trouble) -> Bytes {
         self.end();
         // The engine's own words, if it had any.
-        if let Some((_, events)) = self.failure.take() {
+        if let Some((_, events)) = self.failure.take().filter(|(_, events)| !events.is_empty()) {
             return events;
         }
         // Whatever event was cut, this one is another.
@@ -246,7 +250,7 @@ impl Watched {
         self.metrics.migrations.inc();
         self.metrics.migration_pause.observe(moving.began.elapsed().as_secs_f64());
         let told = mover.story.tokens();
-        mover.story.goes_on(moving.tells_usage);
+        mover.story.goes_on(moving.tells_usage, moving.seam);
         let next = *watched;
         tracing::info!(backend = next.call.backend().spec.url, told, tokens, "a stream goes on");
         // Whatever the lost one said that it used, the next one says it of the whole.

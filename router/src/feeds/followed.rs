@@ -19,12 +19,11 @@ use kelvin_kvstore::client::Error;
 use kelvin_proto::kv::v1;
 use tonic::Streaming;
 
-use super::{Mode, holdings::Holdings};
+use super::holdings::Holdings;
 use crate::metrics::Metrics;
 
 /// See the module.
 pub(crate) struct Followed {
-    budget_bytes: usize,
     pub(crate) holdings: Holdings,
     /// How far it was followed, and of which start of the store.
     cursor: AtomicU64,
@@ -35,16 +34,15 @@ impl Followed {
     /// Of at most so many bytes; twice that while a snapshot is read.
     pub(crate) fn new(budget_bytes: usize) -> Self {
         Self {
-            budget_bytes,
             holdings: Holdings::new(budget_bytes),
             cursor: AtomicU64::new(0),
             incarnation: AtomicU64::new(0),
         }
     }
 
-    /// Whether something found no place, and there is room by now: a new snapshot would be whole.
+    /// Whether something found no place, and a new snapshot may find one.
     pub(crate) fn can_be_whole(&self) -> bool {
-        self.holdings.mode() == Mode::Degraded && self.holdings.memory_bytes() < self.budget_bytes / 2
+        self.holdings.can_be_whole()
     }
 
     /// The next stream begins with a snapshot. What is known stays until that is whole.

@@ -2,7 +2,7 @@
 //!
 //! A snapshot is built beside what was known before, and takes its place when it is whole: nobody sees half of it.
 
-use kelvin_kvstore::{HolderSet, NamespaceKey, RadixIndex, SequenceHash, TierSet};
+use kelvin_kvstore::{HolderSet, InsertError, NamespaceKey, RadixIndex, SequenceHash, TierSet};
 use kelvin_proto::kv::v1::{self, Tier, block_event::Kind};
 use parking_lot::RwLock;
 
@@ -105,6 +105,8 @@ pub(crate) struct Applied {
     pub(super) removed: u64,
     /// Blocks that found no place: their parent is not known, or there is no room.
     pub(super) lost: u64,
+    /// Of those, those for which there was no room.
+    pub(super) crowded: u64,
     pub(super) snapshots: u64,
 }
 
@@ -122,13 +124,16 @@ struct Inner {
     index: RadixIndex<TierSet>,
     /// A snapshot in the making, and whether all of it found its place.
     next: Option<(RadixIndex<TierSet>, bool)>,
+    /// Whether something found no place for want of room, since the last snapshot began.
+    is_crowded: bool,
 }
 
 impl Holdings {
     /// Of at most so many bytes; twice that while a snapshot is read.
     pub(super) fn new(budget_bytes: usize) -> Self {
         let index = RadixIndex::with_budget(budget_bytes);
-        let inner = Inner { shape: None, mode: Mode::Fallback, is_away: true, index, next: None };
+        let inner =
+            Inner { shape: None, mode: Mode::Fallback, is_away: true, index, next: None, is_crowded: false };
         Self { budget_bytes, inner: RwLock::new(inner) }
     }
 
@@ -145,7 +150,7 @@ impl Holdings {
         applied.lost = message.events.iter().filter(|event| !one(index, event, &mut applied)).count() as u64;
         drop(inner);
         if applied.lost > 0 || message.snapshot_end {
-            let before = self.end(applied.lost == 0, message.snapshot_end);
+            let before = self.end(&applied, message.snapshot_end);
             // Nobody waits for its memory to be given back.
             drop(before);
         }
@@ -166,12 +171,15 @@ impl Holdings {
         }
         if message.snapshot_begin {
             inner.next = Some((RadixIndex::with_budget(self.budget_bytes), true));
+            inner.is_crowded = false;
         }
     }
 
-    /// What it says behind them, of which all found their places or not; gives back what is known no more.
-    fn end(&self, all_found: bool, is_whole: bool) -> Option<RadixIndex<TierSet>> {
+    /// What it says behind them, which came to this; gives back what is known no more.
+    fn end(&self, applied: &Applied, is_whole: bool) -> Option<RadixIndex<TierSet>> {
         let inner = &mut *self.inner.write();
+        let all_found = applied.lost == 0;
+        inner.is_crowded |= applied.crowded > 0;
         match &mut inner.next {
             Some((_, whole)) => *whole &= all_found,
             None if !all_found => inner.mode = Mode::Degraded,
@@ -213,18 +221,24 @@ impl Holdings {
         inner.index.memory_bytes() + inner.next.as_ref().map_or(0, |(index, _)| index.memory_bytes())
     }
 
+    /// Whether something found no place, and a new snapshot may find one: not as long as there is no room.
+    pub(super) fn can_be_whole(&self) -> bool {
+        let inner = self.inner.read();
+        let has_room = !inner.is_crowded || inner.index.memory_bytes() < self.budget_bytes / 2;
+        inner.mode() == Mode::Degraded && has_room
+    }
+
     /// How many of a prompt's blocks it has, from the first on, and the microseconds until all of those are in the
     /// store's memory: what the store's own `Match` says. `None` where that is not known exactly.
     pub(crate) fn matched(&self, hashes: &[SequenceHash], rates: &Rates) -> Option<(usize, f64)> {
         let inner = self.inner.read();
         let shape = inner.shape.as_ref().filter(|_| inner.mode() == Mode::Exact)?;
         let found = inner.index.longest_prefix(hashes, None);
-        let reached = |tiers: &&TierSet| tiers.iter().any(|tier| rates.reaches(tier));
+        // Lower numbers are hotter.
+        let hottest = |tiers: &TierSet| tiers.iter().find(|tier| rates.reaches(*tier));
         let (mut blocks, mut by_tier) = (0, [0u64; 5]);
-        for tiers in found.iter().take_while(reached) {
+        for tier in found.iter().map_while(hottest) {
             blocks += 1;
-            // Lower numbers are hotter.
-            let tier = tiers.iter().next().unwrap_or(0);
             if let Some(count) = by_tier.get_mut(tier as usize) {
                 *count += 1;
             }
@@ -291,7 +305,9 @@ fn one(index: &RadixIndex<TierSet>, event: &v1::BlockEvent, applied: &mut Applie
     match event.kind() {
         Kind::Stored => {
             applied.stored += 1;
-            index.insert(parent, hash, tier, 0).is_ok()
+            let inserted = index.insert(parent, hash, tier, 0);
+            applied.crowded += u64::from(matches!(inserted, Err(InsertError::Full { .. })));
+            inserted.is_ok()
         }
         Kind::Removed => {
             applied.removed += 1;

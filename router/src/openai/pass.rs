@@ -21,7 +21,9 @@ use super::{
 };
 use crate::{
     admission::Ticket,
-    backend::{Again, EMBEDDINGS, Errand, Forwarder, Keys, Peek, Pool, Prompt, Trouble, forwarded},
+    backend::{
+        Again, Asked, EMBEDDINGS, Errand, Forwarder, Keys, Moved, Peek, Pool, Prompt, Trouble, forwarded,
+    },
     config::KeyKind,
     directory::Scope,
 };
@@ -143,31 +145,49 @@ struct Onward {
 impl Onward {
     fn again(self) -> Again {
         let onward = Arc::new(self);
-        Arc::new(move |body, failed| {
+        Arc::new(move |asked| {
             let onward = onward.clone();
-            Box::pin(async move {
-                let Self { app, forwarder, .. } = &*onward;
-                let peek = serde_json::from_slice::<Peek<'_>>(&body);
-                let peek = peek.map_err(|error| Trouble::Garbage(error.to_string()))?;
-                let table = forwarder.roster.table();
-                let pool = table.pool(peek.model.as_deref().unwrap_or_default());
-                let pool = pool.ok_or(Trouble::NoBackend)?;
-                let prompt = PromptOf::new(app, pool, &peek).await;
-                let errand = Errand {
-                    path: onward.route.path(),
-                    headers: &onward.headers,
-                    body: body.clone(),
-                    request_id: &onward.request_id,
-                    model: &pool.card.id,
-                    stream: true,
-                    session: onward.session,
-                    session_end: onward.session_end,
-                    again: None,
-                    keys: prompt.keys(forwarder, pool, &peek),
-                };
-                forwarder.go_on(pool, errand, &failed).await
-            })
+            Box::pin(async move { onward.ask(asked).await })
         })
+    }
+
+    async fn ask(&self, asked: Asked) -> Result<Moved, Trouble> {
+        let Asked { body, failed, mut waiting } = asked;
+        let peek = serde_json::from_slice::<Peek<'_>>(&body);
+        let peek = peek.map_err(|error| Trouble::Garbage(error.to_string()))?;
+        let model = peek.model.as_deref().unwrap_or_default();
+        let mut prompt = None;
+        loop {
+            let table = self.forwarder.roster.table();
+            let pool = table.pool(model).filter(|pool| Forwarder::may_go_on(pool, &failed));
+            let moved = match pool {
+                None => Err(Trouble::NoBackend),
+                Some(pool) => {
+                    // Once, and not before there is somebody.
+                    let prompt = match &prompt {
+                        Some(prompt) => prompt,
+                        None => prompt.insert(PromptOf::new(&self.app, pool, &peek).await),
+                    };
+                    let errand = Errand {
+                        path: self.route.path(),
+                        headers: &self.headers,
+                        body: body.clone(),
+                        request_id: &self.request_id,
+                        model: &pool.card.id,
+                        stream: true,
+                        session: self.session,
+                        session_end: self.session_end,
+                        again: None,
+                        keys: prompt.keys(&self.forwarder, pool, &peek),
+                    };
+                    self.forwarder.go_on(pool, errand, &failed).await
+                }
+            };
+            match moved {
+                Err(trouble) if waiting.waits(&trouble).await => {}
+                moved => return moved,
+            }
+        }
     }
 }
 

@@ -266,7 +266,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> 
     app.metrics.sessions(app.scheduler.sessions.lock().len());
     app.metrics.lookups.filling(app.scheduler.prefixes.filling_blocks());
     let stores: Vec<_> = stores(&app).into_iter().map(|(_, report)| report).collect();
-    if !stores.is_empty() {
+    if !stores.is_empty() || app.forwarder.is_some() {
         app.metrics.backend.stores(&stores);
     }
     if let Some(forwarder) = &app.forwarder {

@@ -111,11 +111,12 @@ async fn a_text_goes_on_and_nobody_hears_what_nobody_asked_for() {
     first.then([Do::Stream(vec![piece("so ")])]);
     let more = [piece("far"), end("stop"), usage(22, 12, 1), DONE.into()];
     second.then([Do::Stream(more.into())]);
-    let body = json!({"model": "m", "prompt": "It is ", "stream": true, "session_id": SESSION});
+    let body =
+        json!({"model": "m", "prompt": "It is ", "stream": true, "max_tokens": 9, "session_id": SESSION});
     let (text, last) = Events::of(router.post("/v1/completions", &body).await).text().await;
     assert_eq!((text.as_str(), last.as_str()), ("so far", "[DONE]"));
     let sent = sent(&second);
-    assert_eq!((&sent["prompt"], &sent["max_tokens"]), (&json!("It is so "), &Value::Null));
+    assert_eq!((&sent["prompt"], &sent["max_tokens"]), (&json!("It is so "), &json!(8)));
 }
 
 #[tokio::test]
@@ -146,11 +147,54 @@ async fn silence_and_an_engines_own_failure_are_a_loss_as_well() {
 
 #[tokio::test]
 async fn an_end_that_was_lost_is_told() {
-    let (router, first, second) = two(|_| {}).await;
-    first.then([Do::HalfStream(vec![event("all"), end("stop")])]);
-    let (text, last) = Events::of(router.chat(&chat()).await).text().await;
-    assert_eq!((text.as_str(), last.as_str()), ("all", "[DONE]"));
+    let (router, first, second) = two(|config| config.token_timeout = Duration::from_millis(300)).await;
+    let all = || vec![event("all"), end("length")];
+    let failed = "data: {\"error\": {\"message\": \"the engine is dead\", \"code\": 500}}\n\n";
+    let mut body = chat();
+    body["stream_options"] = json!({"include_usage": true});
+    for act in [
+        Do::HalfStream(all()),
+        Do::Stream(all()),
+        Do::StreamAndHang(all()),
+        Do::Stream([all(), vec![failed.into()]].concat()),
+        // Nothing is missing but the end of the body.
+        Do::StreamAndHang([all(), vec![DONE.into()]].concat()),
+        Do::HalfStream([all(), vec![DONE.into()]].concat()),
+    ] {
+        first.then([act.clone()]);
+        let events = Events::of(router.chat(&body).await).rest().await;
+        assert_eq!((events.len(), events[2].as_str()), (3, "[DONE]"), "{act:?}: {events:?}");
+        // Three failures in a row would be too many.
+        let mut whole = chat();
+        whole["stream"] = false.into();
+        assert_eq!(router.chat(&whole).await.status(), 200);
+    }
     assert_eq!(second.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn one_end_of_two_is_none() {
+    let (router, first, second) = two(|_| {}).await;
+    let one_of_two = || Do::HalfStream(vec![piece("all"), end("stop")]);
+    for body in [
+        json!({"model": "m", "prompt": ["a", "b"], "stream": true, "max_tokens": 9, "session_id": SESSION}),
+        json!({"model": "m", "prompt": "a", "n": 2, "stream": true, "max_tokens": 9, "session_id": SESSION}),
+    ] {
+        first.then([one_of_two()]);
+        let (_, last) = Events::of(router.post("/v1/completions", &body).await).text().await;
+        assert!(last.contains("backend_cut"), "{last}");
+    }
+    assert_eq!(second.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_had_not_begun_is_whole() {
+    let (router, first, second) = two(|_| {}).await;
+    first.then([Do::HalfStream(vec![": ping\n\n".into()])]);
+    second.then([Do::Stream(vec![opening("z"), event("all"), end("stop"), DONE.into()])]);
+    let text = router.chat(&chat()).await.text().await.unwrap();
+    assert_eq!(text.matches("\"role\":\"assistant\"").count(), 1, "{text}");
+    assert!(text.ends_with(DONE) && text.contains("\"z\""), "{text}");
 }
 
 #[tokio::test]
@@ -209,16 +253,35 @@ async fn the_only_one_may_come_back() {
     let router =
         TestRouter::before(&[&first], |config| config.migration_wait = Duration::from_secs(30)).await;
     let address = first.address;
-    first.then([Do::StreamAndHang(vec![event("so ")])]);
-    let mut events = Events::of(router.chat(&chat()).await);
-    assert_eq!(events.first_text().await, "so ");
+    first.always(Do::StreamAndHang(vec![event("so ")]));
+    // More than open its circuit.
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let mut events = Events::of(router.chat(&chat()).await);
+        assert_eq!(events.first_text().await, "so ");
+        streams.push(events);
+    }
     drop(first);
     router.health_until(|health| health["backends"].to_string().contains("lost")).await;
     let again = TestBackend::at(address, "again").await;
-    again.then([Do::Stream(vec![event("far"), end("stop"), DONE.into()])]);
-    let (text, last) = events.text().await;
-    assert_eq!((text.as_str(), last.as_str()), ("far", "[DONE]"));
-    assert_eq!(sent(&again)["messages"][1]["content"], "so ");
+    again.always(Do::Stream(vec![event("far"), end("stop"), DONE.into()]));
+    for events in streams {
+        let (text, last) = events.text().await;
+        assert_eq!((text.as_str(), last.as_str()), ("far", "[DONE]"));
+    }
+    assert_eq!(sent(&again)["messages"][1]["content"], "so");
+    assert_eq!(router.metric("kelvin_router_migrations_total").await, Some(8.0));
+}
+
+#[tokio::test]
+async fn the_only_one_may_come_back_before_anybody_sees_that_it_was_away() {
+    let first = TestBackend::start("one").await;
+    let router =
+        TestRouter::before(&[&first], |config| config.migration_wait = Duration::from_secs(30)).await;
+    first
+        .then([Do::HalfStream(vec![event("so ")]), Do::Stream(vec![event("far"), end("stop"), DONE.into()])]);
+    let (text, last) = Events::of(router.chat(&chat()).await).text().await;
+    assert_eq!((text.as_str(), last.as_str()), ("so far", "[DONE]"));
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@
 //! Text completions: the prompt with the text behind it; of a prompt in tokens, with the tokens, where the client has the
 //! engine tell their ids (`return_token_ids`). Chats: the messages and, as the last one, the assistant's with
 //! the text so far, which the engine is told to continue instead of to answer (`continue_final_message` of vLLM and
-//! SGLang; llama.cpp does so with any last message of an assistant). What may still be generated is less by what was,
+//! SGLang; llama.cpp does so with any last message of an assistant). Templates may trim that message, so white space at
+//! its end is left to the engine, and what it says of that again is not told. What may still be generated is less by what was,
 //! and the usage is asked for, to know what was computed again. All other fields stay byte for byte.
 
 use std::borrow::Cow;
@@ -75,11 +76,17 @@ struct Message<'a> {
     content: Option<Cow<'a, str>>,
 }
 
-/// A request, and whether its client wants to hear what it used.
+/// What engines but llama.cpp generate at most behind a prompt whose request says nothing of it.
+const TOKENS_DEFAULT: u64 = 16;
+
+/// A request that goes on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Onward {
     pub(super) body: Bytes,
+    /// Whether its client wants to hear what it used.
     pub(super) tells_usage: bool,
+    /// White space at the end of what was told that the engine is not shown.
+    pub(super) seam: String,
 }
 
 /// The request of `body`'s client that goes on behind a story.
@@ -102,9 +109,12 @@ pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
     options.set("include_usage", "true");
     let options = text_of(&options);
     fields.set("stream_options", options);
+    let (text, has_ids) = (story.text(), story.token_ids().is_some_and(|ids| !ids.is_empty()));
+    let shown = if asked.messages.is_some() { text.trim_end() } else { text };
+    let seam = text[shown.len()..].to_owned();
     // Of an answer that did not begin there is nothing to go on behind.
-    if story.text().is_empty() {
-        return Ok(Onward { body: fields.to_bytes(), tells_usage });
+    if shown.is_empty() && !has_ids {
+        return Ok(Onward { body: fields.to_bytes(), tells_usage, seam });
     }
     if CONSTRAINTS.iter().any(|name| fields.has_value(name)) || !is_free(&asked) {
         return Err(Bound::Constrained);
@@ -115,11 +125,20 @@ pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
     match (&asked.messages, asked.prompt) {
         (Some(messages), _) => {
             let is_continued = asked.continue_final_message == Some(true);
-            fields.set("messages", behind_messages(messages, story.text(), is_continued)?);
+            if shown.is_empty() {
+                return Err(Bound::NotText);
+            }
+            fields.set("messages", behind_messages(messages, shown, is_continued)?);
             fields.set("continue_final_message", "true");
             fields.set("add_generation_prompt", "false");
         }
-        (None, Some(prompt)) => fields.set("prompt", behind_prompt(prompt, story)?),
+        (None, Some(prompt)) => {
+            let is_open = asked.max_tokens.is_none() && asked.max_completion_tokens.is_none();
+            if is_open && story.tokens() < TOKENS_DEFAULT {
+                return Err(Bound::Length);
+            }
+            fields.set("prompt", behind_prompt(prompt, story)?);
+        }
         (None, None) => return Err(Bound::Prompt),
     }
     let told = story.tokens();
@@ -133,7 +152,7 @@ pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
     if let Some(least) = asked.min_tokens {
         fields.set("min_tokens", least.saturating_sub(told).to_string());
     }
-    Ok(Onward { body: fields.to_bytes(), tells_usage })
+    Ok(Onward { body: fields.to_bytes(), tells_usage, seam })
 }
 
 /// Whether the text may be any.
@@ -264,6 +283,15 @@ mod tests {
     }
 
     #[test]
+    fn white_space_at_the_end_of_a_message_is_left_to_the_engine() {
+        let body = json!({"messages": []});
+        let onward = onward(body.to_string().as_bytes(), &story(&["a ", "\n"])).unwrap();
+        let sent: Value = serde_json::from_slice(&onward.body).unwrap();
+        assert_eq!((&sent["messages"][0]["content"], onward.seam.as_str()), (&json!("a"), " \n"));
+        assert!(!asked(&body, &["\n"]).unwrap().0["messages"].to_string().contains("assistant"));
+    }
+
+    #[test]
     fn what_did_not_begin_is_asked_for_again() {
         let body =
             json!({"messages": [], "tool_choice": "required", "response_format": {"type": "json_object"}});
@@ -275,7 +303,7 @@ mod tests {
     #[test]
     fn what_its_beginning_decides_of_stays() {
         let check = |field: Value, bound| {
-            let mut body = json!({"prompt": "p"});
+            let mut body = json!({"prompt": "p", "max_tokens": 9});
             body.as_object_mut().unwrap().extend(field.as_object().unwrap().clone());
             assert_eq!(asked(&body, &["a"]), Err(bound), "{body}");
         };
@@ -303,7 +331,10 @@ mod tests {
         ] {
             check(field, Bound::Prompt);
         }
-        let free = json!({"prompt": "p", "guided_json": null, "response_format": null, "tool_choice": null});
+        let open = json!({"prompt": "p"});
+        assert_eq!(asked(&open, &["a"; 15]), Err(Bound::Length), "16, or as many as it likes");
+        assert!(asked(&open, &["a"; 16]).is_ok());
+        let free = json!({"prompt": "p", "max_tokens": 9, "guided_json": null, "response_format": null, "tool_choice": null});
         assert!(asked(&free, &["a"]).is_ok());
     }
 }

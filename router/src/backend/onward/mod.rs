@@ -10,7 +10,7 @@
 //! ```
 //! The other server is chosen by where the prompt's KV is, as for any request: what the lost one had stored is loaded,
 //! the rest is computed again, and counted. The client sees a pause. An answer's end that was lost with its server is
-//! told from here, if all of it was there but for `[DONE]`.
+//! told from here, if all of it was there but for `[DONE]`; its usage, if that was lost, is not.
 //!
 //! # What cannot go on
 //! [`Bound`] says why: then the stream ends with an error event, and is counted by that. Sampling goes on with another
@@ -18,8 +18,8 @@
 //! puts several tokens into one event may so generate more than `max_tokens`, by as many as were told so.
 //!
 //! # Limits
-//! A stream moves as often as a native completion may, never to a server that failed it, unless that was lost and came
-//! back since. Bodies and texts of all streams take [`KEPT_BYTES_MAX`] at most; the streams beyond that stay where they
+//! A stream moves as often as a native completion may, never to a server that failed it, unless that came back since
+//! and there is nobody else. Bodies and texts of all streams take [`KEPT_BYTES_MAX`] at most; the streams beyond that stay where they
 //! are.
 
 mod body;
@@ -37,7 +37,13 @@ use axum::body::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::sleep;
 
-use super::{member::Backend, stream::Watched, trouble::Trouble, usage::Usage};
+use super::{
+    member::{Backend, Call, Health},
+    pool::Pool,
+    stream::Watched,
+    trouble::Trouble,
+    usage::Usage,
+};
 use crate::metrics::Metrics;
 use body::{Onward, onward};
 pub(super) use story::{Bound, Story};
@@ -46,27 +52,93 @@ pub(super) use story::{Bound, Story};
 const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Between two looks whether somebody is there.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Most time between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Asks for a stream of such a body at another server than those.
-pub(crate) type Again =
-    Arc<dyn Fn(Bytes, Vec<Failed>) -> BoxFuture<'static, Result<Moved, Trouble>> + Send + Sync>;
+/// Asks for a stream of another server than those that failed it.
+pub(crate) type Again = Arc<dyn Fn(Asked) -> BoxFuture<'static, Result<Moved, Trouble>> + Send + Sync>;
 
-/// A server that failed a request, and how often it had become ready by then.
+/// A stream that is to go on.
+pub(crate) struct Asked {
+    pub(crate) body: Bytes,
+    pub(crate) failed: Vec<Failed>,
+    pub(crate) waiting: Waiting,
+}
+
+/// For how long somebody is looked for.
+pub(crate) struct Waiting {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Waiting {
+    fn new(wait: Duration) -> Self {
+        Self { until: Instant::now() + wait, pause: LOOK_EVERY }
+    }
+
+    /// Waits for the next try behind one that came to this; not if another one would come to the same, or it is too
+    /// late.
+    pub(crate) async fn waits(&mut self, trouble: &Trouble) -> bool {
+        let may_change = match trouble {
+            Trouble::NoBackend | Trouble::Busy | Trouble::Unreachable(_) => true,
+            Trouble::Cut(_) | Trouble::Stalled(_) => true,
+            Trouble::Failed(status) => status.is_server_error(),
+            Trouble::Garbage(_) | Trouble::ShuttingDown => false,
+        };
+        if !may_change || Instant::now() >= self.until {
+            return false;
+        }
+        sleep(self.pause).await;
+        // Whoever was asked and could not is asked less often.
+        self.pause = match trouble {
+            Trouble::NoBackend => LOOK_EVERY,
+            _ => (self.pause * 2).min(PAUSE_MAX),
+        };
+        true
+    }
+}
+
+/// A server that failed a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed {
-    pub(super) id: u32,
+    id: u32,
+    /// How often it had become ready when it got the request.
     starts: u64,
+    /// How often it had been found ready when it failed.
+    probes: u64,
 }
 
 impl Failed {
-    pub(super) fn new(backend: &Backend) -> Self {
-        Self { id: backend.id, starts: backend.starts() }
+    fn new(call: &Call) -> Self {
+        let backend = call.backend();
+        Self { id: backend.id, starts: call.starts(), probes: backend.probes() }
     }
 
-    /// Whether it is still the same start of that one.
-    pub(super) fn is_still(self, backend: &Backend) -> bool {
+    /// Whether it is the same start of that one, as far as it was seen to stop.
+    fn is_still(self, backend: &Backend) -> bool {
         (self.id, self.starts) == (backend.id, backend.starts())
     }
+
+    /// Whether it was found ready since, by a probe that began behind the failure: a start may be too quick to be seen.
+    fn is_back(self, backend: &Backend) -> bool {
+        backend.probes() >= self.probes + 2
+    }
+}
+
+/// Who of a model's servers is not asked to go on: those that failed the stream; with nobody else there, those of them
+/// that are not back.
+pub(super) fn excluded(pool: &Pool, failed: &[Failed]) -> Vec<u32> {
+    let those = |only_away: bool| {
+        let is_out = |backend: &&Arc<Backend>| {
+            failed.iter().any(|failed| failed.is_still(backend) && !(only_away && failed.is_back(backend)))
+        };
+        pool.backends().iter().filter(is_out).map(|backend| backend.id).collect::<Vec<_>>()
+    };
+    let all = those(false);
+    let is_other = |backend: &Arc<Backend>| {
+        backend.role().answers() && !all.contains(&backend.id) && backend.health() == Health::Ready
+    };
+    if pool.backends().iter().any(is_other) { all } else { those(true) }
 }
 
 /// Another server's stream.
@@ -159,6 +231,13 @@ pub(super) struct Mover {
     kept: Kept,
 }
 
+/// How a stream goes on.
+pub(super) enum Way {
+    /// All of it was told: its end can be told from here.
+    End,
+    Move(Move),
+}
+
 /// A move under way.
 pub(super) struct Move {
     /// What happened.
@@ -166,6 +245,7 @@ pub(super) struct Move {
     pub(super) future: BoxFuture<'static, Result<Moved, Trouble>>,
     pub(super) began: Instant,
     pub(super) tells_usage: bool,
+    pub(super) seam: String,
 }
 
 impl Mover {
@@ -184,8 +264,9 @@ impl Mover {
 
     /// What of a piece can be told.
     pub(super) fn push(&mut self, piece: Bytes) -> story::Told {
+        let was_free = self.story.bound().is_none();
         let told = self.story.push(piece);
-        if self.story.bound().is_none() {
+        if was_free {
             self.keep();
         }
         told
@@ -201,31 +282,19 @@ impl Mover {
         }
     }
 
-    /// Whether the client wants to hear what was used.
-    pub(super) fn tells_usage(&self) -> bool {
-        onward(&self.body, &self.story).is_ok_and(|onward| onward.tells_usage)
-    }
-
-    /// Begins to move away from a server; or says why that cannot be.
-    pub(super) fn go(&mut self, from: &Backend, trouble: &Trouble) -> Result<Move, &'static str> {
-        let Onward { body, tells_usage } = onward(&self.body, &self.story).map_err(Bound::name)?;
+    /// How the stream of a call goes on without that; or why it cannot.
+    pub(super) fn go(&mut self, call: &Call, trouble: &Trouble) -> Result<Way, &'static str> {
+        let Onward { body, tells_usage, seam } = onward(&self.body, &self.story).map_err(Bound::name)?;
+        if self.story.is_finished() {
+            return Ok(Way::End);
+        }
         self.moves_left = self.moves_left.checked_sub(1).ok_or("too_often")?;
-        self.failed.push(Failed::new(from));
-        let (again, failed, wait) = (self.again.clone(), self.failed.clone(), self.wait);
+        self.failed.push(Failed::new(call));
         // One that is lost may be started again; one that is only silent is still there.
-        let wait = if matches!(trouble, Trouble::Stalled(_)) { Duration::ZERO } else { wait };
-        let began = Instant::now();
-        let future = Box::pin(async move {
-            loop {
-                let moved = again(body.clone(), failed.clone()).await;
-                let nobody = matches!(moved, Err(Trouble::NoBackend | Trouble::Busy));
-                if !nobody || began.elapsed() >= wait {
-                    return moved;
-                }
-                sleep(LOOK_EVERY).await;
-            }
-        });
-        Ok(Move { trouble: trouble.clone(), future, began, tells_usage })
+        let wait = if matches!(trouble, Trouble::Stalled(_)) { Duration::ZERO } else { self.wait };
+        let (began, failed, waiting) = (Instant::now(), self.failed.clone(), Waiting::new(wait));
+        let future = (self.again)(Asked { body, failed, waiting });
+        Ok(Way::Move(Move { trouble: trouble.clone(), future, began, tells_usage, seam }))
     }
 }
 

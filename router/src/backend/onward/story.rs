@@ -34,6 +34,8 @@ pub(in crate::backend) enum Bound {
     Constrained,
     /// A prompt behind which no text can be written: tokens, several, an image's place.
     Prompt,
+    /// A text that ends where the engine wants, which it has not yet: how much is left nobody knows.
+    Length,
 }
 
 impl Bound {
@@ -47,6 +49,7 @@ impl Bound {
             Self::Memory => "memory",
             Self::Constrained => "constrained",
             Self::Prompt => "prompt",
+            Self::Length => "length",
         }
     }
 }
@@ -71,13 +74,43 @@ pub(in crate::backend) struct Story {
     tokens: u64,
     /// The ids, as long as all of them were told.
     ids: Vec<u32>,
+    /// Whether a completion began, and whether one came to its end.
+    has_begun: bool,
     is_finished: bool,
-    has_usage: bool,
     /// Of the answer: its id and its time, in JSON.
     head: Option<(String, String)>,
     bound: Option<Bound>,
-    /// Another server speaks, behind so many tokens; and whether its usage is told.
-    behind: Option<(u64, bool)>,
+    /// Another server speaks, behind what was told.
+    behind: Option<Behind>,
+}
+
+/// How another server's events are told.
+#[derive(Debug)]
+struct Behind {
+    tokens: u64,
+    tells_usage: bool,
+    /// Whether the answer's opening was told.
+    has_begun: bool,
+    /// White space that was told and that this server was not shown: it is not told twice.
+    seam: String,
+    /// Bytes of the present event's text that are such.
+    cut: usize,
+}
+
+impl Behind {
+    /// Notes how much of a text was told before.
+    fn cut(&mut self, said: &str) {
+        let mut same = self.seam.bytes().zip(said.bytes()).take_while(|(told, said)| told == said).count();
+        while !said.is_char_boundary(same) {
+            same -= 1;
+        }
+        self.cut = same;
+        if same < said.len() {
+            self.seam.clear();
+        } else {
+            self.seam.drain(..same);
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -163,6 +196,11 @@ impl Story {
         };
         if self.rest.len() > BYTES_MAX {
             self.bind(Bound::TooLong);
+            if self.behind.is_some() {
+                // What cannot be told as the first one's is not told.
+                self.rest = Vec::new();
+                return Told { failure: Some((StatusCode::BAD_GATEWAY, Bytes::new())), ..Told::default() };
+            }
         }
         if self.bound.is_some() && self.behind.is_none() {
             let rest = std::mem::take(&mut self.rest);
@@ -174,25 +212,28 @@ impl Story {
 
     fn tell(&mut self, whole: Bytes) -> Told {
         let mut retold = Vec::new();
-        let mut at = 0;
+        // Where the present event begins, and where the line behind.
+        let (mut event, mut at) = (0, 0);
         let (mut failure, mut usage) = (None, None);
         for line in whole.split_inclusive(|byte| *byte == b'\n') {
-            let begin = at;
             at += line.len();
-            let Some(data) = line.trim_ascii().strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
+            let line = line.trim_ascii();
+            if line.is_empty() {
+                event = at;
+            }
+            let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
+                if line.starts_with(b":") {
+                    retold.extend_from_slice(&[line, b"\n\n"].concat());
+                }
                 continue;
             };
             if let Some(status) = self.note(data, &mut usage) {
-                failure = Some((status, whole.slice(begin..)));
-                at = begin;
+                failure = Some((status, whole.slice(event..)));
+                at = event;
                 break;
             }
-            if self.behind.is_some()
-                && let Some(data) = self.retell(data)
-            {
-                retold.extend_from_slice(b"data: ");
-                retold.extend_from_slice(&data);
-                retold.extend_from_slice(b"\n\n");
+            if let Some(data) = self.retell(data) {
+                retold.extend_from_slice(&[b"data: ", &*data, b"\n\n"].concat());
             }
         }
         let events = if self.behind.is_some() { retold.into() } else { whole.slice(..at) };
@@ -210,7 +251,8 @@ impl Story {
         };
         if let Some(failure) = &chunk.error {
             let status = failure.status();
-            return (!status.is_client_error()).then_some(status);
+            // Behind some text the request was good enough, whatever an engine calls it.
+            return (!status.is_client_error() || self.tokens > 0).then_some(status);
         }
         if self.head.is_none()
             && let Some(id) = chunk.id
@@ -218,19 +260,26 @@ impl Story {
             let created = chunk.created.map_or("0", RawValue::get);
             self.head = Some((id.get().to_owned(), created.to_owned()));
         }
-        self.has_usage |= chunk.usage.is_some();
         *usage = chunk.usage.or(usage.take());
         let choices = chunk.choices.unwrap_or_default();
         if choices.len() > 1 || choices.iter().any(|choice| choice.index.unwrap_or(0) > 0) {
             self.bind(Bound::Several);
         }
         for choice in choices {
+            self.has_begun = true;
             self.is_finished |= choice.finish_reason.is_some();
             if choice.delta.as_ref().is_some_and(Delta::is_not_text) {
                 self.bind(Bound::NotText);
             }
             let said = choice.delta.and_then(|delta| delta.content).or(choice.text);
             let said = said.map_or(Cow::Borrowed(""), |Text(said)| said);
+            let said = match &mut self.behind {
+                None => &*said,
+                Some(behind) => {
+                    behind.cut(&said);
+                    &said[behind.cut..]
+                }
+            };
             let ids = choice.token_ids.unwrap_or_default();
             if self.text.len() + said.len() > BYTES_MAX || self.ids.len() + ids.len() > BYTES_MAX / 4 {
                 self.bind(Bound::TooLong);
@@ -238,7 +287,7 @@ impl Story {
             let has_all = self.ids.len() as u64 == self.tokens;
             self.tokens += (ids.len() as u64).max(u64::from(!said.is_empty()));
             if self.bound.is_none() {
-                self.text.push_str(&said);
+                self.text.push_str(said);
                 if has_all {
                     self.ids.extend(ids);
                 }
@@ -249,7 +298,7 @@ impl Story {
 
     /// Another server's event as the first one's; nothing if it says nothing new.
     fn retell(&self, data: &[u8]) -> Option<Vec<u8>> {
-        let (behind, tells_usage) = self.behind?;
+        let Behind { tokens, tells_usage, has_begun, cut, .. } = *self.behind.as_ref()?;
         let Ok(mut event) = serde_json::from_slice::<Value>(data) else { return Some(data.to_vec()) };
         if let Some((id, created)) = &self.head {
             for (name, json) in [("id", id), ("created", created)] {
@@ -258,28 +307,23 @@ impl Story {
                 }
             }
         }
-        for (name, more) in [("prompt_tokens", false), ("completion_tokens", true)] {
-            let count = event.get_mut("usage").and_then(|usage| usage.get_mut(name));
-            if let Some((count, tokens)) =
-                count.and_then(|count| count.as_u64().map(|tokens| (count, tokens)))
-            {
-                let all = if more { tokens.saturating_add(behind) } else { tokens.saturating_sub(behind) };
-                *count = all.into();
-            }
-        }
-        if let Some(usage) = event.get_mut("usage")
-            && let Some(prompt) = usage.get("prompt_tokens").and_then(Value::as_u64)
-            && let Some(cached) = usage.pointer_mut("/prompt_tokens_details/cached_tokens")
-        {
-            // What it had of the text before is of no prompt.
-            *cached = cached.as_u64().map_or(Value::Null, |cached| cached.min(prompt).into());
+        if let Some(usage) = event.get_mut("usage") {
+            whole_usage(usage, tokens);
         }
         let choices = event.get_mut("choices").and_then(Value::as_array_mut);
         let says_something = choices.is_none_or(|choices| {
             let mut says_something = choices.is_empty() && tells_usage;
             for choice in choices {
+                if let Some(Value::String(text)) = choice.get_mut("text") {
+                    text.drain(..cut);
+                }
                 if let Some(delta) = choice.get_mut("delta").and_then(Value::as_object_mut) {
-                    delta.remove("role");
+                    if has_begun {
+                        delta.remove("role");
+                    }
+                    if let Some(Value::String(text)) = delta.get_mut("content") {
+                        text.drain(..cut);
+                    }
                     says_something |= delta.values().any(says);
                 }
                 says_something |= choice.get("text").is_some_and(says);
@@ -300,11 +344,12 @@ impl Story {
         })
     }
 
-    /// From here on another server speaks, who was asked to go on behind what was told; `tells_usage` says whether the
-    /// client wants to hear what it used.
-    pub(in crate::backend) fn goes_on(&mut self, tells_usage: bool) {
+    /// From here on another server speaks, who was asked to go on behind what was told, all but the `seam` of it;
+    /// `tells_usage` says whether the client wants to hear what it used.
+    pub(in crate::backend) fn goes_on(&mut self, tells_usage: bool, seam: String) {
         self.rest.clear();
-        self.behind = Some((self.tokens, tells_usage));
+        let (tokens, has_begun) = (self.tokens, self.has_begun);
+        self.behind = Some(Behind { tokens, tells_usage, has_begun, seam, cut: 0 });
     }
 
     /// Nobody can go on behind this: from here on all goes through as it comes.
@@ -321,11 +366,6 @@ impl Story {
     /// Whether the answer has come to its end: only its usage and `[DONE]` can be missing.
     pub(in crate::backend) fn is_finished(&self) -> bool {
         self.is_finished
-    }
-
-    /// Whether its usage was told.
-    pub(in crate::backend) fn has_usage(&self) -> bool {
-        self.has_usage
     }
 
     /// The answer's text so far.
@@ -346,6 +386,24 @@ impl Story {
     /// What it keeps.
     pub(in crate::backend) fn bytes(&self) -> usize {
         self.text.capacity() + self.rest.capacity() + self.ids.capacity() * size_of::<u32>()
+    }
+}
+
+/// Makes a usage that of the whole answer, of which so many tokens were told before.
+fn whole_usage(usage: &mut Value, told: u64) {
+    let count = |usage: &Value, name| usage.get(name).and_then(Value::as_u64);
+    if let Some(generated) = count(usage, "completion_tokens") {
+        usage["completion_tokens"] = generated.saturating_add(told).into();
+    }
+    let Some(prompt) = count(usage, "prompt_tokens").map(|prompt| prompt.saturating_sub(told)) else {
+        return;
+    };
+    usage["prompt_tokens"] = prompt.into();
+    if let Some(details) = usage.get_mut("prompt_tokens_details")
+        && let Some(cached) = count(details, "cached_tokens")
+    {
+        // What it had of the text before is of no prompt.
+        details["cached_tokens"] = cached.min(prompt).into();
     }
 }
 
@@ -439,8 +497,11 @@ mod tests {
             assert_eq!(told.events, chat("a"));
             assert_eq!(told.failure, Some((StatusCode::from_u16(status).unwrap(), Bytes::from(failed))));
         }
-        let refused = "data: {\"error\":{\"message\":\"no\",\"code\":400}}\n\n";
+        let refused = "event: error\ndata: {\"error\":{\"message\":\"no\",\"code\":400}}\n\n";
         assert_eq!(told(&mut Story::default(), refused), refused, "the request's own fault");
+        let told = Story::default().push(Bytes::from(chat("a") + refused));
+        assert_eq!(told.events, chat("a"), "SGLang says 400 whatever happened");
+        assert_eq!(told.failure, Some((StatusCode::BAD_REQUEST, refused.into())), "with the event's name");
     }
 
     #[test]
@@ -458,11 +519,44 @@ mod tests {
     }
 
     #[test]
+    fn white_space_at_the_seam_is_told_once() {
+        let texts = |said: &[&str]| {
+            let mut story = Story::default();
+            told(&mut story, &chat("a\n\n"));
+            story.goes_on(false, "\n\n".into());
+            let told: String = said.iter().map(|text| told(&mut story, &chat(text))).collect();
+            let texts: Vec<String> = told
+                .split("\n\n")
+                .filter_map(|event| serde_json::from_str::<Value>(event.strip_prefix("data: ")?).ok())
+                .map(|event| event["choices"][0]["delta"]["content"].as_str().unwrap().to_owned())
+                .collect();
+            (texts, story.text().to_owned(), story.tokens())
+        };
+        let all = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(texts(&["\n\n", "b"]), (all(&["b"]), "a\n\nb".into(), 2));
+        assert_eq!(texts(&["\n", "\n", "\nb"]), (all(&["\nb"]), "a\n\n\nb".into(), 2));
+        assert_eq!(texts(&["\n\nb", "\n"]), (all(&["b", "\n"]), "a\n\nb\n".into(), 3));
+        assert_eq!(texts(&["b", "\n"]), (all(&["b", "\n"]), "a\n\nb\n".into(), 3));
+    }
+
+    #[test]
+    fn an_opening_that_was_not_told_is() {
+        let mut story = Story::default();
+        told(&mut story, ": ping\n\n");
+        story.goes_on(false, String::new());
+        let opening =
+            "data: {\"id\":\"z\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+        assert_eq!(told(&mut story, &(": ping\n\n".to_owned() + opening)), ": ping\n\n".to_owned() + opening);
+        let endless = story.push(Bytes::from("x".repeat(BYTES_MAX + 1)));
+        assert_eq!((endless.events.len(), endless.failure.unwrap().0), (0, StatusCode::BAD_GATEWAY));
+    }
+
+    #[test]
     fn another_server_goes_on_as_the_first() {
         let mut story = Story::default();
         told(&mut story, &chat(""));
         told(&mut story, &(chat("a") + &chat(" b") + "data: {\"half"));
-        story.goes_on(true);
+        story.goes_on(true, String::new());
         let opening = "data: {\"id\":\"z\",\"created\":9,\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
         assert_eq!(told(&mut story, opening), "");
         let more = "data: {\"id\":\"z\",\"created\":9,\"choices\":[{\"delta\":{\"content\":\" c\"},\"finish_reason\":null}],\"usage\":null}\n\n";
@@ -470,7 +564,6 @@ mod tests {
         assert_eq!(told(&mut story, more), said);
         let end = "data: {\"id\":\"z\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
         assert_eq!(told(&mut story, end), end.replace("\"z\"", "\"a\""));
-        assert!(!story.has_usage());
         let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"total_tokens\":15,\"completion_tokens\":3}}\n\ndata: [DONE]\n\n";
         let whole = usage.replace("12", "10").replace(":3}", ":5}");
         assert_eq!(told(&mut story, usage), whole);
@@ -480,9 +573,9 @@ mod tests {
             )
         };
         assert_eq!(told(&mut story, &cached(12, 11)), cached(10, 10));
-        assert!(story.is_finished() && story.has_usage());
+        assert!(story.is_finished());
         assert_eq!((story.text(), story.tokens()), ("a b c", 3));
-        story.goes_on(false);
+        story.goes_on(false, String::new());
         assert_eq!(told(&mut story, usage), "data: [DONE]\n\n", "nobody asked for it");
     }
 }
