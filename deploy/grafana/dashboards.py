@@ -437,13 +437,28 @@ def router():
                 stacked=True,
             ),
             graph(
-                "Answers moved to another worker",
+                "Answers moved to another worker or engine",
                 [
                     query(rate("kelvin_router_migrations_total"), "moves"),
                     query(rate("kelvin_router_migration_recomputed_tokens_total"), "tokens evaluated again"),
+                    query(rate("kelvin_router_backend_streams_stayed_total", by="why"), "not moved: {{why}}"),
                 ],
                 "short",
-                "A second; each move is a decode worker that was lost in the middle of an answer.",
+                "A second; each move is a worker or a server that was lost in the middle of an answer.",
+            ),
+            graph(
+                "Who says what the store has",
+                [query(rate("kelvin_router_store_lookups_total", by="by"), "{{by}}")],
+                "reqps",
+                "The router's index of it, the store itself, or nobody while it is away.",
+                stacked=True,
+            ),
+            graph(
+                "The index beside the store's own word",
+                [query(rate("kelvin_router_store_compared_blocks_total", by="index"), "{{index}}")],
+                "short",
+                "Blocks of prompts a second: the same in both, fewer in the index, or more.",
+                stacked=True,
             ),
             row("Workers and servers"),
             graph("Workers", [query(total("kelvin_router_workers", by="role, state"), "{{role}}: {{state}}")]),
@@ -470,7 +485,10 @@ def router():
             ),
             graph(
                 "The router's memory for it",
-                [query(total("kelvin_router_directory_memory_bytes"), "directory")],
+                [
+                    query(total("kelvin_router_directory_memory_bytes"), "directory"),
+                    query(total("kelvin_router_store_memory_bytes"), "indexes of stores"),
+                ],
                 "bytes",
             ),
         ],
