@@ -143,7 +143,10 @@ def cluster(
         ]
         router = Router(directory, backends, "--model", model)
         until(lambda: [b["cache"] for b in router.health()["backends"]] == ["exact"] * 2, "events are followed")
-        until(lambda: [s["known"] for s in router.health()["stores"]] == ["exact"], "the store is followed")
+        until(
+            lambda: [s["known"] for s in router.health().get("stores", [])] == ["exact"],
+            "the store is followed",
+        )
         yield router, [server for server, _, _ in servers]
     finally:
         if router is not None:
