@@ -7,6 +7,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use super::onward::Bound;
 use crate::{
     feeds::{Mode, StoreReport},
     metrics::{counted, measured},
@@ -62,7 +63,7 @@ struct SourceErrorLabels {
 impl Counts {
     /// Registers them all.
     pub(crate) fn new(r: &mut Registry) -> Self {
-        Self {
+        let counts = Self {
             hedges: counted(
                 r,
                 "backend_hedges",
@@ -103,7 +104,12 @@ impl Counts {
             store_blocks: counted(r, "store_blocks", "Blocks known to be in those stores"),
             store_bytes: measured(r, "store_memory", "Of that knowledge", Unit::Bytes, Gauge::default()),
             connections: counted(r, "connections_ended", "Clients' connections by how they ended"),
+        };
+        // Zeros before anything happened: a first one is to be seen as a change.
+        for why in ["nobody", "too_often"].into_iter().chain(Bound::ALL.map(Bound::name)) {
+            drop(counts.stayed.get_or_create(&WhyLabels { why }));
         }
+        counts
     }
 
     /// One sample of each family, which shows itself with its first.
@@ -111,7 +117,6 @@ impl Counts {
         self.hedge("asked");
         self.prefill("done");
         self.affinity("new");
-        self.stayed("nobody");
         self.looked("redis", Some(0));
         self.source_error("redis", "unreachable", 0);
         self.stores(&[]);

@@ -39,6 +39,17 @@ pub(in crate::backend) enum Bound {
 }
 
 impl Bound {
+    pub(in crate::backend) const ALL: [Self; 8] = [
+        Self::Several,
+        Self::NotText,
+        Self::Unreadable,
+        Self::TooLong,
+        Self::Memory,
+        Self::Constrained,
+        Self::Prompt,
+        Self::Length,
+    ];
+
     /// Its name in metrics.
     pub(in crate::backend) fn name(self) -> &'static str {
         match self {
@@ -417,11 +428,16 @@ fn says(value: &Value) -> bool {
     }
 }
 
-/// Where the last whole event ends.
+/// Where the last whole event ends: behind an empty line, which is at the end of most pieces.
 fn whole_events(bytes: &[u8]) -> usize {
-    let end =
-        |line: &[u8]| bytes.windows(line.len()).rposition(|window| window == line).map(|at| at + line.len());
-    end(b"\n\n").max(end(b"\r\n\r\n")).unwrap_or(0)
+    let mut end = bytes.len();
+    while let Some(at) = bytes[..end].iter().rposition(|byte| *byte == b'\n') {
+        if bytes[..at].ends_with(b"\n") || bytes[..at].ends_with(b"\n\r") {
+            return at + 1;
+        }
+        end = at;
+    }
+    0
 }
 
 #[cfg(test)]
