@@ -196,7 +196,8 @@ impl Watched {
     /// The stream is over before its time: it goes on elsewhere, for which nothing is told, or ends with what happened.
     fn lost(&mut self, trouble: Trouble) -> Bytes {
         self.body = None;
-        if self.tail.is_done() {
+        let is_refused = self.mover.as_ref().is_some_and(|mover| mover.story.is_refused());
+        if self.tail.is_done() || (is_refused && matches!(trouble, Trouble::Cut(_))) {
             // Only the body's own end is missing.
             self.end();
             return Bytes::new();

@@ -173,6 +173,22 @@ async fn an_end_that_was_lost_is_told() {
 }
 
 #[tokio::test]
+async fn what_could_not_go_on_has_its_end_as_well() {
+    let (router, first, second) = two(|_| {}).await;
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}});
+    first.then([Do::HalfStream(vec![event("{}"), end("stop")])]);
+    let mut body = chat();
+    body["response_format"] = schema;
+    let (text, last) = Events::of(router.chat(&body).await).text().await;
+    assert_eq!((text.as_str(), last.as_str()), ("{}", "[DONE]"));
+    let refused = "data: {\"error\": {\"message\": \"no\", \"code\": 400}}\n\n";
+    first.then([Do::Stream(vec![refused.into()])]);
+    let text = router.chat(&chat()).await.text().await.unwrap();
+    assert_eq!(text, refused, "the engine's own answer, and all of it");
+    assert_eq!(second.requests().len(), 0);
+}
+
+#[tokio::test]
 async fn one_end_of_two_is_none() {
     let (router, first, second) = two(|_| {}).await;
     let one_of_two = || Do::HalfStream(vec![piece("all"), end("stop")]);

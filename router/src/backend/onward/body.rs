@@ -89,7 +89,7 @@ pub(super) struct Onward {
     pub(super) seam: String,
 }
 
-/// The request of `body`'s client that goes on behind a story.
+/// The request of `body`'s client that goes on behind a story; an empty one if that came to its end.
 pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
     if let Some(bound) = story.bound() {
         return Err(bound);
@@ -100,6 +100,12 @@ pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
     };
     if asked.n.unwrap_or(1) != 1 || asked.best_of.unwrap_or(1) != 1 || asked.use_beam_search == Some(true) {
         return Err(Bound::Several);
+    }
+    // Of several prompts one may have ended, and another not begun.
+    let prompt = asked.prompt.map(|prompt| serde_json::from_str::<Prompt>(prompt.get()));
+    let prompt = prompt.transpose().map_err(|_| Bound::Several)?;
+    if story.is_finished() {
+        return Ok(Onward { body: Bytes::new(), tells_usage: false, seam: String::new() });
     }
     let options = asked.stream_options;
     let known: StreamOptions =
@@ -122,7 +128,7 @@ pub(super) fn onward(body: &[u8], story: &Story) -> Result<Onward, Bound> {
     if asked.echo == Some(true) || asked.suffix.is_some() || asked.truncate_prompt_tokens.is_some() {
         return Err(Bound::Prompt);
     }
-    match (&asked.messages, asked.prompt) {
+    match (&asked.messages, prompt) {
         (Some(messages), _) => {
             let is_continued = asked.continue_final_message == Some(true);
             if shown.is_empty() {
@@ -196,8 +202,8 @@ enum Prompt {
     OneTokens([Vec<u32>; 1]),
 }
 
-fn behind_prompt(prompt: &RawValue, story: &Story) -> Result<String, Bound> {
-    match serde_json::from_str(prompt.get()).map_err(|_| Bound::Prompt)? {
+fn behind_prompt(prompt: Prompt, story: &Story) -> Result<String, Bound> {
+    match prompt {
         Prompt::Text(text) | Prompt::OneText([text]) => Ok(Value::from(text + story.text()).to_string()),
         Prompt::Tokens(tokens) | Prompt::OneTokens([tokens]) => {
             let told = story.token_ids().ok_or(Bound::Prompt)?;
@@ -317,12 +323,16 @@ mod tests {
         ] {
             check(field, Bound::Constrained);
         }
-        for field in [json!({"n": 2}), json!({"best_of": 2}), json!({"use_beam_search": true})] {
+        for field in [
+            json!({"n": 2}),
+            json!({"best_of": 2}),
+            json!({"use_beam_search": true}),
+            json!({"prompt": ["a", "b"]}),
+        ] {
             check(field, Bound::Several);
         }
         for field in [
             json!({"prompt": [1, 2]}),
-            json!({"prompt": ["a", "b"]}),
             json!({"prompt": null}),
             json!({"echo": true}),
             json!({"suffix": "s"}),

@@ -38,7 +38,7 @@ use futures::future::BoxFuture;
 use tokio::time::sleep;
 
 use super::{
-    member::{Backend, Call, Health},
+    member::{Backend, Call},
     pool::Pool,
     stream::Watched,
     trouble::Trouble,
@@ -135,9 +135,8 @@ pub(super) fn excluded(pool: &Pool, failed: &[Failed]) -> Vec<u32> {
         pool.backends().iter().filter(is_out).map(|backend| backend.id).collect::<Vec<_>>()
     };
     let all = those(false);
-    let is_other = |backend: &Arc<Backend>| {
-        backend.role().answers() && !all.contains(&backend.id) && backend.health() == Health::Ready
-    };
+    let is_other =
+        |backend: &Arc<Backend>| backend.role().answers() && !all.contains(&backend.id) && backend.is_open();
     if pool.backends().iter().any(is_other) { all } else { those(true) }
 }
 

@@ -88,6 +88,8 @@ pub(in crate::backend) struct Story {
     /// Whether a completion began, and whether one came to its end.
     has_begun: bool,
     is_finished: bool,
+    /// Whether the request was refused, in an event.
+    is_refused: bool,
     /// Of the answer: its id and its time, in JSON.
     head: Option<(String, String)>,
     bound: Option<Bound>,
@@ -143,7 +145,8 @@ struct Choice<'a> {
     delta: Option<Delta<'a>>,
     #[serde(borrow)]
     text: Option<Text<'a>>,
-    finish_reason: Option<IgnoredAny>,
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
     token_ids: Option<Vec<u32>>,
 }
 
@@ -253,6 +256,9 @@ impl Story {
 
     /// Takes an event in; the status if it says that its server failed.
     fn note(&mut self, data: &[u8], usage: &mut Option<Usage>) -> Option<StatusCode> {
+        if let Some(behind) = &mut self.behind {
+            behind.cut = 0;
+        }
         if data == b"[DONE]" {
             return None;
         }
@@ -263,7 +269,8 @@ impl Story {
         if let Some(failure) = &chunk.error {
             let status = failure.status();
             // Behind some text the request was good enough, whatever an engine calls it.
-            return (!status.is_client_error() || self.tokens > 0).then_some(status);
+            self.is_refused = status.is_client_error() && self.tokens == 0;
+            return (!self.is_refused).then_some(status);
         }
         if self.head.is_none()
             && let Some(id) = chunk.id
@@ -278,7 +285,7 @@ impl Story {
         }
         for choice in choices {
             self.has_begun = true;
-            self.is_finished |= choice.finish_reason.is_some();
+            self.is_finished |= choice.finish_reason.is_some_and(|reason| reason.get() != "\"\"");
             if choice.delta.as_ref().is_some_and(Delta::is_not_text) {
                 self.bind(Bound::NotText);
             }
@@ -325,16 +332,12 @@ impl Story {
         let says_something = choices.is_none_or(|choices| {
             let mut says_something = choices.is_empty() && tells_usage;
             for choice in choices {
-                if let Some(Value::String(text)) = choice.get_mut("text") {
-                    text.drain(..cut);
-                }
+                cut_from(choice.get_mut("text"), cut);
                 if let Some(delta) = choice.get_mut("delta").and_then(Value::as_object_mut) {
                     if has_begun {
                         delta.remove("role");
                     }
-                    if let Some(Value::String(text)) = delta.get_mut("content") {
-                        text.drain(..cut);
-                    }
+                    cut_from(delta.get_mut("content"), cut);
                     says_something |= delta.values().any(says);
                 }
                 says_something |= choice.get("text").is_some_and(says);
@@ -379,6 +382,11 @@ impl Story {
         self.is_finished
     }
 
+    /// Whether the engine's answer is a refusal, which is nobody's fault and nothing to go on behind.
+    pub(in crate::backend) fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
     /// The answer's text so far.
     pub(in crate::backend) fn text(&self) -> &str {
         &self.text
@@ -397,6 +405,16 @@ impl Story {
     /// What it keeps.
     pub(in crate::backend) fn bytes(&self) -> usize {
         self.text.capacity() + self.rest.capacity() + self.ids.capacity() * size_of::<u32>()
+    }
+}
+
+/// Takes the bytes that were told before from an event's text. It was measured on one text of the event; a second one
+/// that is shorter has nothing of that.
+fn cut_from(text: Option<&mut Value>, cut: usize) {
+    if let Some(Value::String(text)) = text
+        && text.is_char_boundary(cut)
+    {
+        text.drain(..cut);
     }
 }
 
@@ -553,6 +571,37 @@ mod tests {
         assert_eq!(texts(&["\n", "\n", "\nb"]), (all(&["\nb"]), "a\n\n\nb".into(), 2));
         assert_eq!(texts(&["\n\nb", "\n"]), (all(&["b", "\n"]), "a\n\nb\n".into(), 3));
         assert_eq!(texts(&["b", "\n"]), (all(&["b", "\n"]), "a\n\nb\n".into(), 3));
+    }
+
+    #[test]
+    fn what_was_measured_on_one_text_is_not_cut_from_another() {
+        let mut story = Story::default();
+        told(&mut story, &chat("a\n\n"));
+        story.goes_on(false, "\n\n".into());
+        for (event, said) in [
+            (json!({"choices": [{"delta": {"content": "\n"}, "text": ""}]}), None),
+            (
+                json!({"choices": [{"delta": {"content": "\u{e9}"}}], "usage": {"completion_tokens": -1}}),
+                Some("\u{e9}"),
+            ),
+            (json!({"choices": [{"text": ""}, {"text": "\n"}]}), None),
+        ] {
+            let told = told(&mut story, &format!("data: {event}\n\n"));
+            assert_eq!(!told.is_empty(), said.is_some(), "{told}");
+            assert!(told.contains(said.unwrap_or_default()), "{told}");
+        }
+    }
+
+    #[test]
+    fn an_empty_reason_is_no_end_and_a_refusal_is_an_answer() {
+        let mut story = Story::default();
+        told(&mut story, "data: {\"choices\":[{\"text\":\"a\",\"finish_reason\":\"\"}]}\n\n");
+        assert!(!story.is_finished() && !story.is_refused());
+        told(&mut story, "data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"stop\"}]}\n\n");
+        assert!(story.is_finished());
+        let mut story = Story::default();
+        told(&mut story, "data: {\"error\":{\"code\":400}}\n\n");
+        assert!(story.is_refused());
     }
 
     #[test]
