@@ -12,6 +12,7 @@ mod frontend;
 mod index;
 mod load;
 mod machine;
+mod namespace;
 mod policies;
 mod prompts;
 mod recorder;

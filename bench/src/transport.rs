@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use kelvin_kvstore::server::{Listening, ServerConfig, serve};
 use kelvin_kvstore::{Client, ClientOptions, Namespace, Reserved, SequenceHash, Transport};
-use kelvin_proto::{Fingerprint, NamespaceSpec, Shard};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rustix::net::sockopt::set_tcp_congestion;
@@ -29,6 +28,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio_uring::buf::BoundedBuf;
 use tokio_util::sync::CancellationToken;
 
+use crate::namespace::spec;
 use crate::report::{Report, number};
 
 /// Blocks between a client and a store by every transport, beside a raw stream
@@ -138,22 +138,7 @@ impl Running {
             call_timeout: Duration::from_secs(60),
             ..ClientOptions::new(format!("http://{}", self.listening.grpc), "bench")
         };
-        let text = || "bench".to_owned();
-        let fingerprint = Fingerprint {
-            model_digest: text(),
-            engine: text(),
-            engine_build: text(),
-            layout: text(),
-            dtype: text(),
-            attributes: Default::default(),
-        };
-        let spec = NamespaceSpec {
-            model: format!("{transport:?} {block_bytes}"),
-            fingerprint,
-            shard: Shard::default(),
-            block_tokens: 16,
-            block_bytes,
-        };
+        let spec = spec(format!("{transport:?} {block_bytes}"), 16, block_bytes);
         let namespace = Client::connect(options).await?.open(spec).await?;
         ensure!(namespace.transport() == transport, "the store offers no {transport:?} here");
         Ok(namespace)

@@ -17,13 +17,13 @@ use anyhow::{Context, ensure};
 use kelvin_kvstore::bench_support::{Core, set_measuring, span_of_a_call};
 use kelvin_kvstore::server::{Listening, ServerConfig, serve};
 use kelvin_kvstore::{Client, ClientOptions, Namespace, Reserved, SequenceHash};
-use kelvin_proto::{Fingerprint, NamespaceSpec, Shard};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::namespace::spec;
 use crate::report::{Report, number};
 
 /// What the issue allows.
@@ -235,17 +235,7 @@ async fn service(report: &mut Report, seed: u64, smoke: bool) -> anyhow::Result<
 
 async fn open(listening: &Listening, number: usize) -> anyhow::Result<Namespace> {
     let options = ClientOptions::new(format!("http://{}", listening.grpc), format!("bench {number}"));
-    let text = || "bench".to_owned();
-    let fingerprint = Fingerprint {
-        model_digest: text(),
-        engine: text(),
-        engine_build: text(),
-        layout: text(),
-        dtype: text(),
-        attributes: Default::default(),
-    };
-    let (model, shard) = ("metrics".to_owned(), Shard::default());
-    let spec = NamespaceSpec { model, fingerprint, shard, block_tokens: 16, block_bytes: BLOCK_BYTES };
+    let spec = spec("metrics", 16, BLOCK_BYTES);
     Ok(Client::connect(options).await?.open(spec).await?)
 }
 

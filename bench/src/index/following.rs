@@ -9,7 +9,6 @@ use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use kelvin_kvstore::server::{Listening, ServerConfig, serve};
 use kelvin_kvstore::{Client, ClientOptions, Namespace, Reserved};
-use kelvin_proto::{Fingerprint, NamespaceSpec, Shard};
 use kelvin_router::bench_support::Following;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -17,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::record;
+use crate::namespace::spec;
 use crate::report::{Report, number};
 
 const PROMPTS: usize = 64;
@@ -92,17 +92,7 @@ async fn open(listening: &Listening) -> anyhow::Result<Namespace> {
     // As a router does.
     let endpoint = format!("http://{}", listening.grpc);
     let options = ClientOptions { shared_memory: false, ..ClientOptions::new(endpoint, "bench") };
-    let text = || "bench".to_owned();
-    let fingerprint = Fingerprint {
-        model_digest: text(),
-        engine: text(),
-        engine_build: text(),
-        layout: text(),
-        dtype: text(),
-        attributes: Default::default(),
-    };
-    let (model, shard) = ("lookup".to_owned(), Shard::default());
-    let spec = NamespaceSpec { model, fingerprint, shard, block_tokens: BLOCK_TOKENS, block_bytes: 1_024 };
+    let spec = spec("lookup", BLOCK_TOKENS, 1_024);
     Ok(Client::connect(options).await?.open(spec).await?)
 }
 

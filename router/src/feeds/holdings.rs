@@ -425,6 +425,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_a_tier_that_failed_comes_from_the_next() {
+        let holdings = Holdings::new(1 << 20);
+        let all = hashes(&(0..4).collect::<Vec<_>>());
+        let stored = |tier| event(Kind::Stored, &all, 0, tier);
+        holdings.apply(&message(vec![stored(Tier::Nvme), stored(Tier::Object)], true, true));
+        let mut rates = Rates::default();
+        let load_us = |tier: Tier| (1, rates.latency_us[tier as usize] + rates.mebibyte_us[tier as usize]);
+        let (nvme, object) = (load_us(Tier::Nvme), load_us(Tier::Object));
+        assert_eq!(holdings.matched(&all, &rates), Some(nvme));
+        rates.is_out_of_reach[Tier::Nvme as usize] = true;
+        assert_eq!(holdings.matched(&all, &rates), Some(object));
+    }
+
+    #[test]
     fn what_finds_no_place_degrades_until_the_next_snapshot() {
         let holdings = Holdings::new(1 << 20);
         let all = hashes(&(0..16).collect::<Vec<_>>());

@@ -19,8 +19,8 @@
 //!
 //! # Limits
 //! A stream moves as often as a native completion may, never to a server that failed it, unless that came back since
-//! and there is nobody else. Bodies and texts of all streams take [`KEPT_BYTES_MAX`] at most; the streams beyond that stay where they
-//! are.
+//! and there is nobody else. Bodies and texts of all streams take [`KEPT_BYTES_MAX`] at most; the streams beyond that
+//! stay where they are.
 
 mod body;
 mod story;
@@ -300,6 +300,56 @@ impl Mover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{
+        BackendSpec,
+        board::Board,
+        member::{Card, Health},
+    };
+
+    #[test]
+    fn a_stream_that_cannot_move_keeps_nothing() {
+        let moving = Moving { moves_max: 1, wait: Duration::ZERO, keeping: Arc::default() };
+        let again: Again = Arc::new(|_| Box::pin(async { Err(Trouble::NoBackend) }));
+        let mut mover = Mover::new(&moving, Bytes::from(vec![b' '; 1_000]), again).unwrap();
+        let kept = || moving.keeping.0.load(Ordering::Relaxed);
+        mover.push(Bytes::from_static(b"data: {\"choices\":[{\"text\":\"a\"}]}\n\n"));
+        assert!(kept() > 1_000, "the body and the text");
+        mover.push(Bytes::from_static(b"data: {\"choices\":[{\"index\":1}]}\n\n"));
+        assert_eq!((kept(), mover.body.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_failed_a_stream_gets_it_again_once_it_is_back_and_alone() {
+        let card =
+            Card { id: "m".into(), name: "m".into(), context_tokens_max: None, owned_by: "test".into() };
+        let board = Board::new();
+        let mut pool = Pool::new(card.clone(), board.clone());
+        for id in 0..2 {
+            let spec = BackendSpec::new("http://127.0.0.1:1");
+            let backend = Backend::new(id, spec, board.seat().unwrap()).unwrap();
+            backend.found(Health::Ready, Some(vec![card.clone()]));
+            pool.push(Arc::new(backend));
+        }
+        let [one, two] = [0, 1].map(|at| pool.backends()[at].clone());
+        let failed = [Failed::new(&Call::begin(&one, 1, 0))];
+        let ready = |backend: &Backend| backend.found(Health::Ready, None);
+        ready(&one);
+        ready(&one);
+        assert_eq!(excluded(&pool, &failed), [0], "there is another");
+        while !two.failed("refused") {}
+        assert!(excluded(&pool, &failed).is_empty(), "that other gets no requests");
+        two.succeeded();
+        assert_eq!(excluded(&pool, &failed), [0]);
+        one.found(Health::Lost("gone".into()), None);
+        ready(&one);
+        assert!(excluded(&pool, &failed).is_empty(), "another start of it");
+        let again = [Failed::new(&Call::begin(&one, 1, 0))];
+        two.found(Health::Lost("gone".into()), None);
+        ready(&one);
+        assert_eq!(excluded(&pool, &again), [0], "that probe may be from before");
+        ready(&one);
+        assert!(excluded(&pool, &again).is_empty());
+    }
 
     #[test]
     fn what_streams_keep_is_bounded() {
